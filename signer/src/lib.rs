@@ -1,0 +1,10 @@
+//! The signer's pure core: no I/O, no async, no FFI.
+
+pub mod dkg;
+pub mod ecies;
+pub mod engine;
+pub mod feldman;
+pub mod frost;
+pub mod nonce;
+pub mod secret;
+pub mod vault;
