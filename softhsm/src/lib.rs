@@ -7,13 +7,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use rand::RngCore as _;
 
 /// Environment variable that SoftHSM reads.
 pub const CONF_VARIABLE: &str = "SOFTHSM2_CONF";
 
+const ISOLATED: &str = "SPARK_SOFTHSM_ISOLATED";
 const MEMORY: &str = "/dev/shm";
 const MODULES: [&str; 4] = [
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -40,6 +41,9 @@ pub enum SoftHsmError {
     /// A configuration without `directories.tokendir`.
     #[error("{0} names no token directory")]
     Configuration(PathBuf),
+    /// A test in its own process failed.
+    #[error("test in its own process failed:\n{0}")]
+    Test(String),
     /// `softhsm2-util` failed.
     #[error("softhsm2-util failed: {0}")]
     Tool(String),
@@ -142,6 +146,40 @@ impl TokenDir {
 /// The PKCS#11 library.
 pub fn module_path() -> Result<&'static Path, SoftHsmError> {
     MODULES.into_iter().map(Path::new).find(|path| path.exists()).ok_or(SoftHsmError::NotInstalled)
+}
+
+/// Runs a test's body in a process of its own with an empty token directory: a PKCS#11 module is
+/// initialised once per process, and its configuration is read then. `test` is the test's full name.
+pub fn isolated(test: &str, body: impl FnOnce(&TokenDir)) -> Result<(), SoftHsmError> {
+    if std::env::var_os(ISOLATED).is_some_and(|name| name == test) {
+        let conf = std::env::var_os(CONF_VARIABLE).map(PathBuf::from).unwrap_or_default();
+        body(&TokenDir::open(&conf)?);
+        return Ok(());
+    }
+    let folder = tempfile::tempdir().map_err(at(Path::new("temporary directory")))?;
+    let dir = TokenDir::create(folder.path())?;
+    let result = run_test(test, &dir, &[]);
+    dir.destroy()?;
+    let output = result?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        let text = [output.stdout, output.stderr].concat();
+        Err(SoftHsmError::Test(String::from_utf8_lossy(&text).into_owned()))
+    }
+}
+
+/// Runs the body of an [`isolated`] test in another process with the same tokens, as a test that kills
+/// processes needs it.
+pub fn run_test(test: &str, dir: &TokenDir, environment: &[(&str, &str)]) -> Result<Output, SoftHsmError> {
+    let program = std::env::current_exe().map_err(at(Path::new("this program")))?;
+    Command::new(&program)
+        .args([test, "--exact", "--nocapture"])
+        .envs(environment.iter().copied())
+        .env(ISOLATED, test)
+        .env(CONF_VARIABLE, dir.conf_path())
+        .output()
+        .map_err(at(&program))
 }
 
 fn private_dir(path: &Path) -> Result<(), SoftHsmError> {
