@@ -355,3 +355,20 @@ fn check_timelock(name: &'static str, tx: &Transaction, expected: Timelock) -> R
         _ => Err(LeafError::Timelock(name)),
     }
 }
+
+/// A stored record that does not decode.
+#[derive(Debug, thiserror::Error)]
+#[error("stored record is malformed: {0}")]
+pub struct DecodeError(#[from] serde_json::Error);
+
+impl LeafRecord {
+    /// For storage: JSON, so that old records stay readable when fields are added.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Inverse of [`LeafRecord::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
