@@ -13,5 +13,6 @@ pub mod operation;
 pub mod package;
 pub mod point;
 pub mod receipt;
+pub mod transcript;
 pub mod tx;
 pub mod vote;
