@@ -1,5 +1,7 @@
 //! Key generation among own members, and in mixed sessions with the stock crate through the wire bytes.
 
+#![allow(clippy::unwrap_used, reason = "a failed test must stop")]
+
 use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::PublicKey;
@@ -179,7 +181,8 @@ fn mixed(n: u16, t: u16, own: &[u16], seed: u64) {
         let inbox = (0..n)
             .filter(|other| *other != index)
             .map(|other| {
-                let share = frost_secp256k1_tr::keys::SigningShare::deserialize(&shares[&(other, index)]).unwrap();
+                let share =
+                    frost_secp256k1_tr::keys::SigningShare::deserialize(&shares[&(other, index)]).unwrap();
                 (identifier(other), stock::round2::Package::new(share))
             })
             .collect();

@@ -5,9 +5,11 @@
 //! the pair is consumed by the first (see also the `compile_fail` example of `spark_signer::frost`), and no other
 //! pair fits the package.
 
+#![allow(clippy::unwrap_used, reason = "a failed test must stop")]
+
 use std::collections::BTreeMap;
 
-use bitcoin::secp256k1::{PublicKey, SECP256K1};
+use bitcoin::secp256k1::{PublicKey, SECP256K1, constants};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use spark_rules::{
@@ -213,10 +215,7 @@ fn g_outsiders_get_no_share() {
     let session = target.package(target.honest(), *mine.commitment()).session().unwrap();
     let outsider = OperatorIndex::new(2);
     let nonce = NoncePair::generate(&mut target.rng, None);
-    assert_eq!(
-        sign_operator(&session, outsider, nonce, &target.shares[2]),
-        Err(SignError::NotAParticipant)
-    );
+    assert_eq!(sign_operator(&session, outsider, nonce, &target.shares[2]), Err(SignError::NotAParticipant));
     let no_user = Variant { user_nonce: None, ..target.honest() };
     let session = target.package(no_user, *mine.commitment()).session().unwrap();
     assert_eq!(sign_user(&session, mine, &target.user), Err(SignError::NotAParticipant));
@@ -235,14 +234,14 @@ fn identity_as_group_commitment_is_refused() {
 
 #[test]
 fn zero_and_overflowing_scalars_are_refused() {
-    let order = bitcoin::secp256k1::constants::CURVE_ORDER;
+    let order = constants::CURVE_ORDER;
     for bytes in [[0u8; 32], [0xff; 32], order] {
         assert!(SignatureShare::parse(&bytes).is_err());
         assert!(SecretScalar::from_bytes(&bytes).is_err());
     }
     assert!(SignatureShare::parse(&[1; 31]).is_err());
     assert!(SignatureShare::parse(&[1; 33]).is_err());
-    let one = SecretScalar::from_bytes(&bitcoin::secp256k1::constants::ONE).unwrap();
+    let one = SecretScalar::from_bytes(&constants::ONE).unwrap();
     assert!(one.sub(&one).is_err());
 }
 

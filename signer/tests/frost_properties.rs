@@ -1,6 +1,8 @@
 //! Properties of signing over n, t, signing sets, parities, re-keys and adaptors, and equality of every share with
 //! the stock crates' composition.
 
+#![allow(clippy::unwrap_used, reason = "a failed test must stop")]
+
 mod stock;
 
 use std::collections::BTreeMap;
@@ -13,8 +15,8 @@ use rand_core::SeedableRng as _;
 use spark_rules::{
     feldman::Proofs,
     frost::{
-        AggregateError, Coefficients, Commitment, Culprits, KeyContext, Session, SignatureShare, SigningPackage,
-        output_key,
+        AggregateError, Coefficients, Commitment, Culprits, KeyContext, Session, SignatureShare,
+        SigningPackage, output_key,
     },
     ids::OperatorIndex,
 };

@@ -1,6 +1,8 @@
 //! Known answers of the public reference implementation (`data/frost-vectors.json`, or the file that
 //! `FROST_VECTORS` names): inputs, every intermediate value and every output.
 
+#![allow(clippy::unwrap_used, reason = "a failed test must stop")]
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use bitcoin::secp256k1::{Message, PublicKey, SECP256K1, XOnlyPublicKey, schnorr};
@@ -138,8 +140,11 @@ fn check(case: &Case) {
     let Case { name, inputs, intermediate, outputs, .. } = case;
     let message = bytes(&inputs.message);
     let verifying_key = key(&inputs.verifying_key);
-    let operators: BTreeMap<OperatorIndex, &Operator> =
-        inputs.operators.iter().map(|o| (OperatorIndex::from_identifier(&o.identifier).unwrap(), o)).collect();
+    let operators: BTreeMap<OperatorIndex, &Operator> = inputs
+        .operators
+        .iter()
+        .map(|o| (OperatorIndex::from_identifier(&o.identifier).unwrap(), o))
+        .collect();
     let user_key = inputs.user.as_ref().map(|u| key(&u.public_key));
     let group = key(&inputs.operator_group_public_key);
     let total = user_key.map_or(group, |user| user.combine(&group).unwrap());
@@ -171,7 +176,11 @@ fn check(case: &Case) {
         let terms = session.operator_terms(*index).unwrap();
         let preimage = [session.binding_prefix().as_slice(), &index.identifier()].concat();
         assert_eq!(hex::encode(preimage), intermediate.binding_factor_preimages[id], "{name}");
-        assert_eq!(hex::encode(terms.binding_factor().to_bytes()), intermediate.binding_factors[id], "{name}");
+        assert_eq!(
+            hex::encode(terms.binding_factor().to_bytes()),
+            intermediate.binding_factors[id],
+            "{name}"
+        );
         assert_eq!(hex::encode(session.lambda(*index).unwrap()), intermediate.lambda[id], "{name}");
         let share_secret = secret(&operator.secret_share);
         assert_eq!(share_secret.public_key(), key(&operator.public_share));

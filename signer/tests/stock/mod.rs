@@ -15,33 +15,33 @@ use frost_secp256k1_tr::{
 };
 
 /// A commitment's wire bytes.
-pub type PairBytes = ([u8; 33], [u8; 33]);
+pub(crate) type PairBytes = ([u8; 33], [u8; 33]);
 
 /// A signing job as it arrives.
 #[derive(Clone)]
-pub struct Job {
-    pub verifying_key: [u8; 33],
-    pub message: [u8; 32],
+pub(crate) struct Job {
+    pub(crate) verifying_key: [u8; 33],
+    pub(crate) message: [u8; 32],
     /// By operator index.
-    pub operators: BTreeMap<u16, PairBytes>,
-    pub user: Option<PairBytes>,
-    pub adaptor: Option<[u8; 33]>,
+    pub(crate) operators: BTreeMap<u16, PairBytes>,
+    pub(crate) user: Option<PairBytes>,
+    pub(crate) adaptor: Option<[u8; 33]>,
 }
 
 /// One signer's secrets as stored: key share and nonces.
 #[derive(Clone)]
-pub struct Secrets {
-    pub share: [u8; 32],
-    pub public_share: [u8; 33],
-    pub hiding: [u8; 32],
-    pub binding: [u8; 32],
+pub(crate) struct Secrets {
+    pub(crate) share: [u8; 32],
+    pub(crate) public_share: [u8; 33],
+    pub(crate) hiding: [u8; 32],
+    pub(crate) binding: [u8; 32],
 }
 
-pub fn identifier(index: u16) -> Identifier {
+pub(crate) fn identifier(index: u16) -> Identifier {
     Identifier::try_from(index + 1).unwrap()
 }
 
-pub fn user_identifier() -> Identifier {
+pub(crate) fn user_identifier() -> Identifier {
     Identifier::derive(b"user").unwrap()
 }
 
@@ -58,14 +58,14 @@ fn package(job: &Job) -> SigningPackage {
     SigningPackage::new(operators.chain(user).collect(), &job.message)
 }
 
-pub fn sign_operator(job: &Job, me: u16, secrets: &Secrets) -> [u8; 32] {
+pub(crate) fn sign_operator(job: &Job, me: u16, secrets: &Secrets) -> [u8; 32] {
     let me = identifier(me);
     let set: BTreeSet<Identifier> = job.operators.keys().map(|index| identifier(*index)).collect();
     let lambda = frost_core::compute_lagrange_coefficient::<Suite>(&set, None, me).unwrap();
     sign(job, me, secrets, lambda, true)
 }
 
-pub fn sign_user(job: &Job, secrets: &Secrets) -> [u8; 32] {
+pub(crate) fn sign_user(job: &Job, secrets: &Secrets) -> [u8; 32] {
     sign(job, user_identifier(), secrets, k256::Scalar::ONE, false)
 }
 
@@ -88,13 +88,8 @@ fn sign(job: &Job, me: Identifier, secrets: &Secrets, lambda: k256::Scalar, oper
         // The user's share follows the parities but carries no tweak.
         let key = key.into_even_y(None);
         let tweaked = key.clone().tweak(Some(&[]));
-        let moved = KeyPackage::new(
-            me,
-            *key.signing_share(),
-            *key.verifying_share(),
-            *tweaked.verifying_key(),
-            1,
-        );
+        let moved =
+            KeyPackage::new(me, *key.signing_share(), *key.verifying_share(), *tweaked.verifying_key(), 1);
         moved.into_even_y(None)
     };
     let factors = frost_core::compute_binding_factor_list(&package, key.verifying_key(), &[]).unwrap();
@@ -122,7 +117,7 @@ fn group_commitment(
 }
 
 /// A plain session's signature, verified by the stock crate.
-pub fn aggregate(
+pub(crate) fn aggregate(
     job: &Job,
     shares: &BTreeMap<u16, [u8; 32]>,
     user_share: Option<&[u8; 32]>,
