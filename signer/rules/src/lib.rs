@@ -14,5 +14,6 @@ pub mod operation;
 pub mod package;
 pub mod point;
 pub mod receipt;
+pub mod transcript;
 pub mod tx;
 pub mod vote;
