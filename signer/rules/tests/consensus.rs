@@ -1,5 +1,7 @@
 //! Every template, signed, against Bitcoin Core's own script interpreter.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use bitcoin::consensus::encode::serialize;

@@ -1,5 +1,7 @@
 //! Replays the fuzzing corpus: `corpus/<entry point>/*`, any bytes. Each file is also cut and bent a little.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 use std::{fs, path::Path};
 
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Random lives of a leaf: timelocks never go up but in a renewal, and no maturity is used twice.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::collections::BTreeMap;

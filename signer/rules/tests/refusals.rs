@@ -1,5 +1,7 @@
 //! What a signer refuses to sign, with the rule that it names.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use bitcoin::absolute::LockTime;
