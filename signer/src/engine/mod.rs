@@ -16,6 +16,8 @@ mod prepare;
 mod release;
 mod status;
 mod witness;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeSet, sync::Arc};
 
