@@ -64,7 +64,7 @@ pub struct Listen {
     /// For other operators, mutual TLS.
     pub peer: SocketAddr,
     /// For administrators, mutual TLS; off when absent.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminListener>,
     /// Metrics and health, without TLS.
     pub http: SocketAddr,
 }
@@ -76,6 +76,15 @@ pub struct PublicListener {
     pub address: SocketAddr,
     /// Whether wallets need a certificate.
     pub client_auth: ClientCertificates,
+}
+
+/// The socket for administrators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminListener {
+    /// Where.
+    pub address: SocketAddr,
+    /// TLS keys that may come in: `tls.client_ca` certifies wallets, too.
+    pub allow: Vec<Spki>,
 }
 
 /// Whether clients of a listener need a certificate under `tls.client_ca`.

@@ -55,7 +55,8 @@ impl ChainSink for Recorder {
 }
 
 struct World {
-    node: Node,
+    /// Runs as long as this lives.
+    _node: Node,
     source: Arc<BitcoindSource>,
     store: Arc<MemoryHeaders>,
     sink: Arc<Recorder>,
@@ -84,7 +85,7 @@ impl World {
             Start::Height(0),
             metrics,
         ));
-        Self { node, source, store, sink, follower }
+        Self { _node: node, source, store, sink, follower }
     }
 
     async fn mine(&self, blocks: u32) {

@@ -85,6 +85,7 @@ impl World {
     fn request(path: &str, message: &[u8], token: Option<&str>) -> Request<Full<Bytes>> {
         let mut request = Request::builder()
             .method(Method::POST)
+            .version(http::Version::HTTP_2)
             .uri(format!("https://operator{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers");
@@ -405,6 +406,7 @@ async fn browsers_may_call() {
 
     let request = GetChallengeRequest { public_key: wallet.public_key().serialize().to_vec() };
     let mut call = World::request(GET, &request.encode_to_vec(), None);
+    *call.version_mut() = http::Version::HTTP_11;
     call.headers_mut().insert("content-type", "application/grpc-web+proto".parse().unwrap());
     call.headers_mut().insert("origin", "https://wallet.example".parse().unwrap());
     let answer = world.send(call).await;

@@ -46,7 +46,7 @@ pub fn spends_of<'a>(block: &'a Block, watched: &WatchSet) -> Vec<(OutPoint, &'a
 }
 
 /// Every output of the block that pays one of the scripts, also when several pay the same one.
-pub fn outputs_to<'a>(block: &'a Block, pays: impl Fn(&ScriptBuf) -> bool) -> Vec<(OutPoint, &'a TxOut)> {
+pub fn outputs_to(block: &Block, pays: impl Fn(&ScriptBuf) -> bool) -> Vec<(OutPoint, &TxOut)> {
     let mut found = Vec::new();
     for tx in &block.txdata {
         let mut txid = None;

@@ -14,8 +14,8 @@ use spark_proto::transport::Spki;
 use spark_rules::ids::OperatorIndex;
 
 use super::{
-    Bitcoind, BitcoindAuth, Chain, ClientCertificates, Config, ConfigError, Database, Fault, Listen,
-    PublicListener, SecretRef, Signer, Tls,
+    AdminListener, Bitcoind, BitcoindAuth, Chain, ClientCertificates, Config, ConfigError, Database, Fault,
+    Listen, PublicListener, SecretRef, Signer, Tls,
 };
 use crate::{edge::QuotaLimits, telemetry::LogFormat};
 
@@ -48,7 +48,7 @@ pub(super) struct RawConfig {
 struct RawListen {
     public: Vec<RawPublic>,
     peer: SocketAddr,
-    admin: Option<SocketAddr>,
+    admin: Option<RawAdmin>,
     http: SocketAddr,
 }
 
@@ -58,6 +58,13 @@ struct RawPublic {
     address: SocketAddr,
     #[serde(default)]
     client_auth: ClientCertificates,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAdmin {
+    address: SocketAddr,
+    allow: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -300,7 +307,8 @@ impl RawListen {
             .collect();
         let mut addresses: Vec<SocketAddr> = public.iter().map(|listener| listener.address).collect();
         addresses.extend([self.peer, self.http]);
-        addresses.extend(self.admin);
+        let admin = self.admin.map(|admin| admin.check(faults));
+        addresses.extend(admin.iter().map(|admin| admin.address));
         addresses.retain(|address| address.port() != 0);
         addresses.sort_unstable();
         for pair in addresses.windows(2) {
@@ -310,7 +318,21 @@ impl RawListen {
                 faults.add("listen", format!("{one} is used twice"));
             }
         }
-        Listen { public, peer: self.peer, admin: self.admin, http: self.http }
+        Listen { public, peer: self.peer, admin, http: self.http }
+    }
+}
+
+impl RawAdmin {
+    fn check(self, faults: &mut Faults) -> AdminListener {
+        if self.allow.is_empty() {
+            faults.add("listen.admin.allow", "must name at least one TLS key");
+        }
+        let mut allow = Vec::with_capacity(self.allow.len());
+        for (index, text) in self.allow.iter().enumerate() {
+            let field = format!("listen.admin.allow[{index}]");
+            allow.extend(faults.or_fault(&field, text.parse::<Spki>().ok(), "must be 64 hex digits"));
+        }
+        AdminListener { address: self.address, allow }
     }
 }
 

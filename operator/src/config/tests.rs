@@ -109,6 +109,11 @@ fn bad_values_are_explained() {
         ("http://127", "http://u:p@127", "bitcoind.url: must not contain a password"),
         ("127.0.0.1:7535", "127.0.0.1:9464", "listen: 127.0.0.1:9464 is used twice"),
         ("client_ca = \"clients.pem\"", "", "tls.client_ca: is needed"),
+        (
+            "peer = ",
+            "admin = { address = \"127.0.0.1:1\", allow = [] }\npeer = ",
+            "listen.admin.allow: must name at least one TLS key",
+        ),
         ("[tls]", "[chain]\npoll = \"0s\"\n[tls]", "chain.poll: must be between"),
         ("[tls]", "[chain]\ndeposit_depth = 0\n[tls]", "chain.deposit_depth: must be at least 1"),
         ("[tls]", "[chain]\ndeposit_depth = 101\n[tls]", "chain.deposit_depth: must not exceed"),

@@ -6,6 +6,7 @@
 
 mod authz;
 mod gate;
+mod listeners;
 mod observe;
 mod quota;
 mod trace;
@@ -16,6 +17,7 @@ use std::{convert::Infallible, sync::Arc};
 pub use authz::{Method, Rule, TABLE, lookup};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response, header};
+pub use listeners::{TlsMaterial, signer_channel};
 pub use quota::{QuotaLimits, Quotas};
 use tonic::{body::Body, service::Routes};
 use tower::{BoxError, Layer as _, ServiceBuilder, util::BoxCloneService};
