@@ -1,5 +1,12 @@
 //! The chain view against a real bitcoind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
+
 mod support;
 
 use std::{

@@ -1,5 +1,12 @@
 //! The public edge as a wallet sees it: login, authorisation, quotas, headers, grpc-web.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
+
 use std::{
     net::SocketAddr,
     num::NonZeroU32,
