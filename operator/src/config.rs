@@ -1,4 +1,4 @@
-//! The configuration file: as written ([`raw`]), then as checked ([`Config`]).
+//! The configuration file: as written, then as checked ([`Config`]).
 //!
 //! Unknown fields are errors. Secrets are references to where they lie, never values. All faults are reported
 //! at once, each with the path of its field.

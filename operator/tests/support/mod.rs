@@ -52,7 +52,7 @@ impl Node {
 
     fn spawn(&mut self) {
         let process = Command::new(executable())
-            .args(["-regtest", "-txindex", "-listen=0", "-server", "-printtoconsole=0", "-mempoolfullrbf=1"])
+            .args(["-regtest", "-txindex", "-listen=0", "-server", "-printtoconsole=0"])
             .arg(format!("-datadir={}", self.folder.path().display()))
             .arg(format!("-rpcport={}", self.port))
             .stdout(Stdio::null())
