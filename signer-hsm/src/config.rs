@@ -82,7 +82,10 @@ impl Config {
         if config.operator >= 15 {
             return Err(ConfigError::Value("operator must be below 15".into()));
         }
-        if config.profile == Security::Production && config.federation.is_some() && config.federation_hash.is_none() {
+        if config.profile == Security::Production
+            && config.federation.is_some()
+            && config.federation_hash.is_none()
+        {
             return Err(ConfigError::Value("federation_hash must be pinned in production".into()));
         }
         if config.tls.as_ref().is_some_and(|t| t.allow.is_empty()) {
@@ -129,6 +132,8 @@ mod tests {
         assert!(Config::parse(&TEXT.replace("operator = 0", "operator = 15")).is_err());
         let unpinned = TEXT.replace("operator = 0", "operator = 0\nfederation = \"f.json\"");
         assert!(Config::parse(&unpinned).unwrap_err().to_string().contains("pinned"));
-        assert!(Config::parse(&TEXT.replace("operator = 0", "operator = 0\nfederation_hash = \"00\"")).is_err());
+        assert!(
+            Config::parse(&TEXT.replace("operator = 0", "operator = 0\nfederation_hash = \"00\"")).is_err()
+        );
     }
 }

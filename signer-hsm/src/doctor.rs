@@ -30,7 +30,10 @@ pub fn run(config: &Config) -> Vec<Check> {
     match &token {
         Ok(token) => {
             checks.push(check("tokens", Ok(format!("profile {}", token.profile().name))));
-            checks.push(check("probe", token.probe().map(|()| "root answers".into()).map_err(|e| e.to_string())));
+            checks.push(check(
+                "probe",
+                token.probe().map(|()| "root answers".into()).map_err(|e| e.to_string()),
+            ));
             let digest = [7u8; 32];
             let signed = token.sign_identity(&digest).map(|_| "identity key signs, low-S".into());
             checks.push(check("identity", signed.map_err(|e| e.to_string())));
@@ -52,7 +55,14 @@ pub fn run(config: &Config) -> Vec<Check> {
                 checks.push(check(
                     "vault",
                     result
-                        .map(|v| format!("epoch {}, sequence {}, {} secrets", v.epoch(), v.sequence(), v.secret_count()))
+                        .map(|v| {
+                            format!(
+                                "epoch {}, sequence {}, {} secrets",
+                                v.epoch(),
+                                v.sequence(),
+                                v.secret_count()
+                            )
+                        })
                         .map_err(|e| e.to_string()),
                 ));
             }

@@ -23,8 +23,14 @@ pub fn propose(
             serde_json::from_str::<MemberEntry>(&text).with_context(|| path.display().to_string())
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let federation =
-        FederationEntry { epoch, network: network.to_owned(), threshold, quorum: None, faults: None, members };
+    let federation = FederationEntry {
+        epoch,
+        network: network.to_owned(),
+        threshold,
+        quorum: None,
+        faults: None,
+        members,
+    };
     federation.check()?;
     write(out, &FederationFile { federation: federation.clone(), signatures: Vec::new() })?;
     Ok(federation)

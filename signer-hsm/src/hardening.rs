@@ -18,7 +18,8 @@ pub struct HardeningError {
 /// profile may go on.
 pub fn harden() -> Result<(), HardeningError> {
     let failed = |what| move |source| HardeningError { what, source };
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(failed("no core dumps"))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(failed("no core dumps"))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("not dumpable"))?;
     rustix::thread::set_no_new_privs(true).map_err(failed("no new privileges"))?;
     let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;

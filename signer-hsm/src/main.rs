@@ -5,7 +5,9 @@ use std::{io::Read as _, path::PathBuf};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use spark_signer_hsm::{
-    ceremony, config::Config, doctor, federation, hardening, server,
+    ceremony,
+    config::Config,
+    doctor, federation, hardening, server,
     token::{IdentitySource, Security},
 };
 use zeroize::Zeroizing;
@@ -87,7 +89,9 @@ fn main() -> anyhow::Result<()> {
         Command::Federation(FederationCommand::Verify { file }) => {
             println!("{}", serde_json::json!({ "hash": federation::verify(&file)? }));
         }
-        Command::Federation(FederationCommand::Sign { file }) => federation::sign(&Config::load(&cli.config)?, &file)?,
+        Command::Federation(FederationCommand::Sign { file }) => {
+            federation::sign(&Config::load(&cli.config)?, &file)?
+        }
         Command::Check => {
             Config::load(&cli.config)?;
             println!("ok");

@@ -1,8 +1,8 @@
 //! Prometheus metrics of the signer.
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramTimer, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramTimer, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use spark_signer::engine::Engine;
 
@@ -35,8 +35,11 @@ impl Metrics {
                     .buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
             )?,
             batch_seconds: Histogram::with_opts(
-                HistogramOpts::new("spark_signer_batch_duration_seconds", "Time of one batch, checks and commit.")
-                    .buckets(prometheus::exponential_buckets(0.0005, 2.0, 14)?),
+                HistogramOpts::new(
+                    "spark_signer_batch_duration_seconds",
+                    "Time of one batch, checks and commit.",
+                )
+                .buckets(prometheus::exponential_buckets(0.0005, 2.0, 14)?),
             )?,
             nonces_open: IntGauge::new("spark_signer_nonces_available", "Open nonce pairs.")?,
             root_epoch: IntGauge::new("spark_signer_root_epoch", "Epoch of the HSM root key.")?,
@@ -64,7 +67,15 @@ impl Metrics {
             this.registry.register(collector)?;
         }
         this.locked.set(1);
-        for kind in ["prepare_differs", "nonce_replayed", "rebind", "both_proofs", "rolled_back"] {
+        for kind in [
+            "prepare_differs",
+            "nonce_replayed",
+            "rebind",
+            "both_proofs",
+            "rolled_back",
+            "destroy_pending",
+            "commit_failed",
+        ] {
             this.alarms.with_label_values(&[kind]).set(0);
         }
         Ok(this)

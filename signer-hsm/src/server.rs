@@ -15,8 +15,8 @@ use spark_signer::{
 use tokio::net::TcpListener;
 
 use crate::{
-    config::Config, federation, http, metrics::Metrics, service::SignerService, store::RedbStore, token::Pkcs11Token,
-    worker::Worker,
+    config::Config, federation, http, metrics::Metrics, service::SignerService, store::RedbStore,
+    token::Pkcs11Token, worker::Worker,
 };
 
 /// Most bytes of one message: a package of the largest operation for every operator.
@@ -30,14 +30,18 @@ pub fn open(config: &Config) -> anyhow::Result<(Engine, Federation)> {
     let member = federation.member(me).context("this operator is not in the federation file")?;
     let token = Pkcs11Token::open(&config.token)?;
     let delete_claim = token.profile().delete_claim.as_str().to_owned();
-    anyhow::ensure!(member.identity == token.identity_public_key(), "identity key is not the federation file's");
+    anyhow::ensure!(
+        member.identity == token.identity_public_key(),
+        "identity key is not the federation file's"
+    );
     anyhow::ensure!(
         member.federation_keys.contains(&token.federation_public_key()),
         "federation key is not the federation file's"
     );
     let store = RedbStore::open(&config.store)?;
     let vault = Vault::open(Arc::new(token), Box::new(store))?;
-    let approved_repairs: BTreeSet<_> = config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
+    let approved_repairs: BTreeSet<_> =
+        config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
     let settings = Settings { federation: federation.clone(), me, delete_claim, approved_repairs };
     Ok((Engine::new(vault, settings), federation))
 }
@@ -84,6 +88,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         task.abort();
     }
     // All handles are gone with the service: the engine's thread ends after its last batch.
-    tokio::task::spawn_blocking(move || thread.join()).await?.map_err(|_| anyhow::anyhow!("engine panicked"))?;
+    tokio::task::spawn_blocking(move || thread.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("engine panicked"))?;
     Ok(())
 }

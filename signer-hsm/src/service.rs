@@ -29,7 +29,9 @@ impl SignerService {
                 tracing::info!(method, reason = error.reason(), %error, "refused");
                 Err(status(&error))
             }
-            Err(overloaded) => Err(with_reason(Status::resource_exhausted(overloaded.to_string()), "OVERLOADED")),
+            Err(overloaded) => {
+                Err(with_reason(Status::resource_exhausted(overloaded.to_string()), "OVERLOADED"))
+            }
         };
         let code = result.as_ref().map_or_else(|s| code_name(s.code()), |_| "OK");
         self.metrics.request(method, code);

@@ -31,9 +31,14 @@ pub struct Overloaded;
 
 impl Worker {
     /// Starts the thread. It ends when the last handle is dropped; the join handle gives the engine back.
-    pub fn start(engine: Engine, metrics: Metrics) -> std::io::Result<(Self, std::thread::JoinHandle<Engine>)> {
+    pub fn start(
+        engine: Engine,
+        metrics: Metrics,
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<Engine>)> {
         let (calls, queue) = mpsc::channel(QUEUE);
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || serve(engine, queue, &metrics))?;
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || serve(engine, queue, &metrics))?;
         Ok((Self { calls }, thread))
     }
 

@@ -205,7 +205,14 @@ fn x7_claim_refunds_follow_the_template() {
     let plan = Plan::refunds(Source::Build, &record.basis().unwrap(), &key.public_key(), lower).unwrap();
     let mut bad = claim.clone();
     if let Some(package) = &mut bad.claim_package {
-        let job = user_job(&mut quorum, &leaf.id.to_string(), record.verifying_key, &key, &plan.transactions()[0], bob.id());
+        let job = user_job(
+            &mut quorum,
+            &leaf.id.to_string(),
+            record.verifying_key,
+            &key,
+            &plan.transactions()[0],
+            bob.id(),
+        );
         package.leaves_to_claim = vec![job];
     }
     let request = operation(&mut quorum, Kind::Claim(bad));
@@ -239,10 +246,8 @@ fn s8_old_store_does_not_open() {
     quorum.apply(0, &request, &proof).unwrap();
     let member = &quorum.members[0];
     member.store.restore(old);
-    let opened = crate::vault::Vault::open(
-        std::sync::Arc::new(member.token.clone()),
-        Box::new(member.store.clone()),
-    );
+    let opened =
+        crate::vault::Vault::open(std::sync::Arc::new(member.token.clone()), Box::new(member.store.clone()));
     assert!(opened.is_err());
 }
 

@@ -50,10 +50,15 @@ fn round(t: u16, n: u16) {
 /// Four versions retired, one live; every receipt is in the log under the signed head.
 fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
     let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string() };
-    let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else { panic!() };
+    let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else {
+        panic!()
+    };
     let index = OperatorIndex::new(member as u16);
     let head = verify_checkpoint(&reply.checkpoint, &quorum.federation, index).unwrap();
-    assert!(verify_checkpoint(&reply.checkpoint, &quorum.federation, OperatorIndex::new(1 - index.get().min(1))).is_err());
+    assert!(
+        verify_checkpoint(&reply.checkpoint, &quorum.federation, OperatorIndex::new(1 - index.get().min(1)))
+            .is_err()
+    );
     assert_eq!(reply.receipts.len(), 4);
     for (number, (receipt, proof)) in reply.receipts.iter().zip(&reply.proofs).enumerate() {
         verify_inclusion(receipt, proof, head.root).unwrap();

@@ -32,16 +32,16 @@ use crate::{
 };
 
 /// A wallet: an identity and one key per leaf.
-pub(super) struct Wallet {
-    pub(super) identity: SecretScalar,
+struct Wallet {
+    identity: SecretScalar,
 }
 
 impl Wallet {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self { identity: SecretScalar::random(&mut OsRng) }
     }
 
-    pub(super) fn id(&self) -> PublicKey {
+    fn id(&self) -> PublicKey {
         self.identity.public_key()
     }
 
@@ -52,7 +52,7 @@ impl Wallet {
 }
 
 /// A transaction that pays a script, as a chain would hold it.
-pub(super) fn funding(script: ScriptBuf, sats: u64) -> Transaction {
+fn funding(script: ScriptBuf, sats: u64) -> Transaction {
     let mut txid = [0u8; 32];
     rand::RngCore::fill_bytes(&mut OsRng, &mut txid);
     let input = TxIn {
@@ -68,7 +68,7 @@ pub(super) fn funding(script: ScriptBuf, sats: u64) -> Transaction {
 }
 
 /// Signs one planned transaction as the user.
-pub(super) fn user_job(
+fn user_job(
     quorum: &mut Quorum,
     leaf: &str,
     verifying_key: PublicKey,
@@ -106,7 +106,7 @@ pub(super) fn user_job(
 }
 
 /// Deposits to a fresh leaf of `wallet`, confirmed.
-pub(super) fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
+fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
     let key = SecretScalar::random(&mut OsRng);
     let leaf = LeafId::from_bytes(rand::random());
     let verifying_key = quorum.bind(leaf, key.public_key(), wallet.id());
@@ -118,7 +118,12 @@ pub(super) fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
     };
     let request = spark::FinalizeDepositTreeCreationRequest {
         identity_public_key: wallet.id().serialize().to_vec(),
-        on_chain_utxo: Some(spark::Utxo { raw_tx: encode::serialize(&tx), vout: 0, network: 2, txid: Vec::new() }),
+        on_chain_utxo: Some(spark::Utxo {
+            raw_tx: encode::serialize(&tx),
+            vout: 0,
+            network: 2,
+            txid: Vec::new(),
+        }),
         root_tx_signing_job: job(Purpose::Root),
         refund_tx_signing_job: job(Purpose::Refund),
         direct_from_cpfp_refund_tx_signing_job: job(Purpose::DirectFromCpfpRefund),
@@ -129,7 +134,7 @@ pub(super) fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
 }
 
 /// A send package and the new key that only sender and receiver know.
-pub(super) fn send_request(
+fn send_request(
     quorum: &mut Quorum,
     wallet: &Wallet,
     leaf: &Leaf,
@@ -141,7 +146,8 @@ pub(super) fn send_request(
     let next = SecretScalar::random(&mut OsRng);
     let cipher = ecies::seal(&receiver, next.to_bytes().as_slice(), &mut OsRng).unwrap();
     let signature = wallet.sign(package::secret_cipher_digest(&leaf.id.to_string(), &transfer, &cipher));
-    let split = feldman::split(&leaf.key.sub(&next).unwrap(), quorum.threshold(), quorum.size(), &mut OsRng).unwrap();
+    let split =
+        feldman::split(&leaf.key.sub(&next).unwrap(), quorum.threshold(), quorum.size(), &mut OsRng).unwrap();
     let packages = quorum.seal(&split, |share| {
         spark::SendLeafKeyTweaks {
             leaves_to_send: vec![spark::SendLeafKeyTweak {
@@ -155,7 +161,8 @@ pub(super) fn send_request(
         }
         .encode_to_vec()
     });
-    let user_signature = wallet.sign(package::transfer_payload(&package::parse_transfer_id(&transfer).unwrap(), &packages));
+    let user_signature =
+        wallet.sign(package::transfer_payload(&package::parse_transfer_id(&transfer).unwrap(), &packages));
     let mut jobs = |purpose| {
         plan.get(purpose)
             .map(|p| user_job(quorum, &leaf.id.to_string(), record.verifying_key, &leaf.key, p, wallet.id()))
@@ -181,7 +188,7 @@ pub(super) fn send_request(
 }
 
 /// A claim package under a fresh key.
-pub(super) fn claim_request(
+fn claim_request(
     quorum: &mut Quorum,
     wallet: &Wallet,
     leaf: &LeafId,
@@ -191,7 +198,8 @@ pub(super) fn claim_request(
     let record = quorum.leaf(0, leaf);
     let key = SecretScalar::random(&mut OsRng);
     let plan = record.claim(Source::Build, &key.public_key()).unwrap();
-    let split = feldman::split(&received.sub(&key).unwrap(), quorum.threshold(), quorum.size(), &mut OsRng).unwrap();
+    let split =
+        feldman::split(&received.sub(&key).unwrap(), quorum.threshold(), quorum.size(), &mut OsRng).unwrap();
     let packages = quorum.seal(&split, |share| {
         spark::ClaimLeafKeyTweaks {
             leaves_to_receive: vec![spark::ClaimLeafKeyTweak {
@@ -202,7 +210,8 @@ pub(super) fn claim_request(
         }
         .encode_to_vec()
     });
-    let user_signature = wallet.sign(package::claim_payload(&package::parse_transfer_id(transfer).unwrap(), &packages));
+    let user_signature =
+        wallet.sign(package::claim_payload(&package::parse_transfer_id(transfer).unwrap(), &packages));
     let mut jobs = |purpose| {
         plan.get(purpose)
             .map(|p| user_job(quorum, &leaf.to_string(), record.verifying_key, &key, p, wallet.id()))
@@ -226,7 +235,7 @@ pub(super) fn claim_request(
 }
 
 /// Wraps a request as the first attempt of its operation.
-pub(super) fn operation(quorum: &mut Quorum, request: peer::operation::Request) -> peer::Operation {
+fn operation(quorum: &mut Quorum, request: peer::operation::Request) -> peer::Operation {
     let mut operation = peer::Operation {
         operation_id: Vec::new(),
         attempt: 0,
@@ -240,7 +249,7 @@ pub(super) fn operation(quorum: &mut Quorum, request: peer::operation::Request) 
 }
 
 /// Derives an operation as signer 0 sees it.
-pub(super) fn derive(quorum: &mut Quorum, request: &peer::Operation) -> Operation {
+fn derive(quorum: &mut Quorum, request: &peer::Operation) -> Operation {
     let federation = quorum.federation.clone();
     quorum.read(0, |txn| Operation::derive(request, &View(txn), &federation).unwrap())
 }

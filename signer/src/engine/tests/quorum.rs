@@ -13,7 +13,7 @@ use spark_rules::{
     package, point,
 };
 
-use super::{operation, derive};
+use super::{derive, operation};
 use crate::{
     ecies,
     engine::{Engine, EngineError, Reply, Request, Settings, ledger},
@@ -26,9 +26,9 @@ use crate::{
 };
 
 /// A leaf that a wallet holds.
-pub(in crate::engine) struct Leaf {
-    pub(in crate::engine) id: LeafId,
-    pub(in crate::engine) key: SecretScalar,
+pub(super) struct Leaf {
+    pub(super) id: LeafId,
+    pub(super) key: SecretScalar,
 }
 
 pub(super) struct Member {
@@ -77,7 +77,8 @@ impl Quorum {
                 let store = MemoryStore::default();
                 let incarnation = Incarnation::from_bytes([i as u8 + 1; 16]);
                 drop(
-                    Vault::create(std::sync::Arc::new(token.clone()), Box::new(store.clone()), incarnation).unwrap(),
+                    Vault::create(std::sync::Arc::new(token.clone()), Box::new(store.clone()), incarnation)
+                        .unwrap(),
                 );
                 let engine = open(&federation, i, &token, &store);
                 Member { engine, token, store }
@@ -384,7 +385,10 @@ impl Quorum {
     }
 
     /// A whole operation: prepare, certify, release, apply everywhere.
-    pub(super) fn run(&mut self, request: peer::operation::Request) -> Result<Vec<wire::ApplyResponse>, String> {
+    pub(super) fn run(
+        &mut self,
+        request: peer::operation::Request,
+    ) -> Result<Vec<wire::ApplyResponse>, String> {
         let request = operation(self, request);
         let (certificate, opened) = self.certify(&request)?;
         let derived = derive(self, &request);
