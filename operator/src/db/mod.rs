@@ -112,3 +112,6 @@ pub(crate) fn signed(column: &'static str, value: u64) -> Result<i64, DbError> {
 pub(crate) fn unsigned(column: &'static str, value: i64) -> Result<u64, DbError> {
     u64::try_from(value).map_err(|_| DbError::Corrupt(column))
 }
+
+#[cfg(test)]
+mod tests;

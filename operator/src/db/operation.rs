@@ -263,6 +263,16 @@ pub async fn latest(ex: impl PgExecutor<'_>, op: OperationId) -> Result<Option<O
     )
 }
 
+/// The newest operation that the same words of a client asked for.
+pub async fn by_request_digest(ex: impl PgExecutor<'_>, digest: &[u8; 32]) -> Result<Option<OperationRow>, DbError> {
+    parse_one(
+        sqlx::query(select!("WHERE request_digest = $1 ORDER BY created_at DESC LIMIT 1"))
+            .bind(digest.as_slice())
+            .fetch_optional(ex)
+            .await?,
+    )
+}
+
 /// Attempts of an operation that lack a proof or are not applied everywhere, the oldest first.
 pub async fn open(ex: impl PgExecutor<'_>, older_than_seconds: i64, limit: i64) -> Result<Vec<OperationRow>, DbError> {
     let rows = sqlx::query(select!(

@@ -178,12 +178,15 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(),
     })
 }
 
-/// Every operator applied: events may go out, and the request with its ciphertexts is dropped.
-pub async fn done(db: &Db, id: AttemptId, events: &[EventWrite]) -> Result<bool, DbError> {
+/// The commit quorum applied: the outcome may be shown and events go out. With `everywhere`, every operator did, and
+/// the request with its ciphertexts is dropped.
+pub async fn done(db: &Db, id: AttemptId, events: &[EventWrite], everywhere: bool) -> Result<bool, DbError> {
     in_transaction!(db, tx => {
         let first = operation::advance(&mut *tx, id, &[State::Applied], State::Done).await?;
-        if first {
+        if everywhere {
             operation::drop_request(&mut *tx, id).await?;
+        }
+        if first {
             for (identity, kind, body) in events {
                 event::insert(&mut *tx, identity, kind, body).await?;
             }
