@@ -301,6 +301,16 @@ pub async fn lease(ex: impl PgExecutor<'_>, id: AttemptId, seconds: i64) -> Resu
         == 1)
 }
 
+/// Puts an open attempt behind the others.
+pub async fn touch(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<(), DbError> {
+    sqlx::query("UPDATE operation SET updated_at = now() WHERE op_id = $1 AND attempt = $2")
+        .bind(id.op.uuid())
+        .bind(id.attempt_column()?)
+        .execute(ex)
+        .await?;
+    Ok(())
+}
+
 /// Gives a lease back.
 pub async fn unlease(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<(), DbError> {
     sqlx::query("UPDATE operation SET lease_until = now() WHERE op_id = $1 AND attempt = $2")
@@ -348,6 +358,17 @@ pub async fn set_vote(
     .bind(reason)
     .execute(ex)
     .await?;
+    Ok(())
+}
+
+/// Notes why an attempt ends; the first reason stays.
+pub async fn set_reason(ex: impl PgExecutor<'_>, id: AttemptId, reason: &str) -> Result<(), DbError> {
+    sqlx::query("UPDATE operation SET reason = $3 WHERE op_id = $1 AND attempt = $2 AND reason = ''")
+        .bind(id.op.uuid())
+        .bind(id.attempt_column()?)
+        .bind(reason)
+        .execute(ex)
+        .await?;
     Ok(())
 }
 

@@ -292,7 +292,7 @@ async fn receipts_events_messages_and_projection() {
         log_index: 0,
         leaf_id: Some(Uuid::from_bytes([1; 16])),
         keyshare_id: Uuid::from_bytes([2; 16]),
-        op_id: None,
+        op_id: Some(Uuid::from_bytes([8; 16])),
         state: "pending".to_owned(),
         body: vec![1],
     };
@@ -302,7 +302,8 @@ async fn receipts_events_messages_and_projection() {
     let mut forged = receipt.clone();
     forged.body = vec![9];
     receipt::upsert(db.pool(), &forged).await.unwrap();
-    assert_eq!(receipt::of_leaf(db.pool(), Uuid::from_bytes([1; 16])).await.unwrap(), vec![receipt]);
+    assert_eq!(receipt::of_leaf(db.pool(), Uuid::from_bytes([1; 16])).await.unwrap(), vec![receipt.clone()]);
+    assert_eq!(receipt::of_operation(db.pool(), Uuid::from_bytes([8; 16])).await.unwrap(), vec![receipt]);
 
     assert_eq!(event::head(db.pool()).await.unwrap(), 0);
     let first = event::insert(db.pool(), &key(1), "TRANSFER", &[1; 16]).await.unwrap();
