@@ -35,7 +35,11 @@ impl CallError {
 }
 
 /// Runs one unary call with a gRPC timeout and, should the transport ignore it, one of our own.
-pub(crate) async fn unary<M, T, F>(deadline: Duration, message: M, call: impl FnOnce(Request<M>) -> F) -> Result<T, CallError>
+pub(crate) async fn unary<M, T, F>(
+    deadline: Duration,
+    message: M,
+    call: impl FnOnce(Request<M>) -> F,
+) -> Result<T, CallError>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {

@@ -137,9 +137,10 @@ impl DepositAddresses {
         }
         let own = self.signers.own_index();
         let (identity_bytes, user_bytes) = (identity.serialize(), user_key.serialize());
-        let request = address::reserve(&self.db, index_column(own), leaf_id.uuid(), &identity_bytes, &user_bytes)
-            .await?
-            .ok_or(AddressError::PoolEmpty)?;
+        let request =
+            address::reserve(&self.db, index_column(own), leaf_id.uuid(), &identity_bytes, &user_bytes)
+                .await?
+                .ok_or(AddressError::PoolEmpty)?;
         if request.identity != identity_bytes || request.user_key != user_bytes {
             return Err(AddressError::LeafIdTaken);
         }
@@ -157,7 +158,11 @@ impl DepositAddresses {
             coordinator: own.get().into(),
         };
         let terms = self.terms(&binding).await?;
-        let first = wire::BindKeyshareRequest { binding: Some(binding.clone()), position: None, signature: Vec::new() };
+        let first = wire::BindKeyshareRequest {
+            binding: Some(binding.clone()),
+            position: None,
+            signature: Vec::new(),
+        };
         let ours = self.signers.own().bind_keyshare(first).await?;
         self.check(own, &binding, &terms, &ours)?;
         self.store(&binding, &terms, "BINDING").await?;
@@ -181,7 +186,9 @@ impl DepositAddresses {
         let signatures =
             answers.iter().map(|(index, a)| (index.identifier_hex(), a.address_signature.clone())).collect();
         address::complete(self.db.pool(), request.keyshare_id, &signatures, &possession).await?;
-        let row = address::by_leaf(self.db.pool(), leaf_id.uuid()).await?.ok_or(DbError::Missing("deposit_address"))?;
+        let row = address::by_leaf(self.db.pool(), leaf_id.uuid())
+            .await?
+            .ok_or(DbError::Missing("deposit_address"))?;
         finished(&row)
     }
 
@@ -206,7 +213,9 @@ impl DepositAddresses {
         let coordinator = u16::try_from(binding.coordinator).unwrap_or(u16::MAX);
         let answer = |what| AddressError::Answer { operator: coordinator, what };
         let id = KeyshareId::parse(&binding.keyshare_id).map_err(|_| answer("keyshare id"))?;
-        let key = keyshare::get(self.db.pool(), id.uuid()).await?.ok_or_else(|| answer("keyshare is unknown here"))?;
+        let key = keyshare::get(self.db.pool(), id.uuid())
+            .await?
+            .ok_or_else(|| answer("keyshare is unknown here"))?;
         if u16::try_from(key.owner_index) != Ok(coordinator) {
             return Err(answer("keyshare is not of the coordinator's pool"));
         }
@@ -242,8 +251,10 @@ impl DepositAddresses {
     }
 
     async fn store(&self, binding: &wire::Binding, terms: &Terms, state: &str) -> Result<(), AddressError> {
-        let leaf = LeafId::parse(&binding.leaf_id)
-            .map_err(|_| AddressError::Answer { operator: self.signers.own_index().get(), what: "leaf id" })?;
+        let leaf = LeafId::parse(&binding.leaf_id).map_err(|_| AddressError::Answer {
+            operator: self.signers.own_index().get(),
+            what: "leaf id",
+        })?;
         let row = AddressRow {
             keyshare_id: terms.key.keyshare_id,
             leaf_id: leaf.uuid(),
@@ -277,14 +288,15 @@ impl DepositAddresses {
         let mut wire_commitments = BTreeMap::new();
         for index in &chosen {
             let pair = answers.get(index).and_then(|a| a.possession_commitment.clone());
-            let pair =
-                pair.ok_or(AddressError::Answer { operator: index.get(), what: "no commitment for the proof" })?;
+            let pair = pair
+                .ok_or(AddressError::Answer { operator: index.get(), what: "no commitment for the proof" })?;
             commitments.insert(*index, Commitment::parse(&pair.hiding, &pair.binding)?);
             wire_commitments.insert(index.identifier_hex(), pair);
         }
         let message = proof_of_possession(&terms.identity, &terms.group_key, &terms.address);
         let (t, n) = (self.federation.threshold(), self.federation.size());
-        let session = SigningPackage::new(terms.group_key, message, commitments, None, None, t, n)?.session()?;
+        let session =
+            SigningPackage::new(terms.group_key, message, commitments, None, None, t, n)?.session()?;
         let request = wire::ProvePossessionRequest {
             keyshare_id: keyshare_id.as_bytes().to_vec(),
             commitments: Some(spark::SigningCommitments { signing_commitments: wire_commitments }),

@@ -53,7 +53,8 @@ pub async fn record(
     session_id: &[u8],
     confirmed: &wire::DkgConfirmResponse,
 ) -> Result<(), KeypoolError> {
-    let session = Uuid::from_slice(session_id).map_err(|_| KeypoolError::Result("session id must have 16 bytes"))?;
+    let session =
+        Uuid::from_slice(session_id).map_err(|_| KeypoolError::Result("session id must have 16 bytes"))?;
     for key in &confirmed.keyshares {
         if key.public_shares.len() != usize::from(federation.size()) {
             return Err(KeypoolError::Result("one public share per operator expected"));

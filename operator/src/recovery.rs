@@ -60,7 +60,8 @@ pub async fn unlock(engine: &Engine) -> Result<wire::GetStatusResponse, Recovery
         return Ok(status);
     }
     let question = signers.own().ask_witness(wire::AskWitnessRequest {}).await?;
-    let answers = try_join_all(signers.peers().map(|(_, peer)| peer.answer_witness(question.clone()))).await?;
+    let answers =
+        try_join_all(signers.peers().map(|(_, peer)| peer.answer_witness(question.clone()))).await?;
     Ok(signers.own().accept_witness(wire::AcceptWitnessRequest { answers }).await?)
 }
 
@@ -96,15 +97,18 @@ async fn project(engine: &Engine, entry: &wire::JournalEntry, recovered: &mut Re
     let Ok(op) = OperationId::parse(&entry.operation_id) else { return };
     let id = AttemptId { op, attempt: entry.attempt };
     let outcome = match entry.kind.as_str() {
-        "prepared" if !entry.operation.is_empty() => match peer::Operation::decode(entry.operation.as_slice()) {
-            Ok(request) => engine.restore(request).await.map(|written| recovered.restored += u32::from(written)),
-            Err(error) => Err(EngineError::Stored(error)),
-        },
+        "prepared" if !entry.operation.is_empty() => {
+            match peer::Operation::decode(entry.operation.as_slice()) {
+                Ok(request) => {
+                    engine.restore(request).await.map(|written| recovered.restored += u32::from(written))
+                }
+                Err(error) => Err(EngineError::Stored(error)),
+            }
+        }
         "applied" => match &entry.proof {
-            Some(proof) => engine
-                .reapply(id, proof.clone())
-                .await
-                .map(|written| recovered.applied += u32::from(written)),
+            Some(proof) => {
+                engine.reapply(id, proof.clone()).await.map(|written| recovered.applied += u32::from(written))
+            }
             None => Ok(()),
         },
         _ => Ok(()),

@@ -29,7 +29,9 @@ macro_rules! calls {
 impl SignerClient {
     /// Over a channel made once; `deadline` bounds every call.
     pub fn new(channel: Channel, deadline: Duration) -> Self {
-        let client = Client::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+        let client = Client::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
         Self { client, deadline }
     }
 }

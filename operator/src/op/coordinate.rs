@@ -67,10 +67,12 @@ impl Engine {
             message.operation_id = op.as_bytes().to_vec();
             message.attempt = attempt;
             let attempt = match self.derive(message).await {
-                Ok((attempt, snapshot)) => match snapshot.frozen(attempt.operation.claims().iter().map(|c| c.leaf)) {
-                    Some(_) => return Ok(unavailable(op, kind)),
-                    None => attempt,
-                },
+                Ok((attempt, snapshot)) => {
+                    match snapshot.frozen(attempt.operation.claims().iter().map(|c| c.leaf)) {
+                        Some(_) => return Ok(unavailable(op, kind)),
+                        None => attempt,
+                    }
+                }
                 Err(EngineError::Operation(error)) => return Ok(Outcome::Invalid(error)),
                 Err(error) => return Err(error),
             };
@@ -109,7 +111,9 @@ impl Engine {
             State::Aborted => Ok(refused(&row, attempt.operation.kind)),
             State::Applied => Ok(Outcome::Undecided(attempt.id.op)),
             State::Committed => self.finish(attempt, &row).await,
-            State::Proposed | State::Prepared | State::Certified | State::Refused => self.decide(attempt, &row).await,
+            State::Proposed | State::Prepared | State::Certified | State::Refused => {
+                self.decide(attempt, &row).await
+            }
         }
     }
 
@@ -168,7 +172,9 @@ impl Engine {
                 Ok(Some(vote)) => match tally.record(&vote) {
                     Ok((signer, choice)) if signer == index => keep.push(vote_write(signer, choice, &vote)),
                     Ok(_) => tracing::warn!(peer = index.get(), "peer sent a vote of somebody else"),
-                    Err(error) => tracing::warn!(peer = index.get(), %error, "peer sent a vote that does not hold"),
+                    Err(error) => {
+                        tracing::warn!(peer = index.get(), %error, "peer sent a vote that does not hold")
+                    }
                 },
                 Ok(None) => tracing::warn!(peer = index.get(), "peer sent no vote"),
                 Err(error) => tracing::warn!(peer = index.get(), %error, operation = %attempt.id, "no vote"),
@@ -222,7 +228,9 @@ impl Engine {
                             tracing::warn!(signer = index.get(), %error, operation = %attempt.id, "release refused");
                             return self.collect_aborts(row, tally, "RELEASE_REFUSED").await;
                         }
-                        Err(error) => tracing::warn!(signer = index.get(), %error, operation = %attempt.id, "no shares"),
+                        Err(error) => {
+                            tracing::warn!(signer = index.get(), %error, operation = %attempt.id, "no shares")
+                        }
                     }
                 }
             }
@@ -298,7 +306,8 @@ impl Engine {
         if coordinates {
             let engine = self.clone();
             tokio::spawn(async move {
-                let request = wire::CloseRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
+                let request =
+                    wire::CloseRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
                 let calls = engine.inner.signers.peers().map(|(_, peer)| peer.close(request.clone()));
                 for error in join_all(calls).await.into_iter().filter_map(Result::err) {
                     // The participant finds out by itself a little later.

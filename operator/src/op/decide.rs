@@ -35,8 +35,10 @@ impl Engine {
                 return self.conclude_abort(row, proof, reason).await;
             }
             self.pause(tried).await;
-            let request =
-                signer::SignAbortRequest { operation_id: row.id.op.as_bytes().to_vec(), attempt: row.id.attempt };
+            let request = signer::SignAbortRequest {
+                operation_id: row.id.op.as_bytes().to_vec(),
+                attempt: row.id.attempt,
+            };
             let replies = join_all(tally.abort_missing().into_iter().map(|index| {
                 let request = request.clone();
                 async move { (index, self.inner.signers.sign_abort(index, request).await) }
@@ -47,7 +49,9 @@ impl Engine {
             for (index, reply) in replies {
                 match reply.map(|r| r.vote) {
                     Ok(Some(vote)) => match tally.record(&vote) {
-                        Ok((signer, choice)) if signer == index => keep.push(vote_write(signer, choice, &vote)),
+                        Ok((signer, choice)) if signer == index => {
+                            keep.push(vote_write(signer, choice, &vote))
+                        }
                         _ => tracing::warn!(signer = index.get(), "signer sent an ABORT that does not hold"),
                     },
                     Ok(None) => {}
@@ -106,7 +110,8 @@ impl Engine {
             return Ok(());
         }
         let row = operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?;
-        let proof = wire::ProofOfAbort::decode(row.abort_proof.as_deref().ok_or(EngineError::State("no proof"))?)?;
+        let proof =
+            wire::ProofOfAbort::decode(row.abort_proof.as_deref().ok_or(EngineError::State("no proof"))?)?;
         let request = wire::AbortRequest {
             operation_id: id.op.as_bytes().to_vec(),
             attempt: id.attempt,
@@ -125,7 +130,9 @@ impl Engine {
         for (index, reply) in replies {
             match reply {
                 Ok(_) => delivery::delivered(self.db().pool(), index, id, Message::Abort).await?,
-                Err(error) => tracing::warn!(peer = index.get(), %error, operation = %id, "proof of abort not taken"),
+                Err(error) => {
+                    tracing::warn!(peer = index.get(), %error, operation = %id, "proof of abort not taken")
+                }
             }
         }
         Ok(())
@@ -160,7 +167,9 @@ impl Engine {
                                 receipt::upsert(self.db().pool(), &row).await?;
                             }
                         }
-                        Err(error) => tracing::warn!(peer = index.get(), %error, "peer sent malformed receipts"),
+                        Err(error) => {
+                            tracing::warn!(peer = index.get(), %error, "peer sent malformed receipts")
+                        }
                     }
                     delivery::delivered(self.db().pool(), index, id, Message::Apply).await?;
                 }
@@ -184,7 +193,10 @@ impl Engine {
         let certificate = Certificate::verify(certificate, self.federation())?;
         let ballot = certificate.ballot();
         let digest = attempt.operation.digest(keys);
-        if ballot.operation != attempt.id.op || ballot.attempt != attempt.id.attempt || ballot.digest != digest {
+        if ballot.operation != attempt.id.op
+            || ballot.attempt != attempt.id.attempt
+            || ballot.digest != digest
+        {
             return Err(EngineError::State("proof of commit is about something else"));
         }
         let signatures = attempt.operation.parse_signatures(&proof.signatures)?;

@@ -78,7 +78,9 @@ pub(super) fn rows(
         });
     }
     match (operation.kind, request) {
-        (Kind::Deposit, _) => write.used_addresses = outcome.leaves.iter().map(|l| l.leaf_id.uuid()).collect(),
+        (Kind::Deposit, _) => {
+            write.used_addresses = outcome.leaves.iter().map(|l| l.leaf_id.uuid()).collect()
+        }
         (Kind::Send, wire::operation::Request::Send(send)) => {
             write.transfer = Some(transfer_rows(operation, &send.spark_invoice, keys, outcome)?);
         }
@@ -135,11 +137,17 @@ fn transfer_rows(
 /// Whom the outcome of a send or claim is announced to: both ends of the transfer.
 pub(super) fn events(transfer: &TransferRow) -> Vec<EventWrite> {
     let id = transfer.transfer_id.as_bytes().to_vec();
-    vec![(transfer.receiver.clone(), "TRANSFER", id.clone()), (transfer.sender.clone(), "SENDER_TRANSFER", id)]
+    vec![
+        (transfer.receiver.clone(), "TRANSFER", id.clone()),
+        (transfer.sender.clone(), "SENDER_TRANSFER", id),
+    ]
 }
 
 /// Receipts of one signer as rows. Entries with no legal ids are refused.
-pub(super) fn receipts(signer: OperatorIndex, receipts: &[wire::Receipt]) -> Result<Vec<ReceiptRow>, OperationError> {
+pub(super) fn receipts(
+    signer: OperatorIndex,
+    receipts: &[wire::Receipt],
+) -> Result<Vec<ReceiptRow>, OperationError> {
     receipts
         .iter()
         .map(|r| {

@@ -63,7 +63,11 @@ impl Engine {
     }
 
     /// A coordinator asks for a vote.
-    pub async fn on_prepare(&self, from: OperatorIndex, request: wire::Operation) -> Result<wire::Vote, EngineError> {
+    pub async fn on_prepare(
+        &self,
+        from: OperatorIndex,
+        request: wire::Operation,
+    ) -> Result<wire::Vote, EngineError> {
         if request.coordinator != u32::from(from.get()) {
             return Err(EngineError::Forbidden("only the coordinator asks for votes"));
         }
@@ -95,7 +99,9 @@ impl Engine {
                     Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {
                         self.refuse(&attempt.new_row(false), &request, LEAF_UNAVAILABLE).await
                     }
-                    Err(DbError::AttemptLive) => Err(EngineError::State("an earlier attempt is undecided here")),
+                    Err(DbError::AttemptLive) => {
+                        Err(EngineError::State("an earlier attempt is undecided here"))
+                    }
                     Err(error) => Err(error.into()),
                 }
             }
@@ -153,9 +159,12 @@ impl Engine {
         let vote = match own.sign_abort(ask.clone()).await {
             Ok(response) => response.vote,
             Err(error) if error.refused() => {
-                let response = own.prepare(signer::PrepareRequest { operation: Some(request.clone()) }).await?;
+                let response =
+                    own.prepare(signer::PrepareRequest { operation: Some(request.clone()) }).await?;
                 match response.vote {
-                    Some(vote) if !self.own_vote(&vote, *id)?.ballot.choice.aborts() => own.sign_abort(ask).await?.vote,
+                    Some(vote) if !self.own_vote(&vote, *id)?.ballot.choice.aborts() => {
+                        own.sign_abort(ask).await?.vote
+                    }
                     vote => vote,
                 }
             }
@@ -174,7 +183,10 @@ impl Engine {
     }
 
     /// Somebody asks our signer for its shares, with a certificate.
-    pub async fn on_release(&self, request: signer::ReleaseRequest) -> Result<signer::ReleaseResponse, EngineError> {
+    pub async fn on_release(
+        &self,
+        request: signer::ReleaseRequest,
+    ) -> Result<signer::ReleaseResponse, EngineError> {
         let id = attempt_id(&request.operation_id, request.attempt)?;
         let row = operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?;
         let certificate = request.certificate.as_ref().ok_or(VoteError::Malformed("certificate"))?;
@@ -282,7 +294,10 @@ impl Engine {
     }
 
     /// What this operator can prove about an attempt.
-    pub async fn on_query(&self, request: wire::QueryProofRequest) -> Result<wire::QueryProofReply, EngineError> {
+    pub async fn on_query(
+        &self,
+        request: wire::QueryProofRequest,
+    ) -> Result<wire::QueryProofReply, EngineError> {
         use wire::query_proof_reply::{Outcome as Reply, Unknown};
         let id = attempt_id(&request.operation_id, request.attempt)?;
         let outcome = match operation::get(self.db().pool(), id).await? {
@@ -305,7 +320,11 @@ impl Engine {
     }
 
     /// The coordinator says that every operator applied it.
-    pub async fn on_close(&self, from: OperatorIndex, request: wire::CloseRequest) -> Result<(), EngineError> {
+    pub async fn on_close(
+        &self,
+        from: OperatorIndex,
+        request: wire::CloseRequest,
+    ) -> Result<(), EngineError> {
         let id = attempt_id(&request.operation_id, request.attempt)?;
         let row = operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?;
         if row.coordinator != from {
@@ -341,7 +360,11 @@ impl Engine {
     }
 
     /// Applies here what the own signer has applied. False: these tables show it already.
-    pub(crate) async fn reapply(&self, id: AttemptId, proof: wire::ProofOfCommit) -> Result<bool, EngineError> {
+    pub(crate) async fn reapply(
+        &self,
+        id: AttemptId,
+        proof: wire::ProofOfCommit,
+    ) -> Result<bool, EngineError> {
         match operation::get(self.db().pool(), id).await? {
             Some(row) if matches!(row.state, State::Applied | State::Done) => Ok(false),
             Some(_) => {
@@ -350,13 +373,18 @@ impl Engine {
             }
             None => {
                 // Lost with an older database: a peer that has not closed the attempt still has the request.
-                let query = wire::QueryProofRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
+                let query =
+                    wire::QueryProofRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
                 for (_, peer) in self.inner.signers.peers() {
                     let reply = peer.query_proof(query.clone()).await.ok().and_then(|r| r.outcome);
                     if let Some(wire::query_proof_reply::Outcome::Commit(request)) = reply
                         && request.operation.is_some()
                     {
-                        self.on_apply(wire::ApplyRequest { operation: request.operation, proof: Some(proof) }).await?;
+                        self.on_apply(wire::ApplyRequest {
+                            operation: request.operation,
+                            proof: Some(proof),
+                        })
+                        .await?;
                         return Ok(true);
                     }
                 }

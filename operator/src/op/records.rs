@@ -84,7 +84,8 @@ impl Snapshot {
         let mut snapshot = Self::default();
         if !names.scripts.is_empty() {
             for row in address::by_scripts(db.pool(), &names.scripts).await? {
-                let key = keyshare::get(db.pool(), row.keyshare_id).await?.ok_or(DbError::Missing("keyshare"))?;
+                let key =
+                    keyshare::get(db.pool(), row.keyshare_id).await?.ok_or(DbError::Missing("keyshare"))?;
                 names.leaves.insert(row.leaf_id);
                 snapshot.bindings.insert(row.script.clone(), binding(&row, &key)?);
             }
@@ -107,7 +108,8 @@ impl Snapshot {
         let record = TransferRecord {
             id: *id.as_bytes(),
             sender: point::parse("sender", &row.sender).map_err(|_| DbError::Corrupt("transfer.sender"))?,
-            receiver: point::parse("receiver", &row.receiver).map_err(|_| DbError::Corrupt("transfer.receiver"))?,
+            receiver: point::parse("receiver", &row.receiver)
+                .map_err(|_| DbError::Corrupt("transfer.receiver"))?,
             leaves: leaves.iter().map(|l| *l.leaf_id.as_bytes()).collect(),
             claimed: row.status == transfer::COMPLETED,
         };
@@ -151,12 +153,15 @@ fn network(column: &str) -> Result<Network, DbError> {
 pub(crate) fn public_shares(row: &KeyshareRow) -> Result<Vec<PublicKey>, DbError> {
     row.public_shares
         .chunks(33)
-        .map(|bytes| point::parse("public share", bytes).map_err(|_| DbError::Corrupt("keyshare.public_shares")))
+        .map(|bytes| {
+            point::parse("public share", bytes).map_err(|_| DbError::Corrupt("keyshare.public_shares"))
+        })
         .collect()
 }
 
 fn binding(row: &AddressRow, key: &KeyshareRow) -> Result<Binding, DbError> {
-    let parse = |name: &'static str, bytes: &[u8]| point::parse(name, bytes).map_err(|_| DbError::Corrupt(name));
+    let parse =
+        |name: &'static str, bytes: &[u8]| point::parse(name, bytes).map_err(|_| DbError::Corrupt(name));
     Ok(Binding {
         keyshare_id: KeyshareId::from(row.keyshare_id),
         leaf_id: LeafId::from(row.leaf_id),

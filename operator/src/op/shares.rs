@@ -66,7 +66,11 @@ impl<'a> Stages<'a> {
     }
 
     /// Takes one signer's shares of the open stage: exactly one for each job of it.
-    pub fn record(&mut self, signer: OperatorIndex, shares: &[wire::SignatureShare]) -> Result<(), SharesError> {
+    pub fn record(
+        &mut self,
+        signer: OperatorIndex,
+        shares: &[wire::SignatureShare],
+    ) -> Result<(), SharesError> {
         let malformed = || SharesError::Malformed(signer);
         if !self.operation.named.contains(&signer) {
             return Err(malformed());
@@ -90,14 +94,16 @@ impl<'a> Stages<'a> {
     pub fn close(&mut self) -> Result<(), SharesError> {
         let mut finished = Vec::new();
         for (index, job) in self.operation.jobs_of_stage(self.stage) {
-            let public = self.operation.signing_shares(&job.leaf, self.keys).ok_or(SharesError::Keys(index))?;
+            let public =
+                self.operation.signing_shares(&job.leaf, self.keys).ok_or(SharesError::Keys(index))?;
             let shares = self
                 .shares
                 .iter()
                 .filter_map(|(signer, by_job)| by_job.get(&index).map(|share| (*signer, *share)))
                 .collect();
-            let signature =
-                job.aggregate(&shares, public).map_err(|source| SharesError::Aggregate { job: index, source })?;
+            let signature = job
+                .aggregate(&shares, public)
+                .map_err(|source| SharesError::Aggregate { job: index, source })?;
             finished.push((index, signature));
         }
         self.signatures.extend(finished);

@@ -75,12 +75,15 @@ impl<'a> Tally<'a> {
     pub fn verdict(&self) -> Verdict {
         if self.abort_missing().is_empty() {
             let proof = wire::ProofOfAbort { votes: self.aborts.values().cloned().collect() };
-            if ProofOfAbort::verify(&proof, self.federation, self.operation, self.attempt, &self.named).is_ok() {
+            if ProofOfAbort::verify(&proof, self.federation, self.operation, self.attempt, &self.named)
+                .is_ok()
+            {
                 return Verdict::Aborted(proof);
             }
         }
         if self.named.iter().all(|i| !self.aborts.contains_key(i)) {
-            let certificate = wire::Certificate { votes: self.yes.values().map(|(_, vote)| vote.clone()).collect() };
+            let certificate =
+                wire::Certificate { votes: self.yes.values().map(|(_, vote)| vote.clone()).collect() };
             if Certificate::verify(&certificate, self.federation).is_ok() {
                 return Verdict::Certified(certificate);
             }

@@ -70,7 +70,9 @@ impl Engine {
             State::Committed => {
                 let attempt = self.reload(row).await?;
                 if row.coordinates {
-                    self.finish(&attempt, row).await.map(|outcome| tracing::info!(?outcome, "committed attempt resumed"))
+                    self.finish(&attempt, row)
+                        .await
+                        .map(|outcome| tracing::info!(?outcome, "committed attempt resumed"))
                 } else {
                     let proof = wire::ProofOfCommit::decode(row.proof.as_deref().unwrap_or_default())?;
                     let request = wire::ApplyRequest { operation: Some(attempt.request), proof: Some(proof) };
@@ -110,7 +112,8 @@ impl Engine {
 
     /// Asks the coordinator, then everybody, for a proof. True when one was found.
     async fn ask_others(&self, row: &OperationRow) -> Result<bool, EngineError> {
-        let query = wire::QueryProofRequest { operation_id: row.id.op.as_bytes().to_vec(), attempt: row.id.attempt };
+        let query =
+            wire::QueryProofRequest { operation_id: row.id.op.as_bytes().to_vec(), attempt: row.id.attempt };
         let mut order = self.peer_indices();
         order.sort_by_key(|index| *index != row.coordinator);
         let replies = join_all(order.into_iter().map(|index: OperatorIndex| {
@@ -134,7 +137,9 @@ impl Engine {
                     }
                     match self.on_apply(request).await {
                         Ok(_) => return Ok(true),
-                        Err(error) => tracing::warn!(peer = index.get(), %error, "proof of commit does not apply"),
+                        Err(error) => {
+                            tracing::warn!(peer = index.get(), %error, "proof of commit does not apply")
+                        }
                     }
                 }
                 Ok(Some(Reply::Abort(request))) => match self.on_abort(request).await {

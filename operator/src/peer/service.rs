@@ -49,14 +49,20 @@ impl PeerService {
             _ => None,
         };
         index
-            .filter(|i| *i != self.engine.signers().own_index() && self.engine.federation().member(*i).is_some())
+            .filter(|i| {
+                *i != self.engine.signers().own_index() && self.engine.federation().member(*i).is_some()
+            })
             .ok_or_else(|| Status::unauthenticated("TLS key is not that of another member"))
     }
 }
 
 /// The claimed index must be the caller's.
 fn same(caller: OperatorIndex, claimed: u32) -> Result<(), Status> {
-    if u32::from(caller.get()) == claimed { Ok(()) } else { Err(Status::permission_denied("speaks for another operator")) }
+    if u32::from(caller.get()) == claimed {
+        Ok(())
+    } else {
+        Err(Status::permission_denied("speaks for another operator"))
+    }
 }
 
 pub(crate) fn status(error: EngineError) -> Status {
@@ -82,14 +88,19 @@ pub(crate) fn status(error: EngineError) -> Status {
 /// The own signer's answer is the peer's business; not reaching it is ours.
 pub(crate) fn call_status(error: CallError) -> Status {
     match error {
-        CallError::Status(status) if error_is_transport(&status) => Status::unavailable("signer is not reached"),
+        CallError::Status(status) if error_is_transport(&status) => {
+            Status::unavailable("signer is not reached")
+        }
         CallError::Status(status) => Status::new(status.code(), status.message()),
         error @ (CallError::Deadline(_) | CallError::Stranger(_)) => Status::unavailable(error.to_string()),
     }
 }
 
 fn error_is_transport(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Unauthenticated | Code::PermissionDenied | Code::Unknown)
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::Unauthenticated | Code::PermissionDenied | Code::Unknown
+    )
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -112,13 +123,19 @@ impl Peer for PeerService {
         }))
     }
 
-    async fn commit_nonces(&self, request: Request<signer::CommitNoncesRequest>) -> Reply<signer::CommitNoncesResponse> {
+    async fn commit_nonces(
+        &self,
+        request: Request<signer::CommitNoncesRequest>,
+    ) -> Reply<signer::CommitNoncesResponse> {
         self.caller(&request)?;
         let own = self.engine.signers().own();
         own.commit_nonces(request.into_inner()).await.map(Response::new).map_err(call_status)
     }
 
-    async fn bind_keyshare(&self, request: Request<signer::BindKeyshareRequest>) -> Reply<signer::BindKeyshareResponse> {
+    async fn bind_keyshare(
+        &self,
+        request: Request<signer::BindKeyshareRequest>,
+    ) -> Reply<signer::BindKeyshareResponse> {
         let caller = self.caller(&request)?;
         same(caller, request.get_ref().binding.as_ref().map_or(u32::MAX, |b| b.coordinator))?;
         self.addresses.on_bind(request.into_inner()).await.map(Response::new).map_err(Status::from)
@@ -151,7 +168,10 @@ impl Peer for PeerService {
         Ok(Response::new(wire::ApplyReply { receipts }))
     }
 
-    async fn sign_abort(&self, request: Request<signer::SignAbortRequest>) -> Reply<signer::SignAbortResponse> {
+    async fn sign_abort(
+        &self,
+        request: Request<signer::SignAbortRequest>,
+    ) -> Reply<signer::SignAbortResponse> {
         let caller = self.caller(&request)?;
         self.engine.on_sign_abort(caller, request.into_inner()).await.map(Response::new).map_err(status)
     }
@@ -195,7 +215,10 @@ impl Peer for PeerService {
         own.dkg_finish(request.into_inner()).await.map(Response::new).map_err(call_status)
     }
 
-    async fn dkg_confirm(&self, request: Request<signer::DkgTranscriptSet>) -> Reply<signer::DkgConfirmResponse> {
+    async fn dkg_confirm(
+        &self,
+        request: Request<signer::DkgTranscriptSet>,
+    ) -> Reply<signer::DkgConfirmResponse> {
         self.caller(&request)?;
         let request = request.into_inner();
         let session = request.session_id.clone();
@@ -206,7 +229,10 @@ impl Peer for PeerService {
         Ok(Response::new(confirmed))
     }
 
-    async fn answer_witness(&self, request: Request<signer::WitnessQuestion>) -> Reply<signer::WitnessAnswer> {
+    async fn answer_witness(
+        &self,
+        request: Request<signer::WitnessQuestion>,
+    ) -> Reply<signer::WitnessAnswer> {
         let caller = self.caller(&request)?;
         same(caller, request.get_ref().asker)?;
         Position::parse(request.get_ref().position.as_ref())

@@ -30,8 +30,14 @@ fn federation(n: u16, threshold: u16) -> Federation {
             }
         })
         .collect();
-    let entry =
-        FederationEntry { epoch: 1, network: "regtest".to_owned(), threshold, quorum: None, faults: None, members };
+    let entry = FederationEntry {
+        epoch: 1,
+        network: "regtest".to_owned(),
+        threshold,
+        quorum: None,
+        faults: None,
+        members,
+    };
     entry.check().unwrap()
 }
 
@@ -39,7 +45,13 @@ fn named(indices: &[u16]) -> BTreeSet<OperatorIndex> {
     indices.iter().copied().map(OperatorIndex::new).collect()
 }
 
-fn vote(signer: u16, choice: Choice, digest: u8, named: &BTreeSet<OperatorIndex>, reason: &str) -> wire::Vote {
+fn vote(
+    signer: u16,
+    choice: Choice,
+    digest: u8,
+    named: &BTreeSet<OperatorIndex>,
+    reason: &str,
+) -> wire::Vote {
     let position = Position {
         federation_epoch: 1,
         signer: OperatorIndex::new(signer),
@@ -104,7 +116,10 @@ fn foreign_votes_are_not_counted() {
     let federation = federation(3, 2);
     let named = named(&[0, 1]);
     let mut tally = Tally::new(&federation, OPERATION, 1, named.clone());
-    assert!(matches!(tally.record(&vote(0, Choice::Yes, 1, &named, "")), Err(VoteError::Disagree("operation"))));
+    assert!(matches!(
+        tally.record(&vote(0, Choice::Yes, 1, &named, "")),
+        Err(VoteError::Disagree("operation"))
+    ));
     let mut tally = Tally::new(&federation, OPERATION, 0, named.clone());
     let mut forged = vote(0, Choice::Yes, 1, &named, "");
     forged.choice = wire::Choice::Abort.into();
