@@ -23,6 +23,7 @@ struct Cluster {
     socket_dir: PathBuf,
     // The watcher's standard input: it stops the server when this process ends, however it ends.
     _watcher: Child,
+    _server: Child,
 }
 
 fn bin() -> PathBuf {
@@ -109,7 +110,7 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { socket_dir: dir, _watcher: watcher }
+        Self { socket_dir: dir, _watcher: watcher, _server: server }
     }
 
     fn url(&self, database: &str) -> String {
