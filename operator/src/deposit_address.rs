@@ -86,21 +86,6 @@ impl From<AddressError> for Status {
     }
 }
 
-/// A complete address, ready for the public `Address` message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DepositAddress {
-    /// Bech32m text.
-    pub address: String,
-    /// The leaf that a deposit makes.
-    pub leaf_id: LeafId,
-    /// P = S + D.
-    pub verifying_key: PublicKey,
-    /// By FROST identifier, DER.
-    pub address_signatures: BTreeMap<String, Vec<u8>>,
-    /// BIP340, by the operators alone.
-    pub possession_signature: [u8; 64],
-}
-
 /// Issues and binds addresses; clones share everything.
 #[derive(Debug, Clone)]
 pub struct DepositAddresses {
@@ -124,14 +109,14 @@ impl DepositAddresses {
         Self { db, federation, signers }
     }
 
-    /// An address for a leaf id, the same for the same request. Each call goes on from where the last one stopped.
+    /// A complete address for a leaf id (state `READY` or `USED`), the same for the same request. Each call goes on from where the last one stopped.
     pub async fn issue(
         &self,
         leaf_id: LeafId,
         identity: &PublicKey,
         user_key: &PublicKey,
         network: Network,
-    ) -> Result<DepositAddress, AddressError> {
+    ) -> Result<AddressRow, AddressError> {
         if network.bitcoin() != self.federation.network() {
             return Err(AddressError::Network);
         }
@@ -147,7 +132,7 @@ impl DepositAddresses {
         if let Some(row) = address::by_leaf(self.db.pool(), leaf_id.uuid()).await?
             && row.possession_signature.is_some()
         {
-            return finished(&row);
+            return Ok(row);
         }
         let binding = wire::Binding {
             keyshare_id: request.keyshare_id.as_bytes().to_vec(),
@@ -315,15 +300,4 @@ impl DepositAddresses {
         let public = records::public_shares(&terms.key)?;
         Ok(session.aggregate(&shares, None, |index| public.get(index.as_usize()).copied(), None)?)
     }
-}
-
-fn finished(row: &AddressRow) -> Result<DepositAddress, AddressError> {
-    let possession = row.possession_signature.clone().ok_or(DbError::Missing("possession_signature"))?;
-    Ok(DepositAddress {
-        address: row.address.clone(),
-        leaf_id: LeafId::from(row.leaf_id),
-        verifying_key: point::parse("verifying key", &row.verifying_key)?,
-        address_signatures: row.signatures()?,
-        possession_signature: crate::db::fixed("possession_signature", possession)?,
-    })
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use bitcoin::secp256k1::PublicKey;
 use futures::future::{join, join_all};
 use prost::Message as _;
 use spark_proto::{peer::v1 as wire, signer::v1 as signer};
@@ -29,9 +30,14 @@ pub(super) const LEAF_UNAVAILABLE: &str = "LEAF_UNAVAILABLE";
 
 impl Engine {
     /// Runs a client's request to its end, or attaches to the run that the same request started before.
+    /// `requester` is the identity of the session: only the sender, receiver or owner may start the operation.
     ///
     /// Dropping the returned future does not stop the run.
-    pub async fn run(&self, request: wire::operation::Request) -> Result<Outcome, EngineError> {
+    pub async fn run(
+        &self,
+        request: wire::operation::Request,
+        requester: &PublicKey,
+    ) -> Result<Outcome, EngineError> {
         let digest = request_digest(&request);
         // Each turn answers, or lost a race against another session and looks again.
         for _ in 0..8 {
@@ -76,6 +82,9 @@ impl Engine {
                 Err(EngineError::Operation(error)) => return Ok(Outcome::Invalid(error)),
                 Err(error) => return Err(error),
             };
+            if attempt.operation.requester != *requester {
+                return Ok(Outcome::NotRequester(op));
+            }
             match work::propose(self.db(), &attempt.new_row(true), &attempt.claims()?).await {
                 Ok(()) => {}
                 Err(DbError::LeafClaimed | DbError::ResourceClaimed) => return Ok(unavailable(op, kind)),

@@ -77,6 +77,8 @@ pub enum Outcome {
     Invalid(OperationError),
     /// Ended by a proof of abort, or another operation holds a leaf. Nothing changed.
     Refused(Refusal),
+    /// The session's identity may not ask for this operation: PERMISSION_DENIED. Nothing was written.
+    NotRequester(OperationId),
     /// Another request under this id is undecided: ABORTED.
     Conflict(OperationId),
     /// Another request under this id was committed: ALREADY_EXISTS.
