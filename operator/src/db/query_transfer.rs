@@ -3,11 +3,11 @@
 use sqlx::{FromRow, PgExecutor};
 use uuid::Uuid;
 
-use super::DbError;
+use super::{DbError, transfer::TransferRow};
 
 /// Which transfers. An identity always limits them: sent by it, received by it, or both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TransferFilter {
+pub struct Listing {
     /// Transfers that this identity sent, 33 bytes.
     pub sender: Option<Vec<u8>>,
     /// Transfers that this identity receives, 33 bytes.
@@ -28,34 +28,9 @@ pub struct TransferFilter {
     pub ascending: bool,
 }
 
-/// A transfer.
+/// A leaf of a transfer: as the receiver of the transfer must see it, and as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct TransferRow {
-    /// Id.
-    pub transfer_id: Uuid,
-    /// 33 bytes.
-    pub sender: Vec<u8>,
-    /// 33 bytes.
-    pub receiver: Vec<u8>,
-    /// Satoshis.
-    pub total: i64,
-    /// Code of the public wire.
-    pub status: i16,
-    /// Code of the public wire.
-    pub kind: i16,
-    /// Seconds since 1970.
-    pub expiry: Option<i64>,
-    /// Invoice paid, or empty.
-    pub invoice: String,
-    /// Microseconds since 1970.
-    pub created_micros: i64,
-    /// Microseconds since 1970.
-    pub updated_micros: i64,
-}
-
-/// A leaf of a transfer, with the leaf as it is now and as the receiver of the transfer must see it.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct TransferLeafRow {
+pub struct TransferNodeRow {
     /// Of which transfer.
     pub transfer_id: Uuid,
     /// The leaf.
@@ -74,9 +49,9 @@ pub struct TransferLeafRow {
     pub record: Vec<u8>,
     /// Version in `record`.
     pub leaf_version: i64,
-    /// Version that the leaf has now.
+    /// Version now.
     pub current_version: i64,
-    /// The leaf's record now.
+    /// Record now.
     pub current_record: Vec<u8>,
     /// Status now, by its wire name.
     pub status: String,
@@ -91,11 +66,12 @@ macro_rules! page {
         concat!(
             "SELECT transfer_id, sender, receiver, total, status, kind, expiry, invoice, \
              (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros, \
-             (extract(epoch FROM updated_at) * 1000000)::bigint AS updated_micros FROM transfer \
-             WHERE ((sender = $1 AND (cardinality($3) = 0 OR status = ANY($3))) \
-                 OR (receiver = $2 AND (cardinality($4) = 0 OR status = ANY($4)))) \
-             AND (cardinality($5) = 0 OR transfer_id = ANY($5)) \
-             AND (cardinality($6) = 0 OR kind = ANY($6)) \
+             (extract(epoch FROM updated_at) * 1000000)::bigint AS updated_micros, \
+             (extract(epoch FROM completed_at) * 1000000)::bigint AS completed_micros FROM transfer \
+             WHERE ((sender = $1 AND (cardinality($3::smallint[]) = 0 OR status = ANY($3))) \
+                 OR (receiver = $2 AND (cardinality($4::smallint[]) = 0 OR status = ANY($4)))) \
+             AND (cardinality($5::uuid[]) = 0 OR transfer_id = ANY($5)) \
+             AND (cardinality($6::smallint[]) = 0 OR kind = ANY($6)) \
              AND ($7::bigint IS NULL OR created_at > timestamptz 'epoch' + $7 * interval '1 microsecond') \
              AND ($8::bigint IS NULL OR created_at < timestamptz 'epoch' + $8 * interval '1 microsecond') \
              ORDER BY ",
@@ -108,44 +84,32 @@ macro_rules! page {
 /// Transfers by creation time and id.
 pub async fn page(
     ex: impl PgExecutor<'_>,
-    filter: &TransferFilter,
+    listing: &Listing,
     limit: i64,
     offset: i64,
 ) -> Result<Vec<TransferRow>, DbError> {
-    let sql = if filter.ascending {
+    let sql = if listing.ascending {
         page!("created_at ASC, transfer_id ASC")
     } else {
         page!("created_at DESC, transfer_id DESC")
     };
     Ok(sqlx::query_as(sql)
-        .bind(&filter.sender)
-        .bind(&filter.receiver)
-        .bind(&filter.sender_statuses)
-        .bind(&filter.receiver_statuses)
-        .bind(&filter.ids)
-        .bind(&filter.kinds)
-        .bind(filter.created_after)
-        .bind(filter.created_before)
+        .bind(&listing.sender)
+        .bind(&listing.receiver)
+        .bind(&listing.sender_statuses)
+        .bind(&listing.receiver_statuses)
+        .bind(&listing.ids)
+        .bind(&listing.kinds)
+        .bind(listing.created_after)
+        .bind(listing.created_before)
         .bind(limit)
         .bind(offset)
         .fetch_all(ex)
         .await?)
 }
 
-/// One transfer.
-pub async fn by_id(ex: impl PgExecutor<'_>, transfer_id: Uuid) -> Result<Option<TransferRow>, DbError> {
-    Ok(sqlx::query_as(
-        "SELECT transfer_id, sender, receiver, total, status, kind, expiry, invoice, \
-         (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros, \
-         (extract(epoch FROM updated_at) * 1000000)::bigint AS updated_micros FROM transfer WHERE transfer_id = $1",
-    )
-    .bind(transfer_id)
-    .fetch_optional(ex)
-    .await?)
-}
-
 /// Leaves of these transfers, each transfer's in its own order.
-pub async fn leaves(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Vec<TransferLeafRow>, DbError> {
+pub async fn leaves(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Vec<TransferNodeRow>, DbError> {
     Ok(sqlx::query_as(
         "SELECT tl.transfer_id, tl.leaf_id, tl.secret_cipher, tl.signature, tl.intermediate_refund_tx, \
          tl.intermediate_direct_refund_tx, tl.intermediate_direct_from_cpfp_refund_tx, tl.record, tl.leaf_version, \
