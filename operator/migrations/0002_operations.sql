@@ -2,9 +2,8 @@
 
 -- PROPOSED: written, own signer not yet asked. PREPARED: own signer voted. CERTIFIED: YES of the quorum is known.
 -- COMMITTED: a proof of commit is known, so nothing but applying is left. APPLIED: own signer and tables applied it.
--- DONE: every operator applied it (the coordinator shows an outcome only then). REFUSED: own signer said NO, so no
--- claim is held; the attempt may still end either way. ABORTED: a proof of abort is known, or own NO came before
--- anybody was asked.
+-- DONE: every operator applied it (the coordinator shows an outcome only then). REFUSED: own signer said NO without
+-- an earlier YES, so no claim is held and it can be in no certificate of ours. ABORTED: a proof of abort is known.
 CREATE TABLE operation (
     op_id          uuid NOT NULL,
     attempt        integer NOT NULL CHECK (attempt >= 0),
@@ -39,7 +38,7 @@ BEGIN
     IF OLD.state = NEW.state
         OR (OLD.state = 'PROPOSED' AND NEW.state IN ('PREPARED', 'CERTIFIED', 'COMMITTED', 'REFUSED', 'ABORTED'))
         OR (OLD.state = 'REFUSED' AND NEW.state IN ('COMMITTED', 'ABORTED'))
-        OR (OLD.state = 'PREPARED' AND NEW.state IN ('CERTIFIED', 'COMMITTED', 'REFUSED', 'ABORTED'))
+        OR (OLD.state = 'PREPARED' AND NEW.state IN ('CERTIFIED', 'COMMITTED', 'ABORTED'))
         OR (OLD.state = 'CERTIFIED' AND NEW.state IN ('COMMITTED', 'ABORTED'))
         OR (OLD.state = 'COMMITTED' AND NEW.state = 'APPLIED')
         OR (OLD.state = 'APPLIED' AND NEW.state = 'DONE')
@@ -112,7 +111,7 @@ BEGIN
         RETURN NEW;
     END IF;
     SELECT state INTO fate FROM operation WHERE op_id = OLD.op_id AND attempt = OLD.attempt;
-    IF OLD.state = 'LOCKED' AND NEW.state = 'RELEASED' AND fate = 'ABORTED' THEN
+    IF OLD.state = 'LOCKED' AND NEW.state = 'RELEASED' AND fate IN ('ABORTED', 'REFUSED') THEN
         RETURN NEW;
     END IF;
     IF OLD.state = 'LOCKED' AND NEW.state = 'SPENT' AND fate IN ('COMMITTED', 'APPLIED') THEN
