@@ -5,7 +5,7 @@
 
 use sha2::{Digest as _, Sha256};
 use spark_proto::{peer::v1 as wire, signer::v1 as signer_wire};
-use tlog_tiles::{Hash, TlogError};
+use tlog_tiles::{Error as LogError, Hash};
 
 use crate::transcript::Transcript;
 
@@ -17,7 +17,7 @@ pub enum ReceiptError {
     Malformed(&'static str),
     /// The inclusion proof does not lead to the checkpoint's root.
     #[error("receipt is not included in the log: {0}")]
-    Inclusion(TlogError),
+    Inclusion(LogError),
 }
 
 /// The canonical entry of a receipt: everything but salt, index and state (which changes).

@@ -36,13 +36,7 @@ pub(super) fn derive(
     }
     let wire = request.claim_package.as_ref().ok_or(OperationError::Malformed("claim_package"))?;
     let sealed = context.sealed(&request.transfer_id, &wire.key_tweak_package)?;
-    package::verify_claim_package(
-        &receiver,
-        transfer_id.as_bytes(),
-        &wire.key_tweak_package,
-        wire.hash_variant,
-        &wire.user_signature,
-    )?;
+    package::verify_claim_package(&transfer_id.uuid(), wire, &receiver)?;
     let mut work = Work::default();
     let mut leaves = BTreeSet::new();
     for (leaf, jobs) in group([

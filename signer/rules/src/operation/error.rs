@@ -5,7 +5,7 @@ use crate::{
     frost::{PackageError, ShareError},
     ids::LeafId,
     leaf::LeafError,
-    package::PackageSignatureError,
+    package::PackageError as ClientPackageError,
     point::PointError,
     tx::TemplateError,
 };
@@ -81,7 +81,7 @@ pub enum OperationError {
     Package(#[from] PackageError),
     /// The owner's signature over the package.
     #[error(transparent)]
-    Signature(#[from] PackageSignatureError),
+    Signature(#[from] ClientPackageError),
     /// A point of a request.
     #[error(transparent)]
     Point(#[from] PointError),

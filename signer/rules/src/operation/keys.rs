@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::secp256k1::PublicKey;
+use bitcoin::secp256k1::{PublicKey, SECP256K1};
 use spark_proto::signer::v1 as wire;
 
 use super::{Operation, OperationError};
@@ -59,7 +59,7 @@ impl Keys {
             let (group_key, public_shares) = proofs.apply(&record.group_key, &record.public_shares)?;
             let owner_key = record
                 .verifying_key
-                .combine(&group_key.negate(bitcoin::secp256k1::SECP256K1))
+                .combine(&group_key.negate(SECP256K1))
                 .map_err(|_| OperationError::Opened("owner key is the point at infinity"))?;
             match operation.kind {
                 Kind::Claim => {
@@ -71,12 +71,12 @@ impl Keys {
                         return Err(OperationError::Opened("secret_cipher in a claim"));
                     }
                 }
-                _ => package::verify_leaf_signature(
-                    &operation.requester,
+                _ => package::verify_secret_cipher(
                     &opened.leaf_id,
                     &sealed.transfer_id,
                     &opened.secret_cipher,
                     &opened.signature,
+                    &operation.requester,
                 )?,
             }
             keys.insert(

@@ -22,9 +22,9 @@ use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1 as wire;
 
 pub use error::OperationError;
-pub use jobs::Job;
+pub use jobs::{Job, parse_commitment, parse_commitments};
 pub use keys::{Keys, TweakedKey};
-pub use outcome::{Outcome, SignedTx};
+pub use outcome::{Outcome, SignedTx, proof_hash};
 pub use records::{Binding, Records, TransferRecord};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::{Transaction, Txid};
+use bitcoin::Transaction;
 use spark_proto::peer::v1 as wire;
 
 use super::{Keys, Operation, OperationError, Part, TransferRecord};

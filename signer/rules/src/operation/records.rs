@@ -56,3 +56,15 @@ pub trait Records {
     /// A send that was applied.
     fn transfer(&self, id: &OperationId) -> Option<TransferRecord>;
 }
+
+impl TransferRecord {
+    /// For storage.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Inverse of [`TransferRecord::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, crate::leaf::DecodeError> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}

@@ -42,45 +42,41 @@ pub(super) fn derive(
         return Err(OperationError::Unavailable(leaf));
     }
     let mut jobs = LeafJobs::default();
-    let mut add = |purpose, job: Option<&_>| match job {
-        Some(job) => Ok(Some((purpose, job))),
-        None => Err(OperationError::Incomplete(leaf)),
-    };
     let (path, list) = match request.signing_jobs.as_ref().ok_or(OperationError::Malformed("signing_jobs"))? {
         SigningJobs::RenewNodeTimelockSigningJob(j) => (
             RenewalPath::Node,
             vec![
-                add(Purpose::Split, j.split_node_tx_signing_job.as_ref())?,
-                add(Purpose::DirectSplit, j.split_node_direct_tx_signing_job.as_ref())?,
-                add(Purpose::Node, j.node_tx_signing_job.as_ref())?,
-                add(Purpose::Refund, j.refund_tx_signing_job.as_ref())?,
-                add(Purpose::DirectNode, j.direct_node_tx_signing_job.as_ref())?,
-                add(Purpose::DirectRefund, j.direct_refund_tx_signing_job.as_ref())?,
-                add(Purpose::DirectFromCpfpRefund, j.direct_from_cpfp_refund_tx_signing_job.as_ref())?,
+                (Purpose::Split, &j.split_node_tx_signing_job),
+                (Purpose::DirectSplit, &j.split_node_direct_tx_signing_job),
+                (Purpose::Node, &j.node_tx_signing_job),
+                (Purpose::Refund, &j.refund_tx_signing_job),
+                (Purpose::DirectNode, &j.direct_node_tx_signing_job),
+                (Purpose::DirectRefund, &j.direct_refund_tx_signing_job),
+                (Purpose::DirectFromCpfpRefund, &j.direct_from_cpfp_refund_tx_signing_job),
             ],
         ),
         SigningJobs::RenewRefundTimelockSigningJob(j) => (
             RenewalPath::Refund,
             vec![
-                add(Purpose::Node, j.node_tx_signing_job.as_ref())?,
-                add(Purpose::Refund, j.refund_tx_signing_job.as_ref())?,
-                add(Purpose::DirectNode, j.direct_node_tx_signing_job.as_ref())?,
-                add(Purpose::DirectRefund, j.direct_refund_tx_signing_job.as_ref())?,
-                add(Purpose::DirectFromCpfpRefund, j.direct_from_cpfp_refund_tx_signing_job.as_ref())?,
+                (Purpose::Node, &j.node_tx_signing_job),
+                (Purpose::Refund, &j.refund_tx_signing_job),
+                (Purpose::DirectNode, &j.direct_node_tx_signing_job),
+                (Purpose::DirectRefund, &j.direct_refund_tx_signing_job),
+                (Purpose::DirectFromCpfpRefund, &j.direct_from_cpfp_refund_tx_signing_job),
             ],
         ),
         SigningJobs::RenewNodeZeroTimelockSigningJob(j) => (
             RenewalPath::Zero,
             vec![
-                add(Purpose::Node, j.node_tx_signing_job.as_ref())?,
-                add(Purpose::Refund, j.refund_tx_signing_job.as_ref())?,
-                add(Purpose::DirectNode, j.direct_node_tx_signing_job.as_ref())?,
-                add(Purpose::DirectFromCpfpRefund, j.direct_from_cpfp_refund_tx_signing_job.as_ref())?,
+                (Purpose::Node, &j.node_tx_signing_job),
+                (Purpose::Refund, &j.refund_tx_signing_job),
+                (Purpose::DirectNode, &j.direct_node_tx_signing_job),
+                (Purpose::DirectFromCpfpRefund, &j.direct_from_cpfp_refund_tx_signing_job),
             ],
         ),
     };
-    for (purpose, job) in list.into_iter().flatten() {
-        jobs.add(leaf, purpose, job)?;
+    for (purpose, job) in list {
+        jobs.add(leaf, purpose, job.as_ref().ok_or(OperationError::Incomplete(leaf))?)?;
     }
     if jobs.signing_key(leaf)? != record.owner_key {
         return Err(OperationError::SigningKey(leaf));

@@ -25,13 +25,7 @@ pub(super) fn derive(
     let receiver = point::parse("receiver_identity_public_key", &request.receiver_identity_public_key)?;
     let wire = request.transfer_package.as_ref().ok_or(OperationError::Malformed("transfer_package"))?;
     let sealed = context.sealed(&request.transfer_id, &wire.key_tweak_package)?;
-    package::verify_transfer_package(
-        &sender,
-        context.id.as_bytes(),
-        &wire.key_tweak_package,
-        wire.hash_variant,
-        &wire.user_signature,
-    )?;
+    package::verify_transfer_package(&context.id.uuid(), wire, &sender)?;
     let mut work = Work::default();
     for (leaf, jobs) in group([
         (Purpose::Refund, &wire.leaves_to_send),
