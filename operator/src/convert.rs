@@ -178,7 +178,7 @@ pub fn transfer_uuid(id: OperationId) -> uuid::Uuid {
 }
 
 fn record(leaf: uuid::Uuid, bytes: &[u8]) -> Result<LeafRecord, ConvertError> {
-    serde_json::from_slice(bytes).map_err(|_| ConvertError::Record(leaf))
+    LeafRecord::decode(bytes).map_err(|_| ConvertError::Record(leaf))
 }
 
 fn status(name: &str) -> Result<LeafStatus, ConvertError> {

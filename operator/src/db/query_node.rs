@@ -29,12 +29,28 @@ pub struct BalanceRow {
     pub value: i64,
 }
 
+/// True while this operator coordinates the operation that wrote the leaf's present state and has not heard from all
+/// others that they applied it: the coordinator shows an outcome last (OPERATION.md D7).
+macro_rules! unsettled {
+    ($leaf:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM leaf_history h JOIN operation o ON o.op_id = h.op_id AND o.attempt = h.attempt \
+             WHERE h.leaf_id = ",
+            $leaf,
+            ".leaf_id AND h.version = ",
+            $leaf,
+            ".version AND o.role = 'COORDINATOR' AND o.state = 'APPLIED')"
+        )
+    };
+}
+pub(super) use unsettled;
+
 macro_rules! select {
-    ($rest:literal) => {
+    ($($rest:expr),+) => {
         concat!(
             "SELECT l.leaf_id, l.status, l.record, (extract(epoch FROM l.created_at) * 1000000)::bigint AS created_micros, \
              (extract(epoch FROM l.updated_at) * 1000000)::bigint AS updated_micros FROM leaf l ",
-            $rest
+            $($rest),+
         )
     };
 }
@@ -50,7 +66,9 @@ pub async fn owned(
 ) -> Result<Vec<NodeRow>, DbError> {
     Ok(sqlx::query_as(select!(
         "WHERE l.owner_identity = $1 AND (l.status = ANY($2) OR (cardinality($2) = 0 AND l.status <> 'SPLITTED')) \
-         ORDER BY l.created_at, l.leaf_id LIMIT $3 OFFSET $4"
+         AND NOT ",
+        unsettled!("l"),
+        " ORDER BY l.created_at, l.leaf_id LIMIT $3 OFFSET $4"
     ))
     .bind(owner)
     .bind(statuses)
@@ -73,7 +91,9 @@ pub async fn visible(
                  o.owner_identity = $2 OR EXISTS ( \
                      SELECT 1 FROM transfer_leaf tl JOIN transfer t USING (transfer_id) \
                      WHERE tl.leaf_id = o.leaf_id AND t.receiver = $2 AND t.status IN (2, 3, 4, 9, 10)))) \
-         ORDER BY l.created_at, l.leaf_id"
+         AND NOT ",
+        unsettled!("l"),
+        " ORDER BY l.created_at, l.leaf_id"
     ))
     .bind(ids)
     .bind(identity)
@@ -107,9 +127,11 @@ pub async fn owned_among(ex: impl PgExecutor<'_>, ids: &[Uuid], owner: &[u8]) ->
 
 /// What an identity can spend.
 pub async fn balance(ex: impl PgExecutor<'_>, owner: &[u8]) -> Result<Vec<BalanceRow>, DbError> {
-    Ok(sqlx::query_as(
-        "SELECT leaf_id, value FROM leaf WHERE owner_identity = $1 AND status = 'AVAILABLE' ORDER BY leaf_id",
-    )
+    Ok(sqlx::query_as(concat!(
+            "SELECT l.leaf_id, l.value FROM leaf l WHERE l.owner_identity = $1 AND l.status = 'AVAILABLE' AND NOT ",
+            unsettled!("l"),
+            " ORDER BY l.leaf_id"
+    ))
     .bind(owner)
     .fetch_all(ex)
     .await?)

@@ -3,7 +3,7 @@
 use sqlx::{FromRow, PgExecutor};
 use uuid::Uuid;
 
-use super::{DbError, transfer::TransferRow};
+use super::{DbError, query_node::unsettled, transfer::TransferRow};
 
 /// Which transfers. An identity always limits them: sent by it, received by it, or both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,14 +74,17 @@ macro_rules! page {
              AND (cardinality($6::smallint[]) = 0 OR kind = ANY($6)) \
              AND ($7::bigint IS NULL OR created_at > timestamptz 'epoch' + $7 * interval '1 microsecond') \
              AND ($8::bigint IS NULL OR created_at < timestamptz 'epoch' + $8 * interval '1 microsecond') \
-             ORDER BY ",
+             AND NOT EXISTS (SELECT 1 FROM transfer_leaf tl JOIN leaf l USING (leaf_id) \
+                 WHERE tl.transfer_id = transfer.transfer_id AND ",
+            unsettled!("l"),
+            ") ORDER BY ",
             $order,
             " LIMIT $9 OFFSET $10"
         )
     };
 }
 
-/// Transfers by creation time and id.
+/// Transfers by creation time and id, without those whose last step this operator still brings to the others.
 pub async fn page(
     ex: impl PgExecutor<'_>,
     listing: &Listing,

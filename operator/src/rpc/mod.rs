@@ -94,17 +94,17 @@ pub struct Parts {
     pub addresses: Arc<dyn DepositAddresses>,
 }
 
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("own", &self.own).field("network", &self.network).finish_non_exhaustive()
+    }
+}
+
 /// The handlers. Clones share everything.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Api {
     parts: Parts,
     converter: Converter,
-}
-
-impl fmt::Debug for Api {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Api").field("own", &self.parts.own).field("network", &self.parts.network).finish_non_exhaustive()
-    }
 }
 
 impl Api {

@@ -14,7 +14,11 @@ use super::{
 use crate::{
     authn::Session,
     convert::transfer_uuid,
-    db::{query_node, transfer::COMPLETED},
+    db::{
+        query_node,
+        query_transfer::{self, Listing},
+        transfer::COMPLETED,
+    },
     status::{Reason, Refused},
 };
 
@@ -96,8 +100,9 @@ impl Api {
         if row.receiver != receiver.serialize() {
             return Err(Refused::not_owner());
         }
-        // Two devices of one wallet claim the same transfer: the later one gets the result of the earlier.
-        if row.status != COMPLETED {
+        // Two devices of one wallet claim the same transfer: the later one gets the result of the earlier, once that is
+        // everywhere.
+        if row.status != COMPLETED || !self.settled(id, session).await? {
             self.parts
                 .operations
                 .run(Request::Claim(request), &session.identity)
@@ -105,6 +110,12 @@ impl Api {
                 .map_err(of_retryable)?;
         }
         Ok(spark::ClaimTransferResponse { transfer: Some(self.transfer(id, session).await?) })
+    }
+
+    async fn settled(&self, id: Uuid, session: &Session) -> Result<bool, Refused> {
+        let identity = Some(session.identity.serialize().to_vec());
+        let listing = Listing { receiver: identity, ids: vec![id], ..Listing::default() };
+        Ok(!query_transfer::page(self.parts.db.pool(), &listing, 1, 0).await?.is_empty())
     }
 
     pub(super) async fn renew(
