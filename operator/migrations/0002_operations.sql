@@ -31,6 +31,7 @@ CREATE TABLE operation (
 );
 -- At most one attempt of an operation is undecided or committed.
 CREATE UNIQUE INDEX one_live_attempt ON operation (op_id) WHERE state NOT IN ('REFUSED', 'ABORTED');
+CREATE INDEX operation_request ON operation (request_digest);
 CREATE INDEX operation_open ON operation (updated_at) WHERE state IN ('PROPOSED', 'PREPARED', 'CERTIFIED', 'COMMITTED', 'APPLIED', 'REFUSED');
 
 CREATE FUNCTION operation_moves_forward() RETURNS trigger LANGUAGE plpgsql AS $$
