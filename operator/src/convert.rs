@@ -95,7 +95,11 @@ impl Converter {
         })
     }
 
-    fn transfer_leaf(&self, row: &TransferRow, leaf: &TransferNodeRow) -> Result<spark::TransferLeaf, ConvertError> {
+    fn transfer_leaf(
+        &self,
+        row: &TransferRow,
+        leaf: &TransferNodeRow,
+    ) -> Result<spark::TransferLeaf, ConvertError> {
         let current = record(leaf.leaf_id, &leaf.current_record)?;
         // After the claim the leaf is shown as it is, but only while it is the receiver's: who got it next is nobody's
         // business.
@@ -205,4 +209,82 @@ pub fn micros(time: &Timestamp) -> Option<i64> {
         return None;
     }
     time.seconds.checked_mul(1_000_000)?.checked_add(i64::from(time.nanos) / 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use spark_rules::leaf::LeafStatus;
+
+    use super::*;
+    use crate::rpc::testing;
+
+    fn row(record: &LeafRecord, status: &str) -> NodeRow {
+        NodeRow {
+            leaf_id: record.leaf_id.uuid(),
+            status: status.to_owned(),
+            record: record.encode(),
+            created_micros: 1_000_001,
+            updated_micros: 2_000_002,
+        }
+    }
+
+    #[test]
+    fn a_node_has_every_field_wallets_require() {
+        let converter = Converter::new(&testing::federation(3, 2));
+        let record = testing::record(7, 1, 0, LeafStatus::Creating);
+        // The row's status wins: chain facts change it without a new record.
+        let node = converter.node(&row(&record, "AVAILABLE")).unwrap();
+        assert_eq!(node.id, testing::leaf_id(7).to_string());
+        assert_eq!(
+            (node.status.as_str(), node.treenode_status),
+            ("AVAILABLE", spark::TreeNodeStatus::Available as i32)
+        );
+        assert_eq!((node.value, node.vout, node.network), (1000, 1, spark::Network::Regtest as i32));
+        assert_eq!(node.parent_node_id, None);
+        assert_eq!(bitcoin::consensus::deserialize::<Transaction>(&node.node_tx).unwrap(), record.node_tx);
+        assert_eq!(
+            bitcoin::consensus::deserialize::<Transaction>(&node.refund_tx).unwrap(),
+            record.refunds.cpfp
+        );
+        assert!(node.direct_tx.is_empty() && node.direct_refund_tx.is_empty());
+        assert!(!node.direct_from_cpfp_refund_tx.is_empty());
+        assert_eq!(node.created_time, Some(Timestamp { seconds: 1, nanos: 1_000 }));
+        let keyshare = node.signing_keyshare.unwrap();
+        assert_eq!((keyshare.threshold, keyshare.public_key.len()), (2, 33));
+        let identifiers: Vec<String> = (1..=3).map(|i| format!("{i:064x}")).collect();
+        assert_eq!(keyshare.owner_identifiers, identifiers);
+        assert!(keyshare.public_shares.keys().eq(identifiers.iter()));
+        // P = S + D, as wallets check before they count a leaf as theirs.
+        let point = |bytes: &[u8]| secp256k1::PublicKey::from_slice(bytes).unwrap();
+        let sum = point(&keyshare.public_key).combine(&point(&node.owner_signing_public_key)).unwrap();
+        assert_eq!(sum, point(&node.verifying_public_key));
+    }
+
+    #[test]
+    fn malformed_rows_are_errors() {
+        let converter = Converter::new(&testing::federation(3, 2));
+        let record = testing::record(7, 1, 0, LeafStatus::Available);
+        assert!(matches!(
+            converter.node(&row(&record, "available")),
+            Err(ConvertError::Column("leaf.status"))
+        ));
+        let mut broken = row(&record, "AVAILABLE");
+        broken.record.pop();
+        assert!(matches!(converter.node(&broken), Err(ConvertError::Record(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn times_round_trip(time in any::<i64>()) {
+            let wire = timestamp(time);
+            prop_assert!((0..1_000_000_000).contains(&wire.nanos));
+            prop_assert_eq!(micros(&wire), Some(time).filter(|_| wire.seconds.checked_mul(1_000_000).is_some()));
+        }
+
+        #[test]
+        fn foreign_times_never_panic(seconds in any::<i64>(), nanos in any::<i32>()) {
+            let _ = micros(&Timestamp { seconds, nanos });
+        }
+    }
 }

@@ -125,9 +125,14 @@ impl Shared {
         let Ok(id) = Uuid::from_slice(&row.body) else { return Err(ConvertError::Column("event_log.body")) };
         match row.kind.as_str() {
             "DEPOSIT" => self.deposit(id, &row.identity).await,
-            "TRANSFER" => Ok(self.transfer(id).await?.filter(|(_, claimable)| *claimable).map(|(transfer, _)| {
-                Wire::ReceiverTransfer(TransferEvent { transfer: Some(transfer), trace_id: String::new() })
-            })),
+            "TRANSFER" => {
+                Ok(self.transfer(id).await?.filter(|(_, claimable)| *claimable).map(|(transfer, _)| {
+                    Wire::ReceiverTransfer(TransferEvent {
+                        transfer: Some(transfer),
+                        trace_id: String::new(),
+                    })
+                }))
+            }
             "SENDER_TRANSFER" => Ok(self.transfer(id).await?.map(|(transfer, _)| {
                 Wire::SenderTransfer(TransferEvent { transfer: Some(transfer), trace_id: String::new() })
             })),
@@ -221,5 +226,109 @@ async fn serve(
         if out.send(message).await.is_err() || last {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spark_rules::leaf::LeafStatus;
+    use tokio::time::timeout;
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+    use crate::{db::testing::database, rpc::testing};
+
+    type Stream = ReceiverStream<Result<SubscribeToEventsResponse, Status>>;
+
+    async fn events(db: &Db) -> Events {
+        let converter = Converter::new(&testing::federation(3, 2));
+        Events::start(db.clone(), converter, spark::Network::Regtest).await.unwrap()
+    }
+
+    async fn next(stream: &mut Stream) -> Wire {
+        let message = timeout(Duration::from_secs(10), stream.next()).await.expect("in time").expect("open");
+        message.unwrap().event.unwrap()
+    }
+
+    async fn insert(db: &Db, identity: u8, kind: &str, id: Uuid) {
+        event::insert(db.pool(), &testing::key(identity).serialize(), kind, id.as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn connected_comes_first_and_heartbeats_follow() {
+        let db = database().await;
+        let events = events(&db).await;
+        let started = Instant::now();
+        let mut stream = events.subscribe(testing::key(1).serialize());
+        assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+        assert!(started.elapsed() < Duration::from_secs(1));
+        assert!(matches!(next(&mut stream).await, Wire::Heartbeat(_)));
+        assert!(started.elapsed() < Duration::from_secs(8));
+    }
+
+    #[tokio::test]
+    async fn every_stream_of_an_identity_hears_and_no_other() {
+        let db = database().await;
+        let events = events(&db).await;
+        let mut receivers = [2, 2, 1, 3].map(|identity| events.subscribe(testing::key(identity).serialize()));
+        for stream in &mut receivers {
+            assert!(matches!(next(stream).await, Wire::Connected(_)));
+        }
+        let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+        insert(&db, 2, "TRANSFER", id).await;
+        insert(&db, 1, "SENDER_TRANSFER", id).await;
+        events.wake();
+        let [first, second, sender, stranger] = &mut receivers;
+        for stream in [first, second] {
+            let Wire::ReceiverTransfer(event) = next(stream).await else { panic!("receiver_transfer") };
+            let transfer = event.transfer.unwrap();
+            assert_eq!((transfer.id, transfer.leaves.len()), (id.to_string(), 1));
+            assert_eq!(transfer.status, spark::TransferStatus::SenderKeyTweaked as i32);
+        }
+        assert!(matches!(next(sender).await, Wire::SenderTransfer(_)));
+        assert!(matches!(next(stranger).await, Wire::Heartbeat(_)), "nothing but a heartbeat");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_so_is_not_said() {
+        let db = database().await;
+        let events = events(&db).await;
+        let mut stream = events.subscribe(testing::key(2).serialize());
+        assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+        // A transfer that is claimed, and a deposit that is not confirmed.
+        let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+        testing::put_claim(&db, id, 7, 2).await;
+        insert(&db, 2, "TRANSFER", id).await;
+        let creating = testing::record(8, 2, 0, LeafStatus::Creating);
+        testing::put_leaf(&db, &creating).await;
+        insert(&db, 2, "DEPOSIT", creating.leaf_id.uuid()).await;
+        // One that is.
+        let available = testing::record(6, 2, 0, LeafStatus::Available);
+        testing::put_leaf(&db, &available).await;
+        insert(&db, 2, "DEPOSIT", available.leaf_id.uuid()).await;
+        events.wake();
+        let Wire::Deposit(event) = next(&mut stream).await else { panic!("deposit") };
+        let node = event.deposit.unwrap();
+        assert_eq!((node.id, node.status.as_str()), (available.leaf_id.to_string(), "AVAILABLE"));
+    }
+
+    #[tokio::test]
+    async fn another_replicas_rows_are_found_without_a_wake_and_closed_streams_are_forgotten() {
+        let db = database().await;
+        let events = events(&db).await;
+        let mut stream = events.subscribe(testing::key(2).serialize());
+        assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+        let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+        insert(&db, 2, "TRANSFER", id).await;
+        assert!(matches!(next(&mut stream).await, Wire::ReceiverTransfer(_)));
+        assert_eq!(events.streams(), 1);
+        drop(stream);
+        timeout(Duration::from_secs(5), async {
+            while events.streams() > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .expect("forgotten");
     }
 }

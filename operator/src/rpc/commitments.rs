@@ -52,8 +52,12 @@ impl Wanted {
         let leaves = input::leaf_ids("node_ids", &request.node_ids)?;
         match (leaves.is_empty(), request.node_id_count) {
             (false, 0) => Ok(Self::Bound { kinds, leaves }),
-            (true, count) if (1..=MAX_IDS as u32).contains(&count) => Ok(Self::Unbound { kinds, leaves: count }),
-            (true, 0) => Err(Refused::field("node_ids", "name leaves, or how many there will be in node_id_count")),
+            (true, count) if (1..=MAX_IDS as u32).contains(&count) => {
+                Ok(Self::Unbound { kinds, leaves: count })
+            }
+            (true, 0) => {
+                Err(Refused::field("node_ids", "name leaves, or how many there will be in node_id_count"))
+            }
             (true, _) => Err(Refused::field("node_id_count", format!("at most {MAX_IDS}"))),
             (false, _) => Err(Refused::field("node_id_count", "must be absent beside node_ids")),
         }
@@ -120,7 +124,9 @@ pub(super) async fn collect(
                 answers.insert(operator, commitments);
             }
             // The caller's own fault will not be cured by asking somebody else.
-            Err(refused) if matches!(refused.reason, Reason::Quota | Reason::FieldInvalid | Reason::NotOwner) => {
+            Err(refused)
+                if matches!(refused.reason, Reason::Quota | Reason::FieldInvalid | Reason::NotOwner) =>
+            {
                 return Err(refused);
             }
             Err(refused) => {
@@ -140,7 +146,11 @@ fn checked(
         && commitments.iter().all(|pair| {
             input::key("hiding", &pair.hiding).is_ok() && input::key("binding", &pair.binding).is_ok()
         });
-    if sound { Ok(commitments) } else { Err(Refused::new(Reason::QuorumShort, "operator sent malformed commitments")) }
+    if sound {
+        Ok(commitments)
+    } else {
+        Err(Refused::new(Reason::QuorumShort, "operator sent malformed commitments"))
+    }
 }
 
 /// One map per commitment asked for; index = kind × leaves + leaf, as in each operator's own answer.

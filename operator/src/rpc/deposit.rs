@@ -3,7 +3,11 @@
 use spark_proto::spark;
 
 use super::{Api, input, page::Page};
-use crate::{authn::Session, db::address, status::{Reason, Refused}};
+use crate::{
+    authn::Session,
+    db::address,
+    status::{Reason, Refused},
+};
 
 impl Api {
     pub(super) async fn new_deposit_address(
@@ -15,7 +19,10 @@ impl Api {
         let identity = input::own_identity("identity_public_key", &request.identity_public_key, session)?;
         let user_key = input::key("signing_public_key", &request.signing_public_key)?;
         if request.is_static.unwrap_or(false) {
-            return Err(Refused::new(Reason::Unimplemented, "static deposit addresses are not offered by this operator"));
+            return Err(Refused::new(
+                Reason::Unimplemented,
+                "static deposit addresses are not offered by this operator",
+            ));
         }
         if request.hash_variant != spark::HashVariant::V2 as i32 {
             return Err(Refused::field("hash_variant", "must be HASH_VARIANT_V2"));
@@ -43,7 +50,8 @@ impl Api {
         let identity = input::own_identity("identity_public_key", &request.identity_public_key, session)?;
         let page = Page::parse(request.limit, request.offset)?;
         let rows =
-            address::unused(self.parts.db.pool(), &identity.serialize(), true, page.fetch(), page.offset()).await?;
+            address::unused(self.parts.db.pool(), &identity.serialize(), true, page.fetch(), page.offset())
+                .await?;
         let (rows, offset) = page.cut(rows);
         let deposit_addresses = rows
             .into_iter()

@@ -15,11 +15,16 @@ pub(super) const MAX_IDS: usize = 300;
 
 /// A 33-byte public key.
 pub(super) fn key(field: &'static str, bytes: &[u8]) -> Result<PublicKey, Refused> {
-    point::parse(field, bytes).map_err(|_| Refused::field(field, "must be a compressed secp256k1 point of 33 bytes"))
+    point::parse(field, bytes)
+        .map_err(|_| Refused::field(field, "must be a compressed secp256k1 point of 33 bytes"))
 }
 
 /// The identity key that a request names; it must be the session's.
-pub(super) fn own_identity(field: &'static str, bytes: &[u8], session: &Session) -> Result<PublicKey, Refused> {
+pub(super) fn own_identity(
+    field: &'static str,
+    bytes: &[u8],
+    session: &Session,
+) -> Result<PublicKey, Refused> {
     let identity = key(field, bytes)?;
     if identity == session.identity { Ok(identity) } else { Err(Refused::not_owner()) }
 }
@@ -114,7 +119,10 @@ mod tests {
         let session = Session { identity: PublicKey::from_secret_key_global(&secret) };
         let bytes = session.identity.serialize();
         assert!(own_identity("identity_public_key", &bytes, &session).is_ok());
-        assert!(own_identity("identity_public_key", &session.identity.serialize_uncompressed(), &session).is_err());
+        assert!(
+            own_identity("identity_public_key", &session.identity.serialize_uncompressed(), &session)
+                .is_err()
+        );
         let other = PublicKey::from_secret_key_global(&secp256k1::SecretKey::from_slice(&[8; 32]).unwrap());
         let refused = own_identity("identity_public_key", &other.serialize(), &session).unwrap_err();
         assert_eq!(refused.reason, Reason::NotOwner);

@@ -13,7 +13,9 @@ mod page;
 mod refusal;
 mod service;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod token;
 mod transfers;
 mod write;
@@ -96,7 +98,10 @@ pub struct Parts {
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").field("own", &self.own).field("network", &self.network).finish_non_exhaustive()
+        f.debug_struct("Parts")
+            .field("own", &self.own)
+            .field("network", &self.network)
+            .finish_non_exhaustive()
     }
 }
 

@@ -54,7 +54,10 @@ impl<'a> Bounds<'a> {
             [
                 ("transfer_package.leaves_to_send", &package.leaves_to_send),
                 ("transfer_package.direct_leaves_to_send", &package.direct_leaves_to_send),
-                ("transfer_package.direct_from_cpfp_leaves_to_send", &package.direct_from_cpfp_leaves_to_send),
+                (
+                    "transfer_package.direct_from_cpfp_leaves_to_send",
+                    &package.direct_from_cpfp_leaves_to_send,
+                ),
             ],
             ("transfer_package.key_tweak_package", &package.key_tweak_package),
             ("transfer_package.user_signature", &package.user_signature),
@@ -170,7 +173,10 @@ impl<'a> Bounds<'a> {
         bytes(&format!("{field}.raw_tx"), &job.raw_tx, 1, MAX_TX)?;
         bytes(&format!("{field}.signing_public_key"), &job.signing_public_key, 33, 33)?;
         if job.additional_inputs.len() > MAX_EXTRA_UTXOS {
-            return Err(Refused::field(format!("{field}.additional_inputs"), format!("at most {MAX_EXTRA_UTXOS}")));
+            return Err(Refused::field(
+                format!("{field}.additional_inputs"),
+                format!("at most {MAX_EXTRA_UTXOS}"),
+            ));
         }
         self.half(
             field,
@@ -219,7 +225,8 @@ impl<'a> Bounds<'a> {
             return Err(Refused::field(field, format!("needs an entry for {expected} operators")));
         }
         for key in keys {
-            let known = OperatorIndex::from_identifier(key).ok().and_then(|index| self.federation.member(index));
+            let known =
+                OperatorIndex::from_identifier(key).ok().and_then(|index| self.federation.member(index));
             if known.is_none() {
                 return Err(Refused::field(field, "names an operator that is not of this federation"));
             }
@@ -230,7 +237,10 @@ impl<'a> Bounds<'a> {
 
 fn size(message: &impl Message) -> Result<(), Refused> {
     if message.encoded_len() > MAX_OPERATION {
-        return Err(Refused::new(Reason::MessageTooLarge, format!("an operation may have at most {MAX_OPERATION} bytes")));
+        return Err(Refused::new(
+            Reason::MessageTooLarge,
+            format!("an operation may have at most {MAX_OPERATION} bytes"),
+        ));
     }
     Ok(())
 }

@@ -38,7 +38,9 @@ mod tests {
 
     #[test]
     fn sends_are_failed_preconditions_with_the_text_wallets_search() {
-        for reason in [Reason::NonceUnknown, Reason::OperationAborted, Reason::NonceSpent, Reason::StaleVersion] {
+        for reason in
+            [Reason::NonceUnknown, Reason::OperationAborted, Reason::NonceSpent, Reason::StaleVersion]
+        {
             let refused = of_send(Refused::new(reason, "x"), "leaf");
             assert_eq!((refused.code, refused.reason), (Code::FailedPrecondition, Reason::LeafUnavailable));
             assert_eq!(refused.text, text::LEAF_UNAVAILABLE);
@@ -50,7 +52,9 @@ mod tests {
 
     #[test]
     fn claims_and_renewals_are_worth_a_retry() {
-        for reason in [Reason::NonceUnknown, Reason::OperationAborted, Reason::NonceSpent, Reason::LeafUnavailable] {
+        for reason in
+            [Reason::NonceUnknown, Reason::OperationAborted, Reason::NonceSpent, Reason::LeafUnavailable]
+        {
             let refused = of_retryable(Refused::new(reason, "x"));
             assert_eq!((refused.code, refused.reason), (Code::Unavailable, reason));
         }

@@ -188,7 +188,8 @@ impl SparkService for Api {
         request: Request<spark::SubscribeToEventsRequest>,
     ) -> Result<Response<Self::subscribe_to_eventsStream>, Status> {
         let session = Session::of(&request)?;
-        let identity = input::own_identity("identity_public_key", &request.get_ref().identity_public_key, &session)?;
+        let identity =
+            input::own_identity("identity_public_key", &request.get_ref().identity_public_key, &session)?;
         Ok(Response::new(self.parts.events.subscribe(identity.serialize())))
     }
 

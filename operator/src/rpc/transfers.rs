@@ -73,10 +73,14 @@ impl Api {
 }
 
 fn listing(session: &Session, request: &spark::TransferFilter, scope: Scope) -> Result<Listing, Refused> {
-    let own = |field, key: &[u8]| input::own_identity(field, key, session).map(|key| Some(key.serialize().to_vec()));
+    let own = |field, key: &[u8]| {
+        input::own_identity(field, key, session).map(|key| Some(key.serialize().to_vec()))
+    };
     let (sender, receiver) = match &request.participant {
         Some(Participant::SenderIdentityPublicKey(key)) => (own("sender_identity_public_key", key)?, None),
-        Some(Participant::ReceiverIdentityPublicKey(key)) => (None, own("receiver_identity_public_key", key)?),
+        Some(Participant::ReceiverIdentityPublicKey(key)) => {
+            (None, own("receiver_identity_public_key", key)?)
+        }
         Some(Participant::SenderOrReceiverIdentityPublicKey(key)) => {
             let key = own("sender_or_receiver_identity_public_key", key)?;
             (key.clone(), key)

@@ -44,7 +44,9 @@ impl Api {
             .run(Request::Deposit(request), &session.identity)
             .await
             .map_err(of_retryable)?;
-        Ok(spark::FinalizeDepositTreeCreationResponse { root_node: Some(self.own_node(leaf, session).await?) })
+        Ok(spark::FinalizeDepositTreeCreationResponse {
+            root_node: Some(self.own_node(leaf, session).await?),
+        })
     }
 
     /// The leaf that the deposit's address was made for.
@@ -53,14 +55,19 @@ impl Api {
         session: &Session,
         request: &spark::FinalizeDepositTreeCreationRequest,
     ) -> Result<Uuid, Refused> {
-        let unknown = || Refused::new(Reason::AddressUnknown, "no deposit address of yours is paid by this output");
+        let unknown =
+            || Refused::new(Reason::AddressUnknown, "no deposit address of yours is paid by this output");
         let utxo = request.on_chain_utxo.as_ref().ok_or_else(unknown)?;
         let tx: bitcoin::Transaction = bitcoin::consensus::deserialize(&utxo.raw_tx)
             .map_err(|_| Refused::field("on_chain_utxo.raw_tx", "is not a transaction"))?;
         let output = usize::try_from(utxo.vout).ok().and_then(|vout| tx.output.get(vout));
-        let output = output.ok_or_else(|| Refused::field("on_chain_utxo.vout", "is not an output of the transaction"))?;
-        let row = crate::db::address::by_script(self.parts.db.pool(), output.script_pubkey.as_bytes()).await?;
-        row.filter(|row| row.identity == session.identity.serialize()).map(|row| row.leaf_id).ok_or_else(unknown)
+        let output = output
+            .ok_or_else(|| Refused::field("on_chain_utxo.vout", "is not an output of the transaction"))?;
+        let row =
+            crate::db::address::by_script(self.parts.db.pool(), output.script_pubkey.as_bytes()).await?;
+        row.filter(|row| row.identity == session.identity.serialize())
+            .map(|row| row.leaf_id)
+            .ok_or_else(unknown)
     }
 
     pub(super) async fn send(
@@ -93,7 +100,8 @@ impl Api {
         session: &Session,
         request: spark::ClaimTransferRequest,
     ) -> Result<spark::ClaimTransferResponse, Refused> {
-        let receiver = input::own_identity("owner_identity_public_key", &request.owner_identity_public_key, session)?;
+        let receiver =
+            input::own_identity("owner_identity_public_key", &request.owner_identity_public_key, session)?;
         self.bounds().claim(&request)?;
         let id = transfer_uuid(input::transfer_id("transfer_id", &request.transfer_id)?);
         let row = self.transfer_of(id, session).await?;
@@ -125,16 +133,13 @@ impl Api {
     ) -> Result<spark::RenewLeafResponse, Refused> {
         self.bounds().renew(&request)?;
         let leaf = input::leaf_id("leaf_id", &request.leaf_id)?.uuid();
-        let owned = query_node::owned_among(self.parts.db.pool(), &[leaf], &session.identity.serialize()).await?;
+        let owned =
+            query_node::owned_among(self.parts.db.pool(), &[leaf], &session.identity.serialize()).await?;
         if owned.is_empty() {
             return Err(Refused::new(Reason::LeafUnknown, "leaf is not known").with("leaf", request.leaf_id));
         }
         let path = request.signing_jobs.clone();
-        self.parts
-            .operations
-            .run(Request::Renew(request), &session.identity)
-            .await
-            .map_err(of_retryable)?;
+        self.parts.operations.run(Request::Renew(request), &session.identity).await.map_err(of_retryable)?;
         let node = Some(self.own_node(leaf, session).await?);
         let result = match path {
             Some(SigningJobs::RenewRefundTimelockSigningJob(_)) => {
@@ -146,7 +151,10 @@ impl Api {
             }
             Some(SigningJobs::RenewNodeZeroTimelockSigningJob(_)) => {
                 let split_node = self.parent(node.as_ref(), session).await?;
-                RenewResult::RenewNodeZeroTimelockResult(spark::RenewNodeZeroTimelockResult { split_node, node })
+                RenewResult::RenewNodeZeroTimelockResult(spark::RenewNodeZeroTimelockResult {
+                    split_node,
+                    node,
+                })
             }
             None => return Err(Refused::field("signing_jobs", "is missing")),
         };
@@ -159,13 +167,16 @@ impl Api {
         session: &Session,
     ) -> Result<Option<spark::TreeNode>, Refused> {
         match node.and_then(|node| node.parent_node_id.as_deref()) {
-            Some(parent) => Ok(Some(self.own_node(input::leaf_id("parent_node_id", parent)?.uuid(), session).await?)),
+            Some(parent) => {
+                Ok(Some(self.own_node(input::leaf_id("parent_node_id", parent)?.uuid(), session).await?))
+            }
             None => Ok(None),
         }
     }
 
     async fn own_node(&self, leaf: Uuid, session: &Session) -> Result<spark::TreeNode, Refused> {
-        let rows = query_node::visible(self.parts.db.pool(), &[leaf], &session.identity.serialize(), &[]).await?;
+        let rows =
+            query_node::visible(self.parts.db.pool(), &[leaf], &session.identity.serialize(), &[]).await?;
         let row = rows.first().ok_or_else(|| Refused::new(Reason::LeafUnknown, "leaf is not known"))?;
         Ok(self.converter.node(row)?)
     }
