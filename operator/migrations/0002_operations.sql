@@ -22,7 +22,7 @@ CREATE TABLE operation (
     abort_proof    bytea,
     opened         bytea,
     reason         text NOT NULL DEFAULT '',
-    lease_until    timestamptz NOT NULL DEFAULT now(),
+    lease_until    timestamptz NOT NULL DEFAULT now() + interval '30 seconds',
     created_at     timestamptz NOT NULL DEFAULT now(),
     updated_at     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (op_id, attempt),

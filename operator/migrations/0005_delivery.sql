@@ -36,7 +36,7 @@ CREATE INDEX event_log_identity ON event_log (identity, seq);
 
 -- The signer's journal is the truth; these tables are its projection (D10).
 CREATE TABLE projection (
-    only        boolean PRIMARY KEY DEFAULT true CHECK (only),
+    singleton   boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     incarnation bytea NOT NULL CHECK (octet_length(incarnation) = 16),
     sequence    bigint NOT NULL CHECK (sequence >= 0)
 );

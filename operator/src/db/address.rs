@@ -41,8 +41,8 @@ pub struct AddressRow {
 impl AddressRow {
     /// The operators' signatures over the address by FROST identifier.
     pub fn signatures(&self) -> Result<BTreeMap<String, Vec<u8>>, DbError> {
-        let text: BTreeMap<String, String> =
-            serde_json::from_str(&self.address_signatures).map_err(|_| DbError::Corrupt("address_signatures"))?;
+        let text: BTreeMap<String, String> = serde_json::from_str(&self.address_signatures)
+            .map_err(|_| DbError::Corrupt("address_signatures"))?;
         text.into_iter()
             .map(|(id, der)| Ok((id, hex::decode(der).map_err(|_| DbError::Corrupt("address_signatures"))?)))
             .collect()
@@ -92,22 +92,26 @@ pub async fn reserve(
 }
 
 async fn insert_request(ex: impl PgExecutor<'_>, row: &RequestRow) -> Result<(), DbError> {
-    sqlx::query("INSERT INTO address_request (leaf_id, keyshare_id, identity, user_key) VALUES ($1, $2, $3, $4)")
-        .bind(row.leaf_id)
-        .bind(row.keyshare_id)
-        .bind(&row.identity)
-        .bind(&row.user_key)
-        .execute(ex)
-        .await?;
+    sqlx::query(
+        "INSERT INTO address_request (leaf_id, keyshare_id, identity, user_key) VALUES ($1, $2, $3, $4)",
+    )
+    .bind(row.leaf_id)
+    .bind(row.keyshare_id)
+    .bind(&row.identity)
+    .bind(&row.user_key)
+    .execute(ex)
+    .await?;
     Ok(())
 }
 
 /// The reservation of a leaf id.
 pub async fn request(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Option<RequestRow>, DbError> {
-    Ok(sqlx::query_as("SELECT leaf_id, keyshare_id, identity, user_key FROM address_request WHERE leaf_id = $1")
-        .bind(leaf_id)
-        .fetch_optional(ex)
-        .await?)
+    Ok(sqlx::query_as(
+        "SELECT leaf_id, keyshare_id, identity, user_key FROM address_request WHERE leaf_id = $1",
+    )
+    .bind(leaf_id)
+    .fetch_optional(ex)
+    .await?)
 }
 
 /// Records a bound address; a repeat with the same keyshare changes nothing.
@@ -157,7 +161,10 @@ pub async fn complete(
 
 /// A leaf exists on an output of this address.
 pub async fn mark_used(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<(), DbError> {
-    sqlx::query("UPDATE deposit_address SET state = 'USED' WHERE leaf_id = $1").bind(leaf_id).execute(ex).await?;
+    sqlx::query("UPDATE deposit_address SET state = 'USED' WHERE leaf_id = $1")
+        .bind(leaf_id)
+        .execute(ex)
+        .await?;
     Ok(())
 }
 
@@ -209,7 +216,11 @@ pub async fn unused(
 }
 
 /// Scripts of all addresses, `limit` at a time after `after` (exclusive), for the chain watcher's start.
-pub async fn scripts_after(ex: impl PgExecutor<'_>, after: &[u8], limit: i64) -> Result<Vec<Vec<u8>>, DbError> {
+pub async fn scripts_after(
+    ex: impl PgExecutor<'_>,
+    after: &[u8],
+    limit: i64,
+) -> Result<Vec<Vec<u8>>, DbError> {
     Ok(sqlx::query_scalar("SELECT script FROM deposit_address WHERE script > $1 ORDER BY script LIMIT $2")
         .bind(after)
         .bind(limit)

@@ -65,7 +65,11 @@ pub async fn watch(ex: impl PgExecutor<'_>, row: &WatchedRow) -> Result<(), DbEr
 }
 
 /// Which of these outpoints are watched. `txids` and `vouts` are parallel.
-pub async fn watched(ex: impl PgExecutor<'_>, txids: &[Vec<u8>], vouts: &[i64]) -> Result<Vec<WatchedRow>, DbError> {
+pub async fn watched(
+    ex: impl PgExecutor<'_>,
+    txids: &[Vec<u8>],
+    vouts: &[i64],
+) -> Result<Vec<WatchedRow>, DbError> {
     Ok(sqlx::query_as(
         "SELECT w.txid, w.vout, w.kind, w.leaf_id FROM watched_outpoint w \
          JOIN unnest($1::bytea[], $2::bigint[]) AS o(txid, vout) ON w.txid = o.txid AND w.vout = o.vout",
@@ -77,7 +81,12 @@ pub async fn watched(ex: impl PgExecutor<'_>, txids: &[Vec<u8>], vouts: &[i64]) 
 }
 
 /// A spend in a block that `header` holds.
-pub async fn insert_event(ex: impl PgExecutor<'_>, row: &SpendRow, height: i32, block_hash: &[u8]) -> Result<(), DbError> {
+pub async fn insert_event(
+    ex: impl PgExecutor<'_>,
+    row: &SpendRow,
+    height: i32,
+    block_hash: &[u8],
+) -> Result<(), DbError> {
     sqlx::query(
         "INSERT INTO chain_event (block_hash, txid, vout, spender_txid, height, kind, leaf_id) \
          VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (txid, vout) DO NOTHING",

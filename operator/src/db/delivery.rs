@@ -44,14 +44,21 @@ pub struct Due {
 }
 
 /// Queues a message; a repeat changes nothing.
-pub async fn push(ex: impl PgExecutor<'_>, peer: OperatorIndex, id: AttemptId, message: Message) -> Result<(), DbError> {
-    sqlx::query("INSERT INTO outbox (peer, op_id, attempt, kind) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-        .bind(index_column(peer))
-        .bind(id.op.uuid())
-        .bind(id.attempt_column()?)
-        .bind(message.as_str())
-        .execute(ex)
-        .await?;
+pub async fn push(
+    ex: impl PgExecutor<'_>,
+    peer: OperatorIndex,
+    id: AttemptId,
+    message: Message,
+) -> Result<(), DbError> {
+    sqlx::query(
+        "INSERT INTO outbox (peer, op_id, attempt, kind) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+    )
+    .bind(index_column(peer))
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .bind(message.as_str())
+    .execute(ex)
+    .await?;
     Ok(())
 }
 
@@ -99,14 +106,19 @@ pub async fn delivered(
 }
 
 /// Peers that have not yet answered a kind of message about an attempt.
-pub async fn waiting(ex: impl PgExecutor<'_>, id: AttemptId, message: Message) -> Result<Vec<OperatorIndex>, DbError> {
-    let rows: Vec<i16> =
-        sqlx::query_scalar("SELECT peer FROM outbox WHERE op_id = $1 AND attempt = $2 AND kind = $3 ORDER BY peer")
-            .bind(id.op.uuid())
-            .bind(id.attempt_column()?)
-            .bind(message.as_str())
-            .fetch_all(ex)
-            .await?;
+pub async fn waiting(
+    ex: impl PgExecutor<'_>,
+    id: AttemptId,
+    message: Message,
+) -> Result<Vec<OperatorIndex>, DbError> {
+    let rows: Vec<i16> = sqlx::query_scalar(
+        "SELECT peer FROM outbox WHERE op_id = $1 AND attempt = $2 AND kind = $3 ORDER BY peer",
+    )
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .bind(message.as_str())
+    .fetch_all(ex)
+    .await?;
     rows.into_iter().map(index).collect()
 }
 
@@ -117,13 +129,15 @@ pub async fn received(
     id: AttemptId,
     message: Message,
 ) -> Result<bool, DbError> {
-    Ok(sqlx::query("INSERT INTO inbox (peer, op_id, attempt, kind) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-        .bind(index_column(peer))
-        .bind(id.op.uuid())
-        .bind(id.attempt_column()?)
-        .bind(message.as_str())
-        .execute(ex)
-        .await?
-        .rows_affected()
+    Ok(sqlx::query(
+        "INSERT INTO inbox (peer, op_id, attempt, kind) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+    )
+    .bind(index_column(peer))
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .bind(message.as_str())
+    .execute(ex)
+    .await?
+    .rows_affected()
         == 1)
 }

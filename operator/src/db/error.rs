@@ -48,7 +48,9 @@ impl From<sqlx::Error> for DbError {
                 "one_live_attempt" => Self::AttemptLive,
                 _ => Self::Exists(constraint),
             },
-            Some("23514" | "23502" | "23503") => Self::Constraint(format!("{constraint}: {}", database.message())),
+            Some("23514" | "23502" | "23503") => {
+                Self::Constraint(format!("{constraint}: {}", database.message()))
+            }
             _ => Self::Unavailable(error),
         }
     }

@@ -18,7 +18,12 @@ pub struct EventRow {
 }
 
 /// Appends.
-pub async fn insert(ex: impl PgExecutor<'_>, identity: &[u8], kind: &str, body: &[u8]) -> Result<i64, DbError> {
+pub async fn insert(
+    ex: impl PgExecutor<'_>,
+    identity: &[u8],
+    kind: &str,
+    body: &[u8],
+) -> Result<i64, DbError> {
     Ok(sqlx::query_scalar("INSERT INTO event_log (identity, kind, body) VALUES ($1, $2, $3) RETURNING seq")
         .bind(identity)
         .bind(kind)
@@ -28,7 +33,12 @@ pub async fn insert(ex: impl PgExecutor<'_>, identity: &[u8], kind: &str, body: 
 }
 
 /// Events of an identity after a cursor.
-pub async fn after(ex: impl PgExecutor<'_>, identity: &[u8], seq: i64, limit: i64) -> Result<Vec<EventRow>, DbError> {
+pub async fn after(
+    ex: impl PgExecutor<'_>,
+    identity: &[u8],
+    seq: i64,
+    limit: i64,
+) -> Result<Vec<EventRow>, DbError> {
     Ok(sqlx::query_as(
         "SELECT seq, identity, kind, body FROM event_log WHERE identity = $1 AND seq > $2 ORDER BY seq LIMIT $3",
     )

@@ -47,10 +47,15 @@ impl Db {
     ///
     /// `url` is a libpq URL. Every statement is bounded by `statement_timeout`; a connection is waited for at
     /// most ten seconds.
-    pub async fn connect(url: &str, max_connections: u32, statement_timeout: Duration) -> Result<Self, DbError> {
+    pub async fn connect(
+        url: &str,
+        max_connections: u32,
+        statement_timeout: Duration,
+    ) -> Result<Self, DbError> {
         let options: PgConnectOptions = url.parse()?;
         let timeout = format!("{}ms", statement_timeout.as_millis());
-        let options = options.application_name("spark-operator").options([("statement_timeout", timeout.as_str())]);
+        let options =
+            options.application_name("spark-operator").options([("statement_timeout", timeout.as_str())]);
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(Duration::from_secs(10))
@@ -92,7 +97,8 @@ macro_rules! in_transaction {
             match outcome {
                 Err($crate::db::DbError::Serialization) if repeats < $crate::db::SERIALIZATION_RETRIES => {
                     repeats += 1;
-                    tokio::time::sleep(std::time::Duration::from_millis(u64::from(5 * repeats * repeats))).await;
+                    tokio::time::sleep(std::time::Duration::from_millis(u64::from(5 * repeats * repeats)))
+                        .await;
                 }
                 outcome => break outcome,
             }

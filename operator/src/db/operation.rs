@@ -221,7 +221,12 @@ fn parse_one(row: Option<PgRow>) -> Result<Option<OperationRow>, DbError> {
 }
 
 /// Writes an attempt in a first state.
-pub async fn insert(ex: impl PgExecutor<'_>, new: &NewOperation, state: State, reason: &str) -> Result<(), DbError> {
+pub async fn insert(
+    ex: impl PgExecutor<'_>,
+    new: &NewOperation,
+    state: State,
+    reason: &str,
+) -> Result<(), DbError> {
     let named: Vec<i16> = new.named.iter().copied().map(index_column).collect();
     sqlx::query(
         "INSERT INTO operation (op_id, attempt, kind, role, coordinator, state, request, request_digest, named, reason) \
@@ -264,7 +269,10 @@ pub async fn latest(ex: impl PgExecutor<'_>, op: OperationId) -> Result<Option<O
 }
 
 /// The newest operation that the same words of a client asked for.
-pub async fn by_request_digest(ex: impl PgExecutor<'_>, digest: &[u8; 32]) -> Result<Option<OperationRow>, DbError> {
+pub async fn by_request_digest(
+    ex: impl PgExecutor<'_>,
+    digest: &[u8; 32],
+) -> Result<Option<OperationRow>, DbError> {
     parse_one(
         sqlx::query(select!("WHERE request_digest = $1 ORDER BY created_at DESC LIMIT 1"))
             .bind(digest.as_slice())
@@ -274,7 +282,11 @@ pub async fn by_request_digest(ex: impl PgExecutor<'_>, digest: &[u8; 32]) -> Re
 }
 
 /// Attempts of an operation that lack a proof or are not applied everywhere, the oldest first.
-pub async fn open(ex: impl PgExecutor<'_>, older_than_seconds: i64, limit: i64) -> Result<Vec<OperationRow>, DbError> {
+pub async fn open(
+    ex: impl PgExecutor<'_>,
+    older_than_seconds: i64,
+    limit: i64,
+) -> Result<Vec<OperationRow>, DbError> {
     let rows = sqlx::query(select!(
         "WHERE state IN ('PROPOSED', 'PREPARED', 'CERTIFIED', 'COMMITTED', 'APPLIED', 'REFUSED') \
          AND updated_at <= now() - make_interval(secs => $1::bigint) ORDER BY updated_at LIMIT $2"
@@ -301,6 +313,16 @@ pub async fn lease(ex: impl PgExecutor<'_>, id: AttemptId, seconds: i64) -> Resu
         == 1)
 }
 
+/// Puts an open attempt behind the others.
+pub async fn touch(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<(), DbError> {
+    sqlx::query("UPDATE operation SET updated_at = now() WHERE op_id = $1 AND attempt = $2")
+        .bind(id.op.uuid())
+        .bind(id.attempt_column()?)
+        .execute(ex)
+        .await?;
+    Ok(())
+}
+
 /// Gives a lease back.
 pub async fn unlease(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<(), DbError> {
     sqlx::query("UPDATE operation SET lease_until = now() WHERE op_id = $1 AND attempt = $2")
@@ -312,7 +334,12 @@ pub async fn unlease(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<(), DbErr
 }
 
 /// Moves an attempt; the schema refuses steps backwards. Returns false when it is not in one of `from`.
-pub async fn advance(ex: impl PgExecutor<'_>, id: AttemptId, from: &[State], to: State) -> Result<bool, DbError> {
+pub async fn advance(
+    ex: impl PgExecutor<'_>,
+    id: AttemptId,
+    from: &[State],
+    to: State,
+) -> Result<bool, DbError> {
     let from: Vec<&str> = from.iter().map(|s| s.as_str()).collect();
     Ok(sqlx::query(
         "UPDATE operation SET state = $4, updated_at = now() WHERE op_id = $1 AND attempt = $2 AND state = ANY($3)",
@@ -351,14 +378,31 @@ pub async fn set_vote(
     Ok(())
 }
 
-/// Stores a certificate.
-pub async fn set_certificate(ex: impl PgExecutor<'_>, id: AttemptId, certificate: &[u8]) -> Result<(), DbError> {
-    sqlx::query("UPDATE operation SET certificate = $3, updated_at = now() WHERE op_id = $1 AND attempt = $2")
+/// Notes why an attempt ends; the first reason stays.
+pub async fn set_reason(ex: impl PgExecutor<'_>, id: AttemptId, reason: &str) -> Result<(), DbError> {
+    sqlx::query("UPDATE operation SET reason = $3 WHERE op_id = $1 AND attempt = $2 AND reason = ''")
         .bind(id.op.uuid())
         .bind(id.attempt_column()?)
-        .bind(certificate)
+        .bind(reason)
         .execute(ex)
         .await?;
+    Ok(())
+}
+
+/// Stores a certificate.
+pub async fn set_certificate(
+    ex: impl PgExecutor<'_>,
+    id: AttemptId,
+    certificate: &[u8],
+) -> Result<(), DbError> {
+    sqlx::query(
+        "UPDATE operation SET certificate = $3, updated_at = now() WHERE op_id = $1 AND attempt = $2",
+    )
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .bind(certificate)
+    .execute(ex)
+    .await?;
     Ok(())
 }
 
@@ -375,12 +419,14 @@ pub async fn set_proof(ex: impl PgExecutor<'_>, id: AttemptId, proof: &[u8]) -> 
 
 /// Stores a proof of abort; the first one stays.
 pub async fn set_abort_proof(ex: impl PgExecutor<'_>, id: AttemptId, proof: &[u8]) -> Result<(), DbError> {
-    sqlx::query("UPDATE operation SET abort_proof = coalesce(abort_proof, $3) WHERE op_id = $1 AND attempt = $2")
-        .bind(id.op.uuid())
-        .bind(id.attempt_column()?)
-        .bind(proof)
-        .execute(ex)
-        .await?;
+    sqlx::query(
+        "UPDATE operation SET abort_proof = coalesce(abort_proof, $3) WHERE op_id = $1 AND attempt = $2",
+    )
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .bind(proof)
+    .execute(ex)
+    .await?;
     Ok(())
 }
 

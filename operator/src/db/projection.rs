@@ -17,7 +17,7 @@ pub async fn get(ex: impl PgExecutor<'_>) -> Result<Option<([u8; 16], u64)>, DbE
 /// Moves forward. Within an incarnation the sequence never goes back.
 pub async fn set(ex: impl PgExecutor<'_>, incarnation: &[u8; 16], sequence: u64) -> Result<(), DbError> {
     sqlx::query(
-        "INSERT INTO projection (incarnation, sequence) VALUES ($1, $2) ON CONFLICT (only) DO UPDATE \
+        "INSERT INTO projection (incarnation, sequence) VALUES ($1, $2) ON CONFLICT (singleton) DO UPDATE \
          SET incarnation = EXCLUDED.incarnation, sequence = EXCLUDED.sequence \
          WHERE projection.incarnation <> EXCLUDED.incarnation OR projection.sequence < EXCLUDED.sequence",
     )

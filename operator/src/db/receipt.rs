@@ -60,3 +60,14 @@ pub async fn of_leaf(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Vec<Recei
     .fetch_all(ex)
     .await?)
 }
+
+/// Receipts of an operation.
+pub async fn of_operation(ex: impl PgExecutor<'_>, op_id: Uuid) -> Result<Vec<ReceiptRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT signer, incarnation, sequence, log_index, leaf_id, keyshare_id, op_id, state, body FROM receipt \
+         WHERE op_id = $1 ORDER BY signer, sequence",
+    )
+    .bind(op_id)
+    .fetch_all(ex)
+    .await?)
+}

@@ -81,7 +81,16 @@ impl Cluster {
             .arg(&data)
             .arg("-k")
             .arg(&dir)
-            .args(["-c", "listen_addresses=", "-c", "max_connections=300", "-c", "fsync=off", "-c", "log_min_messages=fatal"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "max_connections=300",
+                "-c",
+                "fsync=off",
+                "-c",
+                "log_min_messages=fatal",
+            ])
             .stderr(Stdio::null())
             .spawn()
             .expect("postgres runs");
@@ -120,7 +129,9 @@ pub(crate) async fn database() -> Db {
                     .execute(&mut admin)
                     .await
                     .expect("create database");
-                return Db::connect(&cluster.url(&name), 45, Duration::from_secs(30)).await.expect("migrated");
+                return Db::connect(&cluster.url(&name), 45, Duration::from_secs(30))
+                    .await
+                    .expect("migrated");
             }
             Err(e) => last = Some(e),
         }

@@ -214,9 +214,11 @@ pub async fn leaves(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Ve
 
 /// Satoshis on the way to an identity: sent, not yet claimed.
 pub async fn incoming(ex: impl PgExecutor<'_>, receiver: &[u8]) -> Result<i64, DbError> {
-    Ok(sqlx::query_scalar("SELECT coalesce(sum(total), 0)::bigint FROM transfer WHERE receiver = $1 AND status = $2")
-        .bind(receiver)
-        .bind(SENDER_KEY_TWEAKED)
-        .fetch_one(ex)
-        .await?)
+    Ok(sqlx::query_scalar(
+        "SELECT coalesce(sum(total), 0)::bigint FROM transfer WHERE receiver = $1 AND status = $2",
+    )
+    .bind(receiver)
+    .bind(SENDER_KEY_TWEAKED)
+    .fetch_one(ex)
+    .await?)
 }

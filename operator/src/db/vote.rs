@@ -34,11 +34,12 @@ pub async fn of_attempt(
     ex: impl PgExecutor<'_>,
     id: AttemptId,
 ) -> Result<Vec<(OperatorIndex, String, Vec<u8>)>, DbError> {
-    let rows: Vec<(i16, String, Vec<u8>)> =
-        sqlx::query_as("SELECT signer, choice, body FROM vote WHERE op_id = $1 AND attempt = $2 ORDER BY signer, choice")
-            .bind(id.op.uuid())
-            .bind(id.attempt_column()?)
-            .fetch_all(ex)
-            .await?;
+    let rows: Vec<(i16, String, Vec<u8>)> = sqlx::query_as(
+        "SELECT signer, choice, body FROM vote WHERE op_id = $1 AND attempt = $2 ORDER BY signer, choice",
+    )
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .fetch_all(ex)
+    .await?;
     rows.into_iter().map(|(signer, choice, body)| Ok((index(signer)?, choice, body))).collect()
 }

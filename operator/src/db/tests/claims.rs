@@ -30,7 +30,12 @@ async fn forty_races_have_one_winner() {
                     let mut new = new_operation(attempt(i + 100, round));
                     new.request = vec![i];
                     barrier.wait().await;
-                    work::propose(&db, &new, &Claims { leaves: vec![(leaf, i64::from(round))], resources: vec![] }).await
+                    work::propose(
+                        &db,
+                        &new,
+                        &Claims { leaves: vec![(leaf, i64::from(round))], resources: vec![] },
+                    )
+                    .await
                 })
             })
             .collect();
@@ -73,7 +78,10 @@ async fn a_claim_is_released_by_an_abort_only() {
     work::aborted(&db, first.id, &[6], &peers).await.unwrap();
     work::aborted(&db, first.id, &[6], &peers).await.unwrap();
     let row = operation::get(db.pool(), first.id).await.unwrap().unwrap();
-    assert_eq!((row.state, row.abort_proof.as_deref(), row.request), (State::Aborted, Some(&[6u8][..]), None));
+    assert_eq!(
+        (row.state, row.abort_proof.as_deref(), row.request),
+        (State::Aborted, Some(&[6u8][..]), None)
+    );
     assert!(!leaf::get(db.pool(), leaf).await.unwrap().unwrap().locked);
     work::propose(&db, &second, &claims(leaf, 0)).await.unwrap();
 }
@@ -95,6 +103,8 @@ async fn a_no_without_a_yes_frees_at_once_and_a_no_after_a_yes_does_not() {
     work::refused(&db, second.id, &own_vote("ABORT"), "DEADLINE").await.unwrap();
     assert_eq!(operation::get(db.pool(), second.id).await.unwrap().unwrap().state, State::Prepared);
     assert!(leaf::get(db.pool(), leaf).await.unwrap().unwrap().locked);
+    operation::set_reason(db.pool(), second.id, "LATER").await.unwrap();
+    assert_eq!(operation::get(db.pool(), second.id).await.unwrap().unwrap().reason, "DEADLINE");
     work::refuse_new(&db, &new_operation(attempt(3, 0)), "UNKNOWN").await.unwrap();
 }
 
@@ -153,6 +163,12 @@ async fn open_attempts_are_leased_to_one_replica() {
     assert!(work::restore(&db, &new, &Claims::default()).await.unwrap());
     assert_eq!(operation::open(db.pool(), 0, 10).await.unwrap().len(), 1);
     assert!(operation::open(db.pool(), 3600, 10).await.unwrap().is_empty());
+    assert!(
+        !operation::lease(db.pool(), new.id, 30).await.unwrap(),
+        "a fresh attempt is with its own session"
+    );
+    operation::unlease(db.pool(), new.id).await.unwrap();
+    operation::touch(db.pool(), new.id).await.unwrap();
     assert!(operation::lease(db.pool(), new.id, 30).await.unwrap());
     assert!(!operation::lease(db.pool(), new.id, 30).await.unwrap());
     operation::unlease(db.pool(), new.id).await.unwrap();

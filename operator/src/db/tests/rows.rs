@@ -70,7 +70,10 @@ async fn keyshares_are_taken_once_and_addresses_are_idempotent() {
     let found = address::by_script(db.pool(), &row.script).await.unwrap().unwrap();
     assert_eq!(found.signatures().unwrap(), signatures);
     assert_eq!(found.possession_signature, Some(vec![5; 64]));
-    assert_eq!(address::by_scripts(db.pool(), &[row.script.clone(), vec![1; 34]]).await.unwrap(), vec![found.clone()]);
+    assert_eq!(
+        address::by_scripts(db.pool(), &[row.script.clone(), vec![1; 34]]).await.unwrap(),
+        vec![found.clone()]
+    );
     assert_eq!(address::scripts_after(db.pool(), &[], 10).await.unwrap(), vec![row.script.clone()]);
     address::mark_used(db.pool(), row.leaf_id).await.unwrap();
     assert_eq!(address::by_leaf(db.pool(), row.leaf_id).await.unwrap().unwrap().state, "USED");
@@ -91,7 +94,9 @@ async fn parallel_requests_for_one_leaf_id_take_one_keyshare() {
     let tasks: Vec<_> = (0..20)
         .map(|_| {
             let db = db.clone();
-            tokio::spawn(async move { address::reserve(&db, 0, leaf, &key(1), &key(2)).await.unwrap().unwrap() })
+            tokio::spawn(
+                async move { address::reserve(&db, 0, leaf, &key(1), &key(2)).await.unwrap().unwrap() },
+            )
         })
         .collect();
     let mut rows = Vec::new();
@@ -139,8 +144,13 @@ async fn facts_disappear_with_their_header() {
     chain::watch(db.pool(), &watched).await.unwrap();
     let found = chain::watched(db.pool(), &[vec![3; 32], vec![3; 32]], &[0, 1]).await.unwrap();
     assert_eq!(found, vec![watched]);
-    let mut spend =
-        SpendRow { txid: vec![3; 32], vout: 1, spender_txid: vec![4; 32], kind: "FOREIGN".to_owned(), leaf_id: Some(leaf) };
+    let mut spend = SpendRow {
+        txid: vec![3; 32],
+        vout: 1,
+        spender_txid: vec![4; 32],
+        kind: "FOREIGN".to_owned(),
+        leaf_id: Some(leaf),
+    };
     chain::insert_mempool_spend(db.pool(), &spend).await.unwrap();
     assert_eq!(chain::mempool_spenders(db.pool()).await.unwrap(), vec![vec![4; 32]]);
     assert_eq!(chain::frozen(db.pool(), &[leaf]).await.unwrap(), vec![leaf]);
@@ -183,7 +193,11 @@ async fn leaves_are_listed_and_versions_never_fall() {
     older.version = 1;
     older.owner_identity = key(1);
     leaf::upsert(db.pool(), &older).await.unwrap();
-    assert_eq!(leaf::get(db.pool(), child.leaf_id).await.unwrap().unwrap().version, 2, "an older version changes nothing");
+    assert_eq!(
+        leaf::get(db.pool(), child.leaf_id).await.unwrap().unwrap().version,
+        2,
+        "an older version changes nothing"
+    );
     let mut stolen = child.clone();
     stolen.owner_identity = key(3);
     assert!(matches!(leaf::upsert(db.pool(), &stolen).await, Err(DbError::Constraint(_))));
@@ -292,7 +306,7 @@ async fn receipts_events_messages_and_projection() {
         log_index: 0,
         leaf_id: Some(Uuid::from_bytes([1; 16])),
         keyshare_id: Uuid::from_bytes([2; 16]),
-        op_id: None,
+        op_id: Some(Uuid::from_bytes([8; 16])),
         state: "pending".to_owned(),
         body: vec![1],
     };
@@ -302,7 +316,8 @@ async fn receipts_events_messages_and_projection() {
     let mut forged = receipt.clone();
     forged.body = vec![9];
     receipt::upsert(db.pool(), &forged).await.unwrap();
-    assert_eq!(receipt::of_leaf(db.pool(), Uuid::from_bytes([1; 16])).await.unwrap(), vec![receipt]);
+    assert_eq!(receipt::of_leaf(db.pool(), Uuid::from_bytes([1; 16])).await.unwrap(), vec![receipt.clone()]);
+    assert_eq!(receipt::of_operation(db.pool(), Uuid::from_bytes([8; 16])).await.unwrap(), vec![receipt]);
 
     assert_eq!(event::head(db.pool()).await.unwrap(), 0);
     let first = event::insert(db.pool(), &key(1), "TRANSFER", &[1; 16]).await.unwrap();
@@ -318,7 +333,10 @@ async fn receipts_events_messages_and_projection() {
     delivery::push(db.pool(), peer, new.id, Message::Apply).await.unwrap();
     delivery::push(db.pool(), peer, new.id, Message::Apply).await.unwrap();
     let due = delivery::due(db.pool(), 10).await.unwrap();
-    assert_eq!(due.iter().map(|d| (d.peer, d.attempt, d.message)).collect::<Vec<_>>(), [(peer, new.id, Message::Apply)]);
+    assert_eq!(
+        due.iter().map(|d| (d.peer, d.attempt, d.message)).collect::<Vec<_>>(),
+        [(peer, new.id, Message::Apply)]
+    );
     assert!(delivery::due(db.pool(), 10).await.unwrap().is_empty(), "put off");
     assert_eq!(delivery::waiting(db.pool(), new.id, Message::Apply).await.unwrap(), vec![peer]);
     delivery::delivered(db.pool(), peer, new.id, Message::Apply).await.unwrap();
