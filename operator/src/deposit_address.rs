@@ -171,10 +171,9 @@ impl DepositAddresses {
         let signatures =
             answers.iter().map(|(index, a)| (index.identifier_hex(), a.address_signature.clone())).collect();
         address::complete(self.db.pool(), request.keyshare_id, &signatures, &possession).await?;
-        let row = address::by_leaf(self.db.pool(), leaf_id.uuid())
+        Ok(address::by_leaf(self.db.pool(), leaf_id.uuid())
             .await?
-            .ok_or(DbError::Missing("deposit_address"))?;
-        finished(&row)
+            .ok_or(DbError::Missing("deposit_address"))?)
     }
 
     /// A coordinator asks our signer to bind.

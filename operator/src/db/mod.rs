@@ -14,6 +14,9 @@ pub mod keyshare;
 pub mod leaf;
 pub mod operation;
 pub mod projection;
+pub mod query_event;
+pub mod query_node;
+pub mod query_transfer;
 pub mod receipt;
 #[cfg(test)]
 pub(crate) mod testing;
