@@ -2,6 +2,7 @@
 //! signer.
 
 pub mod authn;
+pub mod bridge;
 pub mod call;
 pub mod chain;
 pub mod config;
