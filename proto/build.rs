@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(rpc)
         .build_server(rpc)
+        // Ordered maps: equal messages have equal bytes, so requests can be compared and hashed.
+        .btree_map(".")
         .compile_fds(descriptors)?;
     Ok(())
 }

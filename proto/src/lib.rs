@@ -40,6 +40,7 @@ pub mod signer {
         v1, "signer.v1.rs");
 }
 /// The deletion log.
+#[cfg(feature = "rpc")]
 pub mod log {
     package!(/// Version 1.
         v1, "log.v1.rs");
