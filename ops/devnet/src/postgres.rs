@@ -19,6 +19,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// After a kill the old backends may hold the shared memory a moment longer, and the server refuses to start.
 const START_ATTEMPTS: usize = 20;
+/// What we call, all from one folder.
+const PROGRAMS: [&str; 5] = ["initdb", "postgres", "pg_isready", "createdb", "dropdb"];
 const SUPERUSER: &str = "spark";
 
 #[derive(Debug, thiserror::Error)]
@@ -227,22 +229,24 @@ fn server(
 
 /// Folder of the newest installed server.
 fn server_programs() -> Option<PathBuf> {
+    // What is on PATH may be a link to one program alone; its neighbours lie where it points.
+    let resolved = |folder: PathBuf| Some(folder.join("initdb").canonicalize().ok()?.parent()?.to_owned());
+    let complete = |folder: &PathBuf| PROGRAMS.iter().all(|program| folder.join(program).is_file());
     let on_path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(folder) = std::env::split_paths(&on_path).find(|folder| folder.join("initdb").is_file()) {
+    if let Some(folder) = std::env::split_paths(&on_path).filter_map(resolved).find(complete) {
         return Some(folder);
     }
     // Debian keeps them out of PATH, one folder per major version.
     let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
-    let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+    fs::read_dir("/usr/lib/postgresql")
         .ok()?
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            let programs = path.join("bin");
-            programs.join("initdb").is_file().then_some((version(&path)?, programs))
+            Some((version(&path)?, path.join("bin")))
         })
-        .collect();
-    found.sort();
-    found.pop().map(|(_, programs)| programs)
+        .filter(|(_, folder)| complete(folder))
+        .max()
+        .map(|(_, folder)| folder)
 }
 
 fn as_user(executable: &Path, user: Option<&UnixUser>) -> Command {
