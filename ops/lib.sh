@@ -80,7 +80,7 @@ softhsm_module() {
 }
 
 node_is_new_enough() {
-    have node && have npm || return 1
+    have node || return 1
     [[ $(node --version) =~ ^v([0-9]+)\. ]] && ((BASH_REMATCH[1] >= MIN_NODE_MAJOR))
 }
 
