@@ -241,3 +241,15 @@ pub async fn signed(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Vec<Signed
     .fetch_all(ex)
     .await?)
 }
+
+/// Identity keys of everybody who owns or owned a leaf, or was sent it.
+pub async fn owners(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Vec<Vec<u8>>, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT owner_identity FROM leaf_history WHERE leaf_id = $1 UNION SELECT owner_identity FROM leaf \
+         WHERE leaf_id = $1 UNION SELECT t.receiver FROM transfer t JOIN transfer_leaf l USING (transfer_id) \
+         WHERE l.leaf_id = $1",
+    )
+    .bind(leaf_id)
+    .fetch_all(ex)
+    .await?)
+}

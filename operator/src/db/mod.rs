@@ -6,9 +6,11 @@
 pub mod address;
 pub mod chain;
 pub mod claim;
+pub mod confirm;
 pub mod delivery;
 mod error;
 pub mod event;
+pub mod follow;
 pub mod headers;
 pub mod keyshare;
 pub mod leaf;
@@ -40,6 +42,7 @@ pub(crate) const SERIALIZATION_RETRIES: u32 = 8;
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
+    deposit_depth: u32,
 }
 
 impl Db {
@@ -62,7 +65,19 @@ impl Db {
             .connect_with(options)
             .await?;
         sqlx::migrate!().run(&pool).await.map_err(|e| DbError::Migration(e.to_string()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, deposit_depth: 1 })
+    }
+
+    /// Confirmations that make a deposit's leaf available; 1 until set.
+    #[must_use]
+    pub const fn with_deposit_depth(mut self, blocks: u32) -> Self {
+        self.deposit_depth = blocks;
+        self
+    }
+
+    /// Confirmations that make a deposit's leaf available.
+    pub const fn deposit_depth(&self) -> u32 {
+        self.deposit_depth
     }
 
     /// For statements outside of a transaction.

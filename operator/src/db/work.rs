@@ -171,6 +171,9 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(),
             for w in &write.watched {
                 super::chain::watch(&mut *tx, w).await?;
             }
+            for leaf_id in &write.used_addresses {
+                super::confirm::promote(&mut tx, *leaf_id, db.deposit_depth()).await?;
+            }
         }
         for r in &write.receipts {
             receipt::upsert(&mut *tx, r).await?;

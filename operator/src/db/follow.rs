@@ -1,0 +1,211 @@
+//! The follower's header table and the facts of blocks, in Postgres.
+
+use bitcoin::{
+    Block, OutPoint, Transaction,
+    block::Header,
+    consensus::encode::{deserialize, serialize},
+    hashes::Hash as _,
+};
+use sqlx::FromRow;
+
+use super::{
+    Db, DbError, address,
+    chain::{self, DepositRow, SpendRow},
+    in_transaction,
+};
+use crate::chain::{BlockConnected, BlockDisconnected, BlockId, BoxError, ChainSink, HeaderStore, StoredHeader};
+
+#[derive(FromRow)]
+struct Row {
+    height: i32,
+    hash: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Row {
+    fn header(self) -> Result<StoredHeader, DbError> {
+        let corrupt = |_| DbError::Corrupt("header");
+        let header: Header = deserialize(&self.raw).map_err(|_| DbError::Corrupt("header.raw"))?;
+        let id = BlockId {
+            height: u32::try_from(self.height).map_err(|_| DbError::Corrupt("header.height"))?,
+            hash: bitcoin::BlockHash::from_slice(&self.hash).map_err(corrupt)?,
+        };
+        Ok(StoredHeader { id, header })
+    }
+}
+
+/// Headers and facts of this operator's database.
+#[derive(Debug, Clone)]
+pub struct ChainTables {
+    db: Db,
+}
+
+impl ChainTables {
+    /// Over a database.
+    pub const fn new(db: Db) -> Self {
+        Self { db }
+    }
+
+    async fn find(&self, sql: &'static str, height: i32) -> Result<Option<StoredHeader>, DbError> {
+        let row: Option<Row> = sqlx::query_as(sql).bind(height).fetch_optional(self.db.pool()).await?;
+        row.map(Row::header).transpose()
+    }
+
+    async fn connect(&self, event: &BlockConnected) -> Result<(), DbError> {
+        let facts = self.facts(event.id, &event.block).await?;
+        let (height, hash) = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
+        in_transaction!(self.db, tx => {
+            insert_header(&mut tx, event.id, &event.block.header).await?;
+            for deposit in &facts.deposits {
+                chain::upsert_deposit(&mut *tx, deposit).await?;
+            }
+            for spend in &facts.spends {
+                chain::insert_event(&mut *tx, spend, height, &hash).await?;
+            }
+            let spenders: Vec<Vec<u8>> = facts.txids.clone();
+            chain::delete_mempool_spends(&mut *tx, &spenders).await?;
+        })
+    }
+
+    async fn facts(&self, id: BlockId, block: &Block) -> Result<Facts, DbError> {
+        let (height, hash) = (height(id)?, id.hash.to_byte_array().to_vec());
+        let mut facts = Facts::default();
+        let scripts: Vec<Vec<u8>> = block
+            .txdata
+            .iter()
+            .flat_map(|tx| tx.output.iter().map(|o| o.script_pubkey.to_bytes()))
+            .filter(|s| s.len() == 34)
+            .collect();
+        let ours: std::collections::HashSet<Vec<u8>> =
+            address::by_scripts(self.db.pool(), &scripts).await?.into_iter().map(|a| a.script).collect();
+        for tx in &block.txdata {
+            let txid = tx.compute_txid();
+            facts.txids.push(txid.to_byte_array().to_vec());
+            for (vout, output) in (0i64..).zip(&tx.output) {
+                if ours.contains(output.script_pubkey.as_bytes()) {
+                    facts.deposits.push(DepositRow {
+                        txid: txid.to_byte_array().to_vec(),
+                        vout,
+                        script: output.script_pubkey.to_bytes(),
+                        amount: output.value.to_sat().cast_signed(),
+                        height: Some(height),
+                        block_hash: Some(hash.clone()),
+                        raw_tx: serialize(tx),
+                    });
+                }
+            }
+        }
+        facts.spends = self.spends(block.txdata.iter()).await?;
+        Ok(facts)
+    }
+
+    /// Spends of watched outpoints, each classified (D21).
+    pub async fn spends<'a>(
+        &self,
+        transactions: impl Iterator<Item = &'a Transaction>,
+    ) -> Result<Vec<SpendRow>, DbError> {
+        let inputs: Vec<(OutPoint, Vec<u8>)> = transactions
+            .filter(|tx| !tx.is_coinbase())
+            .flat_map(|tx| {
+                let spender = tx.compute_txid().to_byte_array().to_vec();
+                tx.input.iter().map(move |i| (i.previous_output, spender.clone()))
+            })
+            .collect();
+        let txids: Vec<Vec<u8>> = inputs.iter().map(|(o, _)| o.txid.to_byte_array().to_vec()).collect();
+        let vouts: Vec<i64> = inputs.iter().map(|(o, _)| i64::from(o.vout)).collect();
+        let mut spends = Vec::new();
+        for watched in chain::watched(self.db.pool(), &txids, &vouts).await? {
+            let spender = inputs
+                .iter()
+                .find(|(o, _)| o.txid.to_byte_array().as_slice() == watched.txid && i64::from(o.vout) == watched.vout)
+                .map(|(_, spender)| spender.clone())
+                .ok_or(DbError::Missing("spender"))?;
+            let kind = self.classify(&watched, &spender).await?;
+            spends.push(SpendRow {
+                txid: watched.txid,
+                vout: watched.vout,
+                spender_txid: spender,
+                kind: kind.to_owned(),
+                leaf_id: watched.leaf_id,
+            });
+        }
+        Ok(spends)
+    }
+
+    /// The current node tx only moves the tree on chain; any other spend of a leaf's outputs freezes it.
+    async fn classify(&self, watched: &chain::WatchedRow, spender: &[u8]) -> Result<&'static str, DbError> {
+        let current: Option<bool> = sqlx::query_scalar("SELECT node_txid = $2 FROM leaf WHERE leaf_id = $1")
+            .bind(watched.leaf_id)
+            .bind(spender)
+            .fetch_optional(self.db.pool())
+            .await?;
+        Ok(match (watched.kind.as_str(), current) {
+            ("BASE" | "NODE", Some(true)) => "MOVE",
+            ("REFUND", _) => "REFUND",
+            _ => "FOREIGN",
+        })
+    }
+}
+
+#[derive(Default)]
+struct Facts {
+    deposits: Vec<DepositRow>,
+    spends: Vec<SpendRow>,
+    txids: Vec<Vec<u8>>,
+}
+
+fn height(id: BlockId) -> Result<i32, DbError> {
+    i32::try_from(id.height).map_err(|_| DbError::Corrupt("height"))
+}
+
+async fn insert_header(tx: &mut sqlx::PgConnection, id: BlockId, header: &Header) -> Result<(), DbError> {
+    sqlx::query(
+        "INSERT INTO header (height, hash, prev_hash, block_time, raw) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (hash) DO NOTHING",
+    )
+    .bind(height(id)?)
+    .bind(id.hash.to_byte_array().as_slice())
+    .bind(header.prev_blockhash.to_byte_array().as_slice())
+    .bind(i64::from(header.time))
+    .bind(serialize(header))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+#[async_trait::async_trait]
+impl HeaderStore for ChainTables {
+    async fn tip(&self) -> Result<Option<StoredHeader>, BoxError> {
+        let sql = "SELECT height, hash, raw FROM header WHERE height >= $1 ORDER BY height DESC LIMIT 1";
+        Ok(self.find(sql, 0).await?)
+    }
+
+    async fn at(&self, height: u32) -> Result<Option<StoredHeader>, BoxError> {
+        let Ok(height) = i32::try_from(height) else { return Ok(None) };
+        Ok(self.find("SELECT height, hash, raw FROM header WHERE height = $1", height).await?)
+    }
+
+    /// The sink has written it already, together with the block's facts.
+    async fn push(&self, header: StoredHeader) -> Result<(), BoxError> {
+        let mut connection = self.db.pool().acquire().await.map_err(DbError::from)?;
+        Ok(insert_header(&mut connection, header.id, &header.header).await?)
+    }
+
+    async fn pop(&self, tip: BlockId) -> Result<(), BoxError> {
+        let above = height(tip)?.saturating_sub(1);
+        super::header::delete_above(self.db.pool(), above).await?;
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl ChainSink for ChainTables {
+    async fn connected(&self, event: &BlockConnected) -> Result<(), BoxError> {
+        Ok(self.connect(event).await?)
+    }
+
+    /// Facts disappear with their header, which the header table removes.
+    async fn disconnected(&self, _event: &BlockDisconnected) -> Result<(), BoxError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! `spark-operator`: the operator process.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use spark_operator::{config::Config, server, telemetry};
+
+/// Coordinates deposits, transfers, claims and exits with the other operators. Holds no secret.
+#[derive(Debug, Parser)]
+#[command(name = "spark-operator", version)]
+struct Cli {
+    /// Configuration file.
+    #[arg(long, global = true, default_value = "operator.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve.
+    Start,
+    /// Configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check the file and open everything it names, without connecting anywhere.
+    Check,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Config(ConfigCommand::Check) => {
+            server::federation(&Config::check(&cli.config)?)?;
+            println!("ok");
+            Ok(())
+        }
+        Command::Start => {
+            let config = Config::load(&cli.config)?;
+            telemetry::init(config.log.format, &config.log.filter)?;
+            spark_proto::transport::install_crypto_provider();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(server::run(config, terminated()))
+        }
+    }
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

@@ -1,0 +1,314 @@
+//! Starting and stopping the operator: what depends on what, in order.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use spark_proto::{
+    log::v1::deletion_log_server::DeletionLogServer,
+    peer::v1::peer_server::PeerServer,
+    spark_authn::spark_authn_service_server::SparkAuthnServiceServer,
+    transport::{Deadlines, Spki, SpkiAllowList, channel, serve},
+};
+use spark_rules::{
+    address::Network,
+    federation::{Federation, FederationFile},
+    ids::OperatorIndex,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use crate::{
+    authn::Authn,
+    chain::{BitcoindSource, ChainSource, Follower, Start},
+    config::Config,
+    convert::Converter,
+    db::{Db, confirm, follow::ChainTables},
+    deletion_log::LogService,
+    deposit_address::DepositAddresses,
+    edge::{Edge, Quotas, TlsMaterial, public_service, signer_channel},
+    events::Events,
+    health::Health,
+    http,
+    keypool::Keypool,
+    metrics::{BuildInfo, Metrics},
+    op::{Engine, Settings},
+    peer::{PeerClient, PeerService, Signers},
+    recovery, rpc,
+    signer_client::SignerClient,
+};
+
+/// Unused keyshares kept ready.
+const POOL: u32 = 64;
+/// Longest wait for a peer.
+const PEER_DEADLINE: Duration = Duration::from_secs(15);
+/// Most bytes between operators: an operation with every package.
+const MAX_PEER_MESSAGE: usize = 32 << 20;
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(500);
+/// How often peers hear where this signer stands (D11).
+const WITNESS_EVERY: Duration = Duration::from_secs(30);
+/// Blocks looked back at the first start: nothing was bound before it.
+const FIRST_START: u32 = 6;
+
+/// Reads the federation file and checks every signature.
+pub fn federation(config: &Config) -> anyhow::Result<Federation> {
+    let path = &config.federation;
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let federation = FederationFile::parse(&text)?.verify(None)?;
+    anyhow::ensure!(federation.network() == config.network, "federation file is for another network");
+    Ok(federation)
+}
+
+fn peers(
+    config: &Config,
+    federation: &Federation,
+    own: OperatorIndex,
+    tls: &TlsMaterial,
+) -> anyhow::Result<BTreeMap<OperatorIndex, PeerClient>> {
+    let mut peers = BTreeMap::new();
+    for member in federation.members().iter().filter(|m| m.index != own) {
+        let (host, _) = member.peer_address.rsplit_once(':').context("peer_address must be host:port")?;
+        let spki = member.tls_spki.first().context("member has no TLS key")?;
+        let tls = tls.to_peer(host, Spki::from(*spki));
+        let deadlines = Deadlines { request: PEER_DEADLINE, ..Deadlines::default() };
+        let channel = channel(&member.peer_address, &tls, deadlines)?;
+        peers.insert(member.index, PeerClient::new(channel, PEER_DEADLINE));
+    }
+    tracing::debug!(operator = config.operator, peers = peers.len(), "peers");
+    Ok(peers)
+}
+
+/// Runs until `shutdown` resolves. Prints the bound addresses as one JSON line on standard output when everything
+/// listens.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+    let federation = Arc::new(federation(&config)?);
+    let own = OperatorIndex::new(config.operator);
+    let member = federation.member(own).context("this operator is not in the federation file")?;
+    let identity = member.identity;
+    let tls = TlsMaterial::load(&config)?;
+    let build = BuildInfo {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("SPARK_COMMIT").unwrap_or("unknown"),
+        network: config.network.to_core_arg(),
+        epoch: federation.epoch(),
+    };
+    let metrics = Metrics::new(build, federation.size())?;
+
+    let url = config.database.url.read()?;
+    let depth = config.chain.deposit_depth.get();
+    let db = Db::connect(url.trim(), config.database.max_connections.get(), STATEMENT_TIMEOUT)
+        .await?
+        .with_deposit_depth(depth);
+    let signer = SignerClient::new(signer_channel(&config)?, config.signer.deadline);
+    let signers = Signers::new(own, signer.clone(), peers(&config, &federation, own, &tls)?);
+    let engine = Engine::new(db.clone(), Arc::clone(&federation), signers.clone(), Settings::default());
+    let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
+    let source: Arc<dyn ChainSource> = Arc::new(BitcoindSource::connect(&config.bitcoind, config.network).await?);
+
+    let (stop, stopping) = watch::channel(false);
+    let wait = |stopping: &watch::Receiver<bool>| {
+        let mut stopping = stopping.clone();
+        async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        }
+    };
+    let mut tasks = JoinSet::new();
+
+    // Peers first: nobody unlocks without the others' memory.
+    let peer_listener = TcpListener::bind(config.listen.peer).await?;
+    let pinned: Vec<Spki> =
+        federation.members().iter().filter(|m| m.index != own).flat_map(|m| &m.tls_spki).map(|k| Spki::from(*k)).collect();
+    let peer_routes = tonic::service::Routes::new(
+        PeerServer::new(PeerService::new(engine.clone(), addresses.clone()))
+            .max_decoding_message_size(MAX_PEER_MESSAGE)
+            .max_encoding_message_size(MAX_PEER_MESSAGE),
+    );
+    let peer_tls = tls.peer(SpkiAllowList::new(pinned));
+    let until = wait(&stopping);
+    tasks.spawn(async move { serve(peer_listener, peer_tls, peer_routes.prepare(), until).await.map_err(Into::into) });
+
+    let tables = ChainTables::new(db.clone());
+    let follower = Arc::new(Follower::new(
+        Arc::clone(&source),
+        Arc::new(tables.clone()),
+        Arc::new(tables),
+        config.chain,
+        Start::BehindTip(FIRST_START),
+        metrics.clone(),
+    ));
+    let chain_status = follower.status();
+
+    let (health, ready) = health(&db, &signer, &chain_status, config.chain.max_tip_age);
+    let http_listener = TcpListener::bind(config.listen.http).await?;
+    let http_address = http_listener.local_addr()?;
+    let (http_metrics, until) = (metrics.clone(), wait(&stopping));
+    tasks.spawn(async move { http::serve(http_listener, http_metrics, health, until).await.map_err(Into::into) });
+
+    let until = wait(&stopping);
+    tasks.spawn(async move {
+        follower.run(until).await;
+        Ok(())
+    });
+    let (settle_db, mut blocks) = (db.clone(), chain_status.clone());
+    let until = wait(&stopping);
+    tasks.spawn(async move {
+        tokio::pin!(until);
+        loop {
+            if let Err(error) = confirm::settle(&settle_db, depth).await {
+                tracing::warn!(%error, "confirmations");
+            }
+            tokio::select! {
+                () = &mut until => return Ok(()),
+                changed = blocks.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    });
+
+    tokio::pin!(shutdown);
+    let started = tokio::select! {
+        () = &mut shutdown => false,
+        result = recover(&engine) => { result?; true }
+    };
+    if started {
+        let _ = ready.send(true);
+        let until = wait(&stopping);
+        let pool = Keypool::new(db.clone(), Arc::clone(&federation), signers.clone(), POOL);
+        tasks.spawn(async move {
+            pool.run(until).await;
+            Ok(())
+        });
+        let (terminator, until) = (engine.clone(), wait(&stopping));
+        tasks.spawn(async move {
+            terminator.run_termination(until).await;
+            Ok(())
+        });
+        let (announcer, until) = (engine.clone(), wait(&stopping));
+        tasks.spawn(async move {
+            announce(&announcer, until).await;
+            Ok(())
+        });
+
+        let network = Network::from_bitcoin(config.network).context("network is not served")?;
+        let events = Events::start(db.clone(), Converter::new(&federation), network.to_wire()).await?;
+        let authn = Authn::new(identity, config.sessions.ttl);
+        let parts = rpc::Parts {
+            federation: Arc::clone(&federation),
+            own,
+            network,
+            db: db.clone(),
+            events,
+            operations: Arc::new(engine.clone()),
+            nonces: Arc::new(signers.clone()),
+            addresses: Arc::new(addresses),
+        };
+        let routes = rpc::Api::new(parts)
+            .routes()
+            .add_service(SparkAuthnServiceServer::new(authn.clone()))
+            .add_service(DeletionLogServer::new(LogService::new(db.clone(), signer.clone())));
+        let edge = Edge { authn, quotas: Arc::new(Quotas::new(config.limits)), metrics: metrics.clone() };
+        let mut public = Vec::new();
+        for listener in &config.listen.public {
+            let socket = TcpListener::bind(listener.address).await?;
+            public.push(socket.local_addr()?);
+            let service = public_service(&edge, routes.clone());
+            let (server, until) = (tls.public(listener.client_auth), wait(&stopping));
+            tasks.spawn(async move { serve(socket, server, service, until).await.map_err(Into::into) });
+        }
+        println!("{}", serde_json::json!({ "public": public, "peer": config.listen.peer, "http": http_address }));
+        tokio::select! {
+            () = &mut shutdown => {}
+            // A listener or task that ends by itself ends the process: half an operator serves nobody.
+            Some(ended) = tasks.join_next() => ended??,
+        }
+    }
+    let _ = stop.send(true);
+    while let Some(ended) = tasks.join_next().await {
+        if let Ok(Err(error)) = ended {
+            let error: anyhow::Error = error;
+            tracing::warn!(%error, "while stopping");
+        }
+    }
+    db.close().await;
+    Ok(())
+}
+
+fn health(
+    db: &Db,
+    signer: &SignerClient,
+    chain: &watch::Receiver<crate::chain::ChainStatus>,
+    max_tip_age: Duration,
+) -> (Health, watch::Sender<bool>) {
+    let (ready, recovered) = watch::channel(false);
+    let (db, signer, chain) = (db.clone(), signer.clone(), chain.clone());
+    let health = Health::default()
+        .with("database", move || {
+            let db = db.clone();
+            async move { db.ping().await.map(|()| "answers".to_owned()).map_err(|e| e.to_string()) }
+        })
+        .with("signer", move || {
+            let signer = signer.clone();
+            async move {
+                let status = signer
+                    .get_status(spark_proto::signer::v1::GetStatusRequest {})
+                    .await
+                    .map_err(|e| e.to_string())?;
+                if status.locked {
+                    return Err("locked: the peers' memory was not heard yet".to_owned());
+                }
+                if !status.alarms.is_empty() {
+                    return Err(format!("alarms: {}", status.alarms.join(", ")));
+                }
+                Ok(format!("{} keyshares", status.keyshares_available))
+            }
+        })
+        .with("chain", move || {
+            let status = chain.borrow().fresh(max_tip_age);
+            async move { status }
+        })
+        .with("recovery", move || {
+            let done = *recovered.borrow();
+            async move { if done { Ok("done".to_owned()) } else { Err("not finished".to_owned()) } }
+        });
+    (health, ready)
+}
+
+/// Unlocks the signer with the peers' memory and follows its journal; tries again until it works, unless the
+/// signer was rolled back.
+async fn recover(engine: &Engine) -> anyhow::Result<()> {
+    loop {
+        let attempt = async {
+            recovery::unlock(engine).await?;
+            recovery::follow_journal(engine).await
+        };
+        match attempt.await {
+            Ok(recovered) => {
+                tracing::info!(?recovered, "recovered");
+                return Ok(());
+            }
+            Err(error @ recovery::RecoveryError::Behind { .. }) => return Err(error.into()),
+            Err(error) => {
+                tracing::info!(%error, "not recovered yet");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Lets the peers' signers hear where this signer stands, so that they remember it.
+async fn announce(engine: &Engine, shutdown: impl Future<Output = ()>) {
+    tokio::pin!(shutdown);
+    loop {
+        let signers = engine.signers();
+        let question = spark_proto::signer::v1::AskWitnessRequest {};
+        match signers.own().ask_witness(question).await {
+            Ok(question) => {
+                let answers = signers.peers().map(|(_, peer)| peer.answer_witness(question.clone()));
+                futures::future::join_all(answers).await;
+            }
+            Err(error) => tracing::debug!(%error, "position not announced"),
+        }
+        tokio::select! {
+            () = &mut shutdown => return,
+            () = tokio::time::sleep(WITNESS_EVERY) => {}
+        }
+    }
+}
