@@ -30,12 +30,15 @@ impl Api {
         // Wallets derive the leaf's key from this text, so nobody else can choose it.
         let leaf = request.leaf_id.as_deref().ok_or_else(|| Refused::field("leaf_id", "is missing"))?;
         let leaf = input::leaf_id("leaf_id", leaf)?;
-        let row = self.parts.addresses.generate(leaf, &user_key, &identity).await?;
+        let issued = self.parts.addresses.generate(leaf, &user_key, &identity, self.parts.network).await?;
         Ok(spark::GenerateDepositAddressResponse {
             deposit_address: Some(spark::Address {
-                deposit_address_proof: Some(proof(&row)?),
-                address: row.address,
-                verifying_key: row.verifying_key,
+                address: issued.address,
+                verifying_key: issued.verifying_key.serialize().to_vec(),
+                deposit_address_proof: Some(spark::DepositAddressProof {
+                    address_signatures: issued.address_signatures,
+                    proof_of_possession_signature: issued.possession_signature.to_vec(),
+                }),
                 is_static: false,
             }),
         })

@@ -56,7 +56,7 @@ pub(super) fn transfer_id(field: &'static str, text: &str) -> Result<OperationId
 
 /// Distinct leaf ids in the order of the request.
 pub(super) fn leaf_ids(field: &'static str, texts: &[String]) -> Result<Vec<LeafId>, Refused> {
-    distinct(field, texts, |name, text| leaf_id(name, text))
+    distinct(field, texts, leaf_id)
 }
 
 /// Distinct transfer ids in the order of the request.

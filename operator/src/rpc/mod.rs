@@ -4,6 +4,7 @@
 //! an operation, and answers in the words that deployed wallets expect. Methods that are not offered answer
 //! UNIMPLEMENTED. A session alone moves nothing (D18): what an operation may do is decided by its own signatures.
 
+mod backend;
 mod commitments;
 mod deposit;
 mod input;
@@ -38,7 +39,8 @@ use tonic::service::Routes;
 
 use crate::{
     convert::{ConvertError, Converter},
-    db::{Db, DbError, address::AddressRow},
+    db::{Db, DbError},
+    deposit_address::DepositAddress,
     events::Events,
     status::{Reason, Refused},
 };
@@ -72,7 +74,8 @@ pub trait DepositAddresses: Send + Sync + 'static {
         leaf: LeafId,
         user_key: &PublicKey,
         identity: &PublicKey,
-    ) -> Result<AddressRow, Refused>;
+        network: Network,
+    ) -> Result<DepositAddress, Refused>;
 }
 
 /// What the handlers work with.

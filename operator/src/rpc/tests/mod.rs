@@ -20,7 +20,8 @@ use tonic::Request;
 use super::{Api, DepositAddresses, Nonces, Operations, Parts, testing};
 use crate::{
     convert::Converter,
-    db::{Db, address::AddressRow, testing::database},
+    db::{Db, testing::database},
+    deposit_address::DepositAddress,
     events::Events,
     status::{Reason, Refused},
 };
@@ -58,24 +59,17 @@ impl Nonces for Unreachable {
 impl DepositAddresses for Unreachable {
     async fn generate(
         &self,
-        leaf: LeafId,
-        user: &PublicKey,
-        identity: &PublicKey,
-    ) -> Result<AddressRow, Refused> {
-        Ok(AddressRow {
-            keyshare_id: leaf.uuid(),
-            leaf_id: leaf.uuid(),
+        leaf_id: LeafId,
+        _: &PublicKey,
+        _: &PublicKey,
+        _: Network,
+    ) -> Result<DepositAddress, Refused> {
+        Ok(DepositAddress {
             address: "bcrt1p".into(),
-            script: vec![0; 34],
-            network: "regtest".into(),
-            identity: identity.serialize().to_vec(),
-            user_key: user.serialize().to_vec(),
-            verifying_key: testing::key(5).serialize().to_vec(),
-            coordinator: 0,
-            address_signatures: format!("{{\"{:064x}\":\"3006\"}}", 1),
-            possession_signature: Some(vec![7; 64]),
-            state: "READY".into(),
-            created_micros: 0,
+            leaf_id,
+            verifying_key: testing::key(5),
+            address_signatures: [(format!("{:064x}", 1), vec![0x30, 6])].into(),
+            possession_signature: [7; 64],
         })
     }
 }

@@ -141,7 +141,7 @@ async fn sends_are_bounded_before_any_work() {
         ("transfer_id", |r| r.transfer_id = "x".into()),
         ("transfer_id", |r| r.transfer_id = "0193C5D2-7B0A-7C40-9A55-2F3F6D0A1B2C".into()),
         ("owner_identity_public_key", |r| r.owner_identity_public_key.clear()),
-        ("receiver_identity_public_key", |r| r.receiver_identity_public_key = vec![2; 33]),
+        ("receiver_identity_public_key", |r| r.receiver_identity_public_key = vec![4; 33]),
         ("expiry_time", |r| r.expiry_time = Some(prost_types::Timestamp::default())),
         ("transfer_package", |r| r.transfer_package = None),
         ("leaves_to_send", |r| r.leaves_to_send = vec![spark::LeafRefundTxSigningJob::default()]),
