@@ -2,7 +2,6 @@
 //! signer.
 
 pub mod authn;
-pub mod bridge;
 pub mod call;
 pub mod chain;
 pub mod config;

@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Start => {
             let config = Config::load(&cli.config)?;
-            telemetry::init(config.log.format, &config.log.filter)?;
+            telemetry::init(config.log_format, &config.log_filter)?;
             spark_proto::transport::install_crypto_provider();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(server::run(config, terminated()))

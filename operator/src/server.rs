@@ -58,8 +58,16 @@ pub fn federation(config: &Config) -> anyhow::Result<Federation> {
     Ok(federation)
 }
 
+const fn network_of(network: bitcoin::Network) -> Network {
+    match network {
+        bitcoin::Network::Bitcoin => Network::Mainnet,
+        bitcoin::Network::Regtest => Network::Regtest,
+        bitcoin::Network::Signet => Network::Signet,
+        bitcoin::Network::Testnet | bitcoin::Network::Testnet4 => Network::Testnet,
+    }
+}
+
 fn peers(
-    config: &Config,
     federation: &Federation,
     own: OperatorIndex,
     tls: &TlsMaterial,
@@ -68,12 +76,11 @@ fn peers(
     for member in federation.members().iter().filter(|m| m.index != own) {
         let (host, _) = member.peer_address.rsplit_once(':').context("peer_address must be host:port")?;
         let spki = member.tls_spki.first().context("member has no TLS key")?;
-        let tls = tls.to_peer(host, Spki::from(*spki));
+        let tls = tls.to_peer(host, Spki::from_bytes(*spki));
         let deadlines = Deadlines { request: PEER_DEADLINE, ..Deadlines::default() };
         let channel = channel(&member.peer_address, &tls, deadlines)?;
         peers.insert(member.index, PeerClient::new(channel, PEER_DEADLINE));
     }
-    tracing::debug!(operator = config.operator, peers = peers.len(), "peers");
     Ok(peers)
 }
 
@@ -81,7 +88,7 @@ fn peers(
 /// listens.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
     let federation = Arc::new(federation(&config)?);
-    let own = OperatorIndex::new(config.operator);
+    let own = config.operator;
     let member = federation.member(own).context("this operator is not in the federation file")?;
     let identity = member.identity;
     let tls = TlsMaterial::load(&config)?;
@@ -99,7 +106,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .await?
         .with_deposit_depth(depth);
     let signer = SignerClient::new(signer_channel(&config)?, config.signer.deadline);
-    let signers = Signers::new(own, signer.clone(), peers(&config, &federation, own, &tls)?);
+    let signers = Signers::new(own, signer.clone(), peers(&federation, own, &tls)?);
     let engine = Engine::new(db.clone(), Arc::clone(&federation), signers.clone(), Settings::default());
     let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
     let source: Arc<dyn ChainSource> = Arc::new(BitcoindSource::connect(&config.bitcoind, config.network).await?);
@@ -116,7 +123,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     // Peers first: nobody unlocks without the others' memory.
     let peer_listener = TcpListener::bind(config.listen.peer).await?;
     let pinned: Vec<Spki> =
-        federation.members().iter().filter(|m| m.index != own).flat_map(|m| &m.tls_spki).map(|k| Spki::from(*k)).collect();
+        federation.members().iter().filter(|m| m.index != own).flat_map(|m| &m.tls_spki).map(|k| Spki::from_bytes(*k)).collect();
     let peer_routes = tonic::service::Routes::new(
         PeerServer::new(PeerService::new(engine.clone(), addresses.clone()))
             .max_decoding_message_size(MAX_PEER_MESSAGE)
@@ -187,9 +194,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             Ok(())
         });
 
-        let network = Network::from_bitcoin(config.network).context("network is not served")?;
+        let network = network_of(config.network);
         let events = Events::start(db.clone(), Converter::new(&federation), network.to_wire()).await?;
-        let authn = Authn::new(identity, config.sessions.ttl);
+        let authn = Authn::new(identity, config.session_ttl);
         let parts = rpc::Parts {
             federation: Arc::clone(&federation),
             own,

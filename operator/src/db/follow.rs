@@ -193,7 +193,7 @@ impl HeaderStore for ChainTables {
 
     async fn pop(&self, tip: BlockId) -> Result<(), BoxError> {
         let above = height(tip)?.saturating_sub(1);
-        super::header::delete_above(self.db.pool(), above).await?;
+        super::headers::delete_above(self.db.pool(), above).await?;
         Ok(())
     }
 }

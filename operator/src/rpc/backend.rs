@@ -15,7 +15,8 @@ use tonic::Code;
 use super::{DepositAddresses, Nonces, Operations};
 use crate::{
     call::CallError,
-    deposit_address::{self, AddressError, DepositAddress},
+    db::address::AddressRow,
+    deposit_address::{self, AddressError},
     op::{Engine, EngineError, Outcome},
     peer::Signers,
     status::{Reason, Refused},
@@ -23,12 +24,12 @@ use crate::{
 
 #[tonic::async_trait]
 impl Operations for Engine {
-    async fn run(&self, request: Request, _: &PublicKey) -> Result<(), Refused> {
-        // The method of the type, which derives the requester from the request and checks its signatures.
-        match Self::run(self, request).await? {
+    async fn run(&self, request: Request, requester: &PublicKey) -> Result<(), Refused> {
+        match Self::run(self, request, requester).await? {
             Outcome::Applied(_) => Ok(()),
             Outcome::Invalid(error) => Err(of_rule(&error)),
             Outcome::Refused(refusal) => Err(of_vote(&refusal.reason)),
+            Outcome::NotRequester(_) => Err(Refused::not_owner()),
             Outcome::Conflict(id) => {
                 Err(Refused::new(Reason::OperationDiffers, "another request under this id is being decided")
                     .with("operation", id))
@@ -69,7 +70,7 @@ impl DepositAddresses for deposit_address::DepositAddresses {
         user_key: &PublicKey,
         identity: &PublicKey,
         network: Network,
-    ) -> Result<DepositAddress, Refused> {
+    ) -> Result<AddressRow, Refused> {
         Ok(self.issue(leaf, identity, user_key, network).await?)
     }
 }

@@ -33,12 +33,9 @@ impl Api {
         let issued = self.parts.addresses.generate(leaf, &user_key, &identity, self.parts.network).await?;
         Ok(spark::GenerateDepositAddressResponse {
             deposit_address: Some(spark::Address {
+                deposit_address_proof: Some(proof(&issued)?),
                 address: issued.address,
-                verifying_key: issued.verifying_key.serialize().to_vec(),
-                deposit_address_proof: Some(spark::DepositAddressProof {
-                    address_signatures: issued.address_signatures,
-                    proof_of_possession_signature: issued.possession_signature.to_vec(),
-                }),
+                verifying_key: issued.verifying_key,
                 is_static: false,
             }),
         })

@@ -39,8 +39,7 @@ use tonic::service::Routes;
 
 use crate::{
     convert::{ConvertError, Converter},
-    db::{Db, DbError},
-    deposit_address::DepositAddress,
+    db::{Db, DbError, address::AddressRow},
     events::Events,
     status::{Reason, Refused},
 };
@@ -75,7 +74,7 @@ pub trait DepositAddresses: Send + Sync + 'static {
         user_key: &PublicKey,
         identity: &PublicKey,
         network: Network,
-    ) -> Result<DepositAddress, Refused>;
+    ) -> Result<AddressRow, Refused>;
 }
 
 /// What the handlers work with.

@@ -20,8 +20,7 @@ use tonic::Request;
 use super::{Api, DepositAddresses, Nonces, Operations, Parts, testing};
 use crate::{
     convert::Converter,
-    db::{Db, testing::database},
-    deposit_address::DepositAddress,
+    db::{Db, address::AddressRow, testing::database},
     events::Events,
     status::{Reason, Refused},
 };
@@ -63,13 +62,21 @@ impl DepositAddresses for Unreachable {
         _: &PublicKey,
         _: &PublicKey,
         _: Network,
-    ) -> Result<DepositAddress, Refused> {
-        Ok(DepositAddress {
+    ) -> Result<AddressRow, Refused> {
+        Ok(AddressRow {
+            keyshare_id: leaf_id.uuid(),
+            leaf_id: leaf_id.uuid(),
             address: "bcrt1p".into(),
-            leaf_id,
-            verifying_key: testing::key(5),
-            address_signatures: [(format!("{:064x}", 1), vec![0x30, 6])].into(),
-            possession_signature: [7; 64],
+            script: Vec::new(),
+            network: "regtest".into(),
+            identity: Vec::new(),
+            user_key: Vec::new(),
+            verifying_key: testing::key(5).serialize().to_vec(),
+            coordinator: 0,
+            address_signatures: format!("{{\"{:064x}\":\"3006\"}}", 1),
+            possession_signature: Some(vec![7; 64]),
+            state: "READY".into(),
+            created_micros: 0,
         })
     }
 }
