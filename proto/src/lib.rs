@@ -12,7 +12,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 macro_rules! package {
     ($(#[$doc:meta])* $name:ident, $file:literal) => {
         $(#[$doc])*
-        #[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, rustdoc::all, reason = "generated")]
+        #[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, unreachable_pub, unused_qualifications, rustdoc::all, reason = "generated")]
         pub mod $name {
             include!(concat!(env!("OUT_DIR"), "/", $file));
         }
@@ -50,3 +50,6 @@ pub mod admin {
     package!(/// Version 1.
         v1, "admin.v1.rs");
 }
+
+#[cfg(feature = "transport")]
+pub mod transport;
