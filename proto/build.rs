@@ -21,7 +21,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), prost_encode(&descriptors))?;
     let rpc = env::var_os("CARGO_FEATURE_RPC").is_some();
-    tonic_prost_build::configure().build_client(rpc).build_server(rpc).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_client(rpc)
+        .build_server(rpc)
+        // Ordered maps: equal messages have equal bytes, so requests can be compared and hashed.
+        .btree_map(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }
 
