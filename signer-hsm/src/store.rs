@@ -1,1 +1,241 @@
-//! To come.
+//! The vault's disk: one redb file, mode 0600, locked against other processes.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    TableError, WriteTransaction,
+};
+use spark_signer::vault::{SealedStore, StoreCommit, StoreError};
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const HEADER: TableDefinition<'_, (), &[u8]> = TableDefinition::new("header");
+const PAGES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("pages");
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+
+const FORMAT_KEY: &str = "format";
+const FORMAT: u64 = 1;
+const CACHE_BYTES: usize = 64 << 20;
+
+/// A store in a file.
+#[derive(Debug)]
+pub struct RedbStore {
+    database: Database,
+}
+
+impl RedbStore {
+    /// Makes a new, empty store. Refuses when the file exists.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
+        let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
+        let store = Self { database: database(file)? };
+        let txn = store.begin()?;
+        txn.open_table(META).map_err(failed)?.insert(FORMAT_KEY, FORMAT).map_err(failed)?;
+        txn.open_table(HEADER).map_err(failed)?;
+        txn.open_table(PAGES).map_err(failed)?;
+        txn.open_table(RECORDS).map_err(failed)?;
+        txn.commit().map_err(failed)?;
+        // The file's name must survive a power cut as its content does.
+        if let Some(folder) = path.parent() {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        }
+        Ok(store)
+    }
+
+    /// Opens a store that [`Self::create`] made. A missing, empty or foreign file is an error, never a
+    /// fresh start.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = options().open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => StoreError::Missing,
+            _ => failed(error),
+        })?;
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.mode() & 0o077 != 0 {
+            return Err(StoreError::Failed("file is open to group or others, mode must be 0600".into()));
+        }
+        if metadata.len() == 0 {
+            return Err(StoreError::Format(0));
+        }
+        let store = Self { database: database(file)? };
+        let txn = store.database.begin_read().map_err(failed)?;
+        let format = match txn.open_table(META) {
+            Ok(table) => table.get(FORMAT_KEY).map_err(failed)?.map_or(0, |format| format.value()),
+            Err(TableError::TableDoesNotExist(_)) => 0,
+            Err(error) => return Err(failed(error)),
+        };
+        if format != FORMAT {
+            return Err(StoreError::Format(format));
+        }
+        Ok(store)
+    }
+
+    fn begin(&self) -> Result<WriteTransaction, StoreError> {
+        let mut txn = self.database.begin_write().map_err(failed)?;
+        txn.set_durability(Durability::Immediate).map_err(failed)?;
+        txn.set_two_phase_commit(true);
+        Ok(txn)
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits();
+    options.read(true).write(true).custom_flags(no_follow.cast_signed());
+    options
+}
+
+fn database(file: File) -> Result<Database, StoreError> {
+    let backend = FileBackend::new(file).map_err(failed)?;
+    Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse,
+        error => failed(error),
+    })
+}
+
+fn failed(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+impl SealedStore for RedbStore {
+    fn header(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let txn = self.database.begin_read().map_err(failed)?;
+        let table = txn.open_table(HEADER).map_err(failed)?;
+        Ok(table.get(()).map_err(failed)?.map(|header| header.value().to_vec()))
+    }
+
+    fn page(&self, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        let txn = self.database.begin_read().map_err(failed)?;
+        let table = txn.open_table(PAGES).map_err(failed)?;
+        Ok(table.get(number).map_err(failed)?.map(|page| page.value().to_vec()))
+    }
+
+    fn page_numbers(&self) -> Result<Vec<u32>, StoreError> {
+        let txn = self.database.begin_read().map_err(failed)?;
+        let table = txn.open_table(PAGES).map_err(failed)?;
+        table.iter().map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.0.value())).collect()
+    }
+
+    fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let txn = self.database.begin_read().map_err(failed)?;
+        let table = txn.open_table(RECORDS).map_err(failed)?;
+        Ok(table.get(key).map_err(failed)?.map(|value| value.value().to_vec()))
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let txn = self.database.begin_read().map_err(failed)?;
+        let table = txn.open_table(RECORDS).map_err(failed)?;
+        let start = after.filter(|after| *after > prefix).unwrap_or(prefix);
+        for entry in table.range(start..).map_err(failed)? {
+            let (key, value) = entry.map_err(failed)?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            if after.is_none_or(|after| key.value() > after) && !visit(key.value(), value.value()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, commit: &StoreCommit) -> Result<(), StoreError> {
+        let txn = self.begin()?;
+        {
+            let mut header = txn.open_table(HEADER).map_err(failed)?;
+            header.insert((), commit.header.as_slice()).map_err(failed)?;
+            let mut pages = txn.open_table(PAGES).map_err(failed)?;
+            for (number, page) in &commit.pages {
+                match page {
+                    Some(page) => pages.insert(number, page.as_slice()).map_err(failed)?,
+                    None => pages.remove(number).map_err(failed)?,
+                };
+            }
+            let mut records = txn.open_table(RECORDS).map_err(failed)?;
+            for (key, value) in &commit.records {
+                match value {
+                    Some(value) => records.insert(key.as_slice(), value.as_slice()).map_err(failed)?,
+                    None => records.remove(key.as_slice()).map_err(failed)?,
+                };
+            }
+        }
+        txn.commit().map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(store: &RedbStore, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        store
+            .scan(prefix, after, &mut |key, _| {
+                found.push(key.to_vec());
+                found.len() < limit
+            })
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn keeps_what_was_applied_and_refuses_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vault.redb");
+        assert_eq!(RedbStore::open(&path).unwrap_err(), StoreError::Missing);
+        let store = RedbStore::create(&path).unwrap();
+        assert!(RedbStore::create(&path).is_err());
+        assert_eq!(RedbStore::open(&path).unwrap_err(), StoreError::InUse);
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(store.header().unwrap(), None);
+        let key = |bytes: &[u8]| (bytes.to_vec(), Some(bytes.to_vec()));
+        let commit = StoreCommit {
+            header: vec![1; 100],
+            pages: vec![(7, Some(vec![2; 5000])), (1, Some(vec![3]))],
+            records: [b"a/1", b"a/2", b"a/3", b"b/1"].iter().map(|k| key(*k)).collect(),
+        };
+        store.apply(&commit).unwrap();
+        drop(store);
+        let store = RedbStore::open(&path).unwrap();
+        assert_eq!(store.header().unwrap(), Some(vec![1; 100]));
+        assert_eq!(store.page_numbers().unwrap(), vec![1, 7]);
+        assert_eq!(store.page(7).unwrap(), Some(vec![2; 5000]));
+        assert_eq!(store.record(b"a/2").unwrap().as_deref(), Some(b"a/2".as_slice()));
+        assert_eq!(records(&store, b"a/", None, 9), [b"a/1", b"a/2", b"a/3"]);
+        assert_eq!(records(&store, b"a/", Some(b"a/1"), 1), [b"a/2"]);
+        assert_eq!(records(&store, b"", Some(b"a/3"), 9), [b"b/1"]);
+        let removal =
+            StoreCommit { header: vec![4], pages: vec![(7, None)], records: vec![(b"a/2".to_vec(), None)] };
+        store.apply(&removal).unwrap();
+        assert_eq!(store.page(7).unwrap(), None);
+        assert_eq!(records(&store, b"a/", None, 9), [b"a/1", b"a/3"]);
+    }
+
+    #[test]
+    fn foreign_and_readable_files_are_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8], mode: u32| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        assert_eq!(RedbStore::open(&write("empty", b"", 0o600)).unwrap_err(), StoreError::Format(0));
+        assert!(RedbStore::open(&write("text", &[b'x'; 5000], 0o600)).is_err());
+        assert!(RedbStore::open(&write("open", b"x", 0o640)).is_err());
+        let foreign = folder.path().join("foreign");
+        drop(Database::create(&foreign).unwrap());
+        std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(RedbStore::open(&foreign).unwrap_err(), StoreError::Format(0));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&foreign, &link).unwrap();
+        assert!(RedbStore::open(&link).is_err());
+    }
+}

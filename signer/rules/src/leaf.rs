@@ -284,6 +284,35 @@ impl LeafRecord {
         Ok(self)
     }
 
+    /// The record of a deposit with its transactions signed.
+    pub fn with_deposit(mut self, plan: &Plan) -> Result<Self, LeafError> {
+        self.node_tx = planned(plan, Purpose::Root)?.tx.clone();
+        self.with_refunds(plan)
+    }
+
+    /// The inner node that a renewal puts above the leaf: the split node, or the former zero node. It shares the
+    /// leaf's keys; its own refunds are those that the renewal undercuts.
+    pub fn inner_node(&self, plan: &Plan) -> Option<Self> {
+        let mut inner = self.clone();
+        inner.status = LeafStatus::Splitted;
+        match plan.get(Purpose::Split) {
+            Some(split) => {
+                inner.node_prevouts = split.template.prevouts();
+                inner.node_tx = split.tx.clone();
+                inner.direct_node_tx = plan.get(Purpose::DirectSplit).map(|direct| direct.tx.clone());
+                inner.node_timelock = Timelock::ZERO;
+            }
+            None => {
+                let node = plan.get(Purpose::Node)?;
+                if !node.template.step().is_zero() {
+                    return None;
+                }
+            }
+        }
+        inner.leaf_id = self.split_node_id(&inner.node_tx);
+        Some(inner)
+    }
+
     /// The record after a renewal. The parent changes for the zero and node paths.
     pub fn with_renewal(mut self, plan: &Plan) -> Result<Self, LeafError> {
         let node = planned(plan, Purpose::Node)?;
@@ -324,5 +353,22 @@ fn check_timelock(name: &'static str, tx: &Transaction, expected: Timelock) -> R
     match SequenceField::parse(input.sequence) {
         Ok(field) if field.timelock == expected => Ok(()),
         _ => Err(LeafError::Timelock(name)),
+    }
+}
+
+/// A stored record that does not decode.
+#[derive(Debug, thiserror::Error)]
+#[error("stored record is malformed: {0}")]
+pub struct DecodeError(#[from] serde_json::Error);
+
+impl LeafRecord {
+    /// For storage: JSON, so that old records stay readable when fields are added.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Inverse of [`LeafRecord::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(serde_json::from_slice(bytes)?)
     }
 }

@@ -1,1 +1,61 @@
-//! To come.
+//! Receipts of destruction and the log that holds them (DESIGN section 4, OPERATION.md D15, D16).
+//!
+//! A log leaf is SHA-256(salt ‖ entry): tiles show hashes only, entry and salt go to the leaf's owners, the
+//! peers' signers and auditors.
+
+use sha2::{Digest as _, Sha256};
+use spark_proto::{peer::v1 as wire, signer::v1 as signer_wire};
+use tlog_tiles::{Error as LogError, Hash};
+
+use crate::transcript::Transcript;
+
+/// A receipt or proof that does not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiptError {
+    /// A field has no legal value.
+    #[error("receipt: {0} is malformed")]
+    Malformed(&'static str),
+    /// The inclusion proof does not lead to the checkpoint's root.
+    #[error("receipt is not included in the log: {0}")]
+    Inclusion(LogError),
+}
+
+/// The canonical entry of a receipt: everything but salt, index and state (which changes).
+pub fn entry(receipt: &wire::Receipt) -> Vec<u8> {
+    let mut t = Transcript::new("spark/receipt/v1");
+    t.bytes(&receipt.incarnation).u64(receipt.sequence).bytes(&receipt.keyshare_id);
+    t.bytes(receipt.leaf_id.as_bytes()).bytes(&receipt.operation_id).bytes(receipt.phase.as_bytes());
+    t.u64(receipt.retired_version).u64(receipt.new_version);
+    t.bytes(&receipt.retired_public_share).bytes(&receipt.new_public_share).bytes(&receipt.tweak_commitment);
+    t.u64(receipt.root_epoch_before).u64(receipt.root_epoch_after).bytes(&receipt.root_id_before);
+    t.bytes(receipt.delete_claim.as_bytes()).bytes(receipt.package_kind.as_bytes()).u64(receipt.unix_seconds);
+    t.u64(receipt.live_versions.len() as u64);
+    for version in &receipt.live_versions {
+        t.u64(*version);
+    }
+    t.finish().to_vec()
+}
+
+/// What the log stores: SHA-256(salt ‖ entry).
+pub fn leaf(receipt: &wire::Receipt) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(&receipt.salt);
+    hash.update(entry(receipt));
+    hash.finalize().into()
+}
+
+/// Verifies that the receipt is record `proof.index` of the log of `tree_size` records with `root` (RFC 6962).
+pub fn verify_inclusion(
+    receipt: &wire::Receipt,
+    proof: &signer_wire::InclusionProof,
+    root: [u8; 32],
+) -> Result<(), ReceiptError> {
+    let hashes = proof
+        .hashes
+        .iter()
+        .map(|h| <[u8; 32]>::try_from(h.as_slice()).map(Hash))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| ReceiptError::Malformed("hashes"))?;
+    let record = tlog_tiles::record_hash(&leaf(receipt));
+    tlog_tiles::check_record(&hashes, proof.tree_size, Hash(root), proof.index, record).map_err(ReceiptError::Inclusion)
+}

@@ -1,1 +1,32 @@
-//! To come.
+//! The vault: every secret that must outlive a process, and every record a signer must never forget.
+//!
+//! Secrets lie in pages under random page keys; one header holds all page keys and is sealed under a
+//! key derived from the token's *root* of the current *epoch*. A batch that destroys a secret re-keys
+//! the touched pages, seals the header under a new root and destroys the old one: no copy of the old
+//! store opens again. Public records lie in the clear and are covered by a keyed set hash in the
+//! header. A rollback of store *and* token together cannot be seen from here; the peers' memory sees it,
+//! so a freshly opened vault is read-only until [`Vault::confirm_witnessed`].
+
+mod commit;
+mod failpoint;
+mod header;
+mod id;
+mod ledger;
+#[cfg(test)]
+pub(crate) mod memory;
+mod open;
+mod page;
+mod seal;
+mod store;
+#[cfg(test)]
+mod tests;
+mod token;
+mod txn;
+
+pub use commit::{CommitError, Committed, Destruction};
+pub use failpoint::{FailPoint, Step};
+pub use id::{MAX_SECRET_BYTES, SecretId, SecretKind};
+pub use open::{ConfirmError, CreateError, OpenError, Position, Vault, VaultError};
+pub use store::{Record, SealedStore, StoreCommit, StoreError};
+pub use token::{RootId, Token, TokenError, TreeId};
+pub use txn::{Savepoint, Txn};

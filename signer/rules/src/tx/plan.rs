@@ -166,6 +166,11 @@ impl Plan {
         self.0.iter().find(|planned| planned.purpose() == purpose)
     }
 
+    /// The transaction for `purpose`, to attach signatures.
+    pub fn get_mut(&mut self, purpose: Purpose) -> Option<&mut Planned> {
+        self.0.iter_mut().find(|planned| planned.purpose() == purpose)
+    }
+
     /// The transactions of one release stage.
     pub fn stage(&self, stage: u8) -> impl Iterator<Item = &Planned> {
         self.0.iter().filter(move |planned| planned.stage == stage)

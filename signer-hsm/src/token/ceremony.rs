@@ -1,0 +1,127 @@
+//! Making a signer's keys. Only the ceremony calls this.
+
+use bitcoin::secp256k1::{PublicKey, SECP256K1, SecretKey};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use cryptoki::session::Session;
+use spark_signer::vault::TokenError;
+use zeroize::Zeroizing;
+
+use super::Pkcs11Token;
+use super::config::{Profile, Security, TokenConfig};
+use super::error::token_error;
+use super::keys::IdentityMethod;
+use super::link::Link;
+use super::module::Module;
+use super::objects::{
+    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, SECP256K1 as SECP256K1_OID, confined,
+};
+use super::roots;
+
+/// Where the identity key comes from.
+pub enum IdentitySource {
+    /// Generated in the token.
+    Generate,
+    /// This private key (32 bytes, big-endian); development only.
+    Import(Zeroizing<[u8; 32]>),
+}
+
+impl std::fmt::Debug for IdentitySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Generate => "generate",
+            Self::Import(_) => "import",
+        })
+    }
+}
+
+/// Makes the identity and federation keys and prepares the roots token. Refuses when any of it exists.
+pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<Pkcs11Token, TokenError> {
+    if matches!(identity, IdentitySource::Import(_)) && config.security != Security::Development {
+        return Err(TokenError::Unsupported("imported identity keys are for development only".into()));
+    }
+    let module = Module::load(&config.module)?;
+    let roots = Link::new(&module, &config.roots, config.security)?;
+    let keys = Link::new(&module, &config.keys, config.security)?;
+    keys.mutate(|_, session| {
+        for label in [IDENTITY, IDENTITY_IMPORTED, FEDERATION] {
+            if !session.find_objects(&[Attribute::Label(label.into())]).map_err(token_error)?.is_empty() {
+                return Err(TokenError::Failed("keys token has been set up before".into()));
+            }
+        }
+        Ok(())
+    })?;
+    roots::create_sentinel(&roots, &config.profile)?;
+    keys.mutate(|_, session| {
+        match identity {
+            IdentitySource::Generate => generate_identity(session, &config.profile)?,
+            IdentitySource::Import(secret) => import_identity(session, &config.profile, secret)?,
+        }
+        generate_federation(session, &config.profile)
+    })?;
+    config.profile.sync()?;
+    Pkcs11Token::open(config)
+}
+
+fn public(label: &str) -> Vec<Attribute> {
+    vec![
+        Attribute::Token(true),
+        Attribute::Private(false),
+        Attribute::Verify(true),
+        Attribute::Label(label.into()),
+    ]
+}
+
+fn generate_identity(session: &Session, profile: &Profile) -> Result<(), TokenError> {
+    let label = IdentityMethod::Generated.label();
+    let mut public = public(label);
+    public.push(Attribute::EcParams(SECP256K1_OID.to_vec()));
+    let mut private = confined(profile, label);
+    private.extend([Attribute::Sign(true), Attribute::Derive(true)]);
+    session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private).map_err(token_error)?;
+    Ok(())
+}
+
+fn generate_federation(session: &Session, profile: &Profile) -> Result<(), TokenError> {
+    let mut public = public(FEDERATION);
+    public.push(Attribute::EcParams(ED25519.to_vec()));
+    let mut private = confined(profile, FEDERATION);
+    private.push(Attribute::Sign(true));
+    session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &public, &private).map_err(token_error)?;
+    Ok(())
+}
+
+fn import_identity(session: &Session, profile: &Profile, secret: &[u8; 32]) -> Result<(), TokenError> {
+    let label = IdentityMethod::Imported.label();
+    let mut key =
+        SecretKey::from_slice(secret).map_err(|_| TokenError::WrongAnswer("identity key is out of range"))?;
+    let point = PublicKey::from_secret_key(SECP256K1, &key).serialize_uncompressed();
+    key.non_secure_erase();
+    let mut encoded = vec![0x04, 65];
+    encoded.extend_from_slice(&point);
+    let mut public = public(label);
+    public.extend([
+        Attribute::Class(ObjectClass::PUBLIC_KEY),
+        Attribute::KeyType(KeyType::EC),
+        Attribute::EcParams(SECP256K1_OID.to_vec()),
+        Attribute::EcPoint(encoded),
+    ]);
+    let mut private = confined(profile, label);
+    private.extend([
+        Attribute::Class(ObjectClass::PRIVATE_KEY),
+        Attribute::KeyType(KeyType::EC),
+        Attribute::EcParams(SECP256K1_OID.to_vec()),
+        Attribute::Value(secret.to_vec()),
+        Attribute::Sign(true),
+        Attribute::Derive(true),
+    ]);
+    let created = session.create_object(&private).map_err(token_error);
+    for attribute in &mut private {
+        if let Attribute::Value(value) = attribute {
+            zeroize::Zeroize::zeroize(value);
+        }
+    }
+    created?;
+    session.create_object(&public).map_err(token_error)?;
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The identity and federation keys.
+
+use std::sync::Arc;
+
+use bitcoin::secp256k1::{Message, PublicKey, SECP256K1, ecdsa};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
+use cryptoki::mechanism::elliptic_curve::{EcKdf, Ecdh1DeriveParams};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
+use cryptoki::types::Ulong;
+use ed25519_dalek::{Signature, VerifyingKey};
+use spark_signer::vault::TokenError;
+use zeroize::Zeroizing;
+
+use super::config::{Profile, Security};
+use super::error::token_error;
+use super::link::Link;
+use super::objects::{Birth, FEDERATION, IDENTITY, IDENTITY_IMPORTED, Kind, Name, assert_confined};
+
+/// How the identity key came into the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdentityMethod {
+    /// Generated there.
+    Generated,
+    /// Imported; development only.
+    Imported,
+}
+
+impl IdentityMethod {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Generated => IDENTITY,
+            Self::Imported => IDENTITY_IMPORTED,
+        }
+    }
+
+    pub(super) fn birth(self) -> Birth {
+        match self {
+            Self::Generated => Birth::Local,
+            Self::Imported => Birth::Imported,
+        }
+    }
+}
+
+/// Both keys, found and checked.
+pub(super) struct Keys {
+    link: Arc<Link>,
+    profile: Profile,
+    pub(super) method: IdentityMethod,
+    pub(super) identity: PublicKey,
+    pub(super) federation: VerifyingKey,
+}
+
+impl Keys {
+    pub(super) fn find(link: Arc<Link>, profile: Profile, security: Security) -> Result<Self, TokenError> {
+        let (method, identity, federation) = link.run(|_, session| {
+            let generated = point(session, IDENTITY)?;
+            let (method, identity) = match (generated, point(session, IDENTITY_IMPORTED)?) {
+                (Some(point), None) => (IdentityMethod::Generated, point),
+                (None, Some(point)) => (IdentityMethod::Imported, point),
+                (None, None) => return Err(TokenError::NoObjects),
+                (Some(_), Some(_)) => return Err(TokenError::WrongAnswer("two identity keys")),
+            };
+            let identity = PublicKey::from_slice(&identity)
+                .map_err(|_| TokenError::WrongAnswer("identity key is not a point"))?;
+            let federation = point(session, FEDERATION)?.ok_or(TokenError::NoObjects)?;
+            let federation = federation
+                .as_slice()
+                .try_into()
+                .ok()
+                .and_then(|bytes: &[u8; 32]| VerifyingKey::from_bytes(bytes).ok())
+                .ok_or(TokenError::WrongAnswer("federation key is not a point"))?;
+            Ok((method, identity, federation))
+        })?;
+        if method == IdentityMethod::Imported && security != Security::Development {
+            return Err(TokenError::Unsupported("imported identity keys are for development only".into()));
+        }
+        let keys = Self { link, profile, method, identity, federation };
+        keys.check()?;
+        Ok(keys)
+    }
+
+    /// Asserts the attributes and that each private key belongs to the public key that was found.
+    pub(super) fn check(&self) -> Result<(), TokenError> {
+        self.link.run(|link, session| {
+            let label = self.method.label();
+            let identity = private(link, session, label)?;
+            assert_confined(session, &self.profile, identity, label, self.method.birth())?;
+            let federation = private(link, session, FEDERATION)?;
+            assert_confined(session, &self.profile, federation, FEDERATION, Birth::Local)
+        })?;
+        self.sign_identity(&[0x5a; 32])?;
+        self.sign_federation(b"spark/token/probe/v1")?;
+        Ok(())
+    }
+
+    pub(super) fn sign_identity(&self, digest: &[u8; 32]) -> Result<ecdsa::Signature, TokenError> {
+        let bytes = self.link.run(|link, session| {
+            let key = private(link, session, self.method.label())?;
+            session.sign(&Mechanism::Ecdsa, key, digest).map_err(token_error)
+        })?;
+        let mut signature = ecdsa::Signature::from_compact(&bytes)
+            .map_err(|_| TokenError::WrongAnswer("ECDSA signature is malformed"))?;
+        // Tokens return high S for every second signature (BIP 146 wants low S).
+        signature.normalize_s();
+        SECP256K1
+            .verify_ecdsa(&Message::from_digest(*digest), &signature, &self.identity)
+            .map_err(|_| TokenError::WrongAnswer("ECDSA signature does not verify"))?;
+        Ok(signature)
+    }
+
+    pub(super) fn ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        let encoded = point.serialize_uncompressed();
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::GENERIC_SECRET),
+            Attribute::ValueLen(Ulong::new(32)),
+            Attribute::Token(false),
+            Attribute::Sensitive(false),
+            Attribute::Extractable(true),
+        ];
+        self.link.run(|link, session| {
+            let key = private(link, session, self.method.label())?;
+            let mechanism = Mechanism::Ecdh1Derive(Ecdh1DeriveParams::new(EcKdf::null(), &encoded));
+            let shared = session.derive_key(&mechanism, key, &template).map_err(token_error)?;
+            let value = session.get_attributes(shared, &[AttributeType::Value]).map_err(token_error);
+            session.destroy_object(shared).map_err(token_error)?;
+            let mut x = Zeroizing::new([0u8; 32]);
+            match value?.into_iter().next() {
+                Some(Attribute::Value(value)) if value.len() == x.len() => {
+                    x.copy_from_slice(&Zeroizing::new(value));
+                    Ok(x)
+                }
+                _ => Err(TokenError::WrongAnswer("ECDH result is not 32 bytes")),
+            }
+        })
+    }
+
+    pub(super) fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
+        let bytes = self.link.run(|link, session| {
+            let key = private(link, session, FEDERATION)?;
+            let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
+            session.sign(&mechanism, key, message).map_err(token_error)
+        })?;
+        let bytes: [u8; 64] =
+            bytes.try_into().map_err(|_| TokenError::WrongAnswer("Ed25519 signature is malformed"))?;
+        self.federation
+            .verify_strict(message, &Signature::from_bytes(&bytes))
+            .map_err(|_| TokenError::WrongAnswer("Ed25519 signature does not verify"))?;
+        Ok(bytes)
+    }
+}
+
+fn private(link: &Link, session: &Session, label: &'static str) -> Result<ObjectHandle, TokenError> {
+    link.handle(session, &Name::new(Kind::Private, label))?.ok_or(TokenError::NoObjects)
+}
+
+/// The point of a public key object: `CKA_EC_POINT` is a DER octet string, or the bare point.
+fn point(session: &Session, label: &'static str) -> Result<Option<Vec<u8>>, TokenError> {
+    let found = session.find_objects(&Name::new(Kind::Public, label).template()).map_err(token_error)?;
+    let handle = match found.as_slice() {
+        [] => return Ok(None),
+        [handle] => *handle,
+        _ => return Err(TokenError::WrongAnswer("a key exists twice")),
+    };
+    let attributes = session.get_attributes(handle, &[AttributeType::EcPoint]).map_err(token_error)?;
+    let Some(Attribute::EcPoint(encoded)) = attributes.into_iter().next() else {
+        return Err(TokenError::WrongAnswer("public key has no point"));
+    };
+    Ok(Some(match encoded.as_slice() {
+        [0x04, length, point @ ..] if usize::from(*length) == point.len() => point.to_vec(),
+        _ => encoded,
+    }))
+}

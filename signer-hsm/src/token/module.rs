@@ -1,0 +1,71 @@
+//! A PKCS#11 library, loaded and initialised once per process.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use spark_signer::vault::TokenError;
+
+use super::error::token_error;
+use super::link::Link;
+
+static MODULES: LazyLock<Mutex<HashMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
+
+/// A loaded library. It is never finalised at exit: finalising while a thread is inside crashes some.
+pub(super) struct Module {
+    /// Callers hold it shared for a whole operation; [`Module::reinitialize`] holds it alone.
+    context: RwLock<Pkcs11>,
+    links: Mutex<Vec<Weak<Link>>>,
+}
+
+impl Module {
+    pub(super) fn load(path: &Path) -> Result<Arc<Self>, TokenError> {
+        let path = path
+            .canonicalize()
+            .map_err(|error| TokenError::Failed(format!("PKCS#11 module {}: {error}", path.display())))?;
+        let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(&path) {
+            return Ok(Arc::clone(module));
+        }
+        let context = Pkcs11::new(&path).map_err(token_error)?;
+        initialize(&context)?;
+        let module = Arc::new(Self { context: RwLock::new(context), links: Mutex::default() });
+        modules.insert(path, Arc::clone(&module));
+        Ok(module)
+    }
+
+    /// The library, for one operation. Not to be taken twice by one thread.
+    pub(super) fn context(&self) -> RwLockReadGuard<'_, Pkcs11> {
+        self.context.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn register(&self, link: &Arc<Link>) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|link| link.strong_count() > 0);
+        links.push(Arc::downgrade(link));
+    }
+
+    /// Waits until nobody is inside, closes all sessions, finalises and initialises. Sessions go first:
+    /// one closed later could hit a new session of the same number.
+    pub(super) fn reinitialize(&self) -> Result<(), TokenError> {
+        let context = self.context.write().unwrap_or_else(PoisonError::into_inner);
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        for link in links.iter().filter_map(Weak::upgrade) {
+            link.reset();
+        }
+        match context.clone().finalize() {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiNotInitialized, Function::Finalize)) => {}
+            Err(error) => return Err(token_error(error)),
+        }
+        initialize(&context)
+    }
+}
+
+fn initialize(context: &Pkcs11) -> Result<(), TokenError> {
+    match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, Function::Initialize)) => Ok(()),
+        Err(error) => Err(token_error(error)),
+    }
+}

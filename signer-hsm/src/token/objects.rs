@@ -1,0 +1,153 @@
+//! Names, templates and attributes of our objects.
+
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
+use cryptoki::types::Ulong;
+use spark_signer::vault::TokenError;
+
+use super::config::Profile;
+use super::error::token_error;
+
+/// Label of roots.
+pub(super) const ROOT: &str = "spark-root";
+/// Label of the object that shows that the roots token can be listed.
+pub(super) const SENTINEL: &str = "spark-sentinel";
+/// Label of an identity key made in the token.
+pub(super) const IDENTITY: &str = "spark-identity";
+/// Label of an identity key that was brought in: its method of birth, on record in the token.
+pub(super) const IDENTITY_IMPORTED: &str = "spark-identity-imported";
+/// Label of the federation key.
+pub(super) const FEDERATION: &str = "spark-federation";
+
+/// DER of the object identifier 1.3.132.0.10, secp256k1 (SEC 2).
+pub(super) const SECP256K1: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a];
+/// DER of the object identifier 1.3.101.112, Ed25519 (RFC 8410).
+pub(super) const ED25519: [u8; 5] = [0x06, 0x03, 0x2b, 0x65, 0x70];
+
+/// What an object is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Name {
+    pub(super) kind: Kind,
+    pub(super) label: &'static str,
+    pub(super) id: Option<[u8; 16]>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Secret,
+    Private,
+    Public,
+}
+
+impl Name {
+    pub(super) fn new(kind: Kind, label: &'static str) -> Self {
+        Self { kind, label, id: None }
+    }
+
+    pub(super) fn template(&self) -> Vec<Attribute> {
+        let class = match self.kind {
+            Kind::Secret => ObjectClass::SECRET_KEY,
+            Kind::Private => ObjectClass::PRIVATE_KEY,
+            Kind::Public => ObjectClass::PUBLIC_KEY,
+        };
+        let mut template =
+            vec![Attribute::Token(true), Attribute::Class(class), Attribute::Label(self.label.into())];
+        template.extend(self.id.map(|id| Attribute::Id(id.to_vec())));
+        template
+    }
+}
+
+/// What every key of ours that must stay in the token has.
+pub(super) fn confined(profile: &Profile, label: &str) -> Vec<Attribute> {
+    let mut template = vec![
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Label(label.into()),
+    ];
+    if profile.object_policies {
+        template.extend([
+            Attribute::Copyable(false),
+            Attribute::Modifiable(false),
+            Attribute::Destroyable(true),
+        ]);
+    }
+    template
+}
+
+/// A 32-byte HMAC key.
+pub(super) fn hmac_key(profile: &Profile, label: &str, id: &[u8]) -> Vec<Attribute> {
+    let mut template = confined(profile, label);
+    template.extend([
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::ValueLen(Ulong::new(32)),
+        Attribute::Sign(true),
+        Attribute::Id(id.to_vec()),
+    ]);
+    template
+}
+
+/// How a key came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Birth {
+    /// Generated in the token.
+    Local,
+    /// Brought in from outside.
+    Imported,
+}
+
+/// Checks the attributes that our claims rest on. One that the token does not report at all counts as
+/// wrong unless the profile says that it has no such policies.
+pub(super) fn assert_confined(
+    session: &Session,
+    profile: &Profile,
+    handle: ObjectHandle,
+    key: &'static str,
+    birth: Birth,
+) -> Result<(), TokenError> {
+    use AttributeType as Type;
+    let mut wanted: Vec<(Type, bool, &'static str)> = vec![
+        (Type::Token, true, "CKA_TOKEN"),
+        (Type::Sensitive, true, "CKA_SENSITIVE"),
+        (Type::Extractable, false, "CKA_EXTRACTABLE"),
+    ];
+    if birth == Birth::Local {
+        wanted.extend([
+            (Type::Local, true, "CKA_LOCAL"),
+            (Type::NeverExtractable, true, "CKA_NEVER_EXTRACTABLE"),
+            (Type::AlwaysSensitive, true, "CKA_ALWAYS_SENSITIVE"),
+        ]);
+    }
+    if profile.object_policies {
+        wanted.extend([
+            (Type::Copyable, false, "CKA_COPYABLE"),
+            (Type::Modifiable, false, "CKA_MODIFIABLE"),
+            (Type::Destroyable, true, "CKA_DESTROYABLE"),
+        ]);
+    }
+    let types: Vec<Type> = wanted.iter().map(|(kind, ..)| *kind).collect();
+    let found = session.get_attributes(handle, &types).map_err(token_error)?;
+    for (kind, value, attribute) in wanted {
+        let actual = found.iter().find(|found| found.attribute_type() == kind).and_then(truth);
+        if actual != Some(value) {
+            return Err(TokenError::Attribute { key, attribute });
+        }
+    }
+    Ok(())
+}
+
+fn truth(attribute: &Attribute) -> Option<bool> {
+    match attribute {
+        Attribute::Token(value)
+        | Attribute::Sensitive(value)
+        | Attribute::Extractable(value)
+        | Attribute::Local(value)
+        | Attribute::NeverExtractable(value)
+        | Attribute::AlwaysSensitive(value)
+        | Attribute::Copyable(value)
+        | Attribute::Modifiable(value)
+        | Attribute::Destroyable(value) => Some(*value),
+        _ => None,
+    }
+}

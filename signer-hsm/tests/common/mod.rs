@@ -1,0 +1,35 @@
+//! Tokens for tests.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+
+use spark_signer_hsm::token::{
+    IdentitySource, PinSource, Pkcs11Token, Profile, Security, TokenConfig, TokenRef, generate_keys,
+};
+use spark_softhsm::TokenDir;
+
+pub const PIN: &str = "24681357";
+pub const SO_PIN: &str = "13572468";
+
+/// Two fresh tokens.
+pub fn config(dir: &TokenDir) -> TokenConfig {
+    dir.init_token("roots", SO_PIN, PIN).unwrap();
+    dir.init_token("keys", SO_PIN, PIN).unwrap();
+    existing()
+}
+
+/// The tokens that [`config`] made.
+pub fn existing() -> TokenConfig {
+    let token =
+        |label: &str| TokenRef { label: label.into(), serial: None, pin: PinSource::Inline(PIN.into()) };
+    TokenConfig {
+        module: spark_softhsm::module_path().unwrap().into(),
+        profile: Profile::SOFTHSM,
+        roots: token("roots"),
+        keys: token("keys"),
+        security: Security::Development,
+    }
+}
+
+/// Two fresh tokens with keys.
+pub fn token(dir: &TokenDir) -> Pkcs11Token {
+    generate_keys(&config(dir), &IdentitySource::Generate).unwrap()
+}

@@ -1,0 +1,268 @@
+//! The token on a real PKCS#11 module, one process per test.
+
+mod common;
+
+use std::sync::Arc;
+
+use bitcoin::secp256k1::{Message, PublicKey, SECP256K1, SecretKey, ecdh};
+use spark_signer::vault::{RootId, Token as _, TokenError, TreeId};
+use spark_signer_hsm::token::{
+    IdentityMethod, IdentitySource, PinSource, Pkcs11Token, Security, generate_keys,
+};
+use spark_softhsm::isolated;
+use zeroize::Zeroizing;
+
+fn root(epoch: u64) -> RootId {
+    RootId { tree: TreeId([1; 8]), epoch }
+}
+
+fn secret(byte: u8) -> SecretKey {
+    SecretKey::from_slice(&[byte; 32]).unwrap()
+}
+
+#[test]
+fn signatures_are_low_s_and_verify() {
+    isolated("signatures_are_low_s_and_verify", |dir| {
+        let token = common::token(dir);
+        let identity = token.identity_public_key();
+        for n in 0..200u8 {
+            let digest = [n; 32];
+            let signature = token.sign_identity(&digest).unwrap();
+            let mut normal = signature;
+            normal.normalize_s();
+            assert_eq!(signature, normal);
+            SECP256K1.verify_ecdsa(&Message::from_digest(digest), &signature, &identity).unwrap();
+        }
+        let key = ed25519_dalek::VerifyingKey::from_bytes(&token.federation_public_key()).unwrap();
+        let signature = token.sign_federation(b"vote").unwrap();
+        key.verify_strict(b"vote", &ed25519_dalek::Signature::from_bytes(&signature)).unwrap();
+        token.probe().unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn ecdh_is_the_same_from_both_sides() {
+    isolated("ecdh_is_the_same_from_both_sides", |dir| {
+        let token = common::token(dir);
+        let identity = token.identity_public_key();
+        for n in 1..60 {
+            let peer = secret(n);
+            let x = token.identity_ecdh_x(&PublicKey::from_secret_key(SECP256K1, &peer)).unwrap();
+            assert_eq!(x[..], ecdh::shared_secret_point(&identity, &peer)[..32]);
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn roots_live_and_die() {
+    isolated("roots_live_and_die", |dir| {
+        let token = common::token(dir);
+        assert_eq!(token.roots().unwrap(), vec![]);
+        assert_eq!(*token.derive(&root(1), b"x").err().as_ref().unwrap(), TokenError::RootMissing(root(1)));
+        token.create_root(&root(1)).unwrap();
+        assert_eq!(token.create_root(&root(1)).unwrap_err(), TokenError::RootExists(root(1)));
+        token.create_root(&root(2)).unwrap();
+        let mut roots = token.roots().unwrap();
+        roots.sort_unstable();
+        assert_eq!(roots, vec![root(1), root(2)]);
+        let (one, two) = (token.derive(&root(1), b"x").unwrap(), token.derive(&root(2), b"x").unwrap());
+        assert_ne!(one, two);
+        assert_eq!(token.derive(&root(1), b"x").unwrap(), one);
+        assert_ne!(token.derive(&root(1), b"y").unwrap(), one);
+        token.sync().unwrap();
+        token.destroy_root(&root(1)).unwrap();
+        assert_eq!(token.destroy_root(&root(1)).unwrap_err(), TokenError::RootMissing(root(1)));
+        assert_eq!(*token.derive(&root(1), b"x").err().as_ref().unwrap(), TokenError::RootMissing(root(1)));
+        assert_eq!(token.roots().unwrap(), vec![root(2)]);
+        assert_eq!(token.derive(&root(2), b"x").unwrap(), two);
+    })
+    .unwrap();
+}
+
+#[test]
+fn ceremony_happens_once_and_imports_only_in_development() {
+    isolated("ceremony_happens_once_and_imports_only_in_development", |dir| {
+        let mut config = common::config(dir);
+        assert_eq!(Pkcs11Token::open(&config).unwrap_err(), TokenError::NoObjects);
+        let import = || IdentitySource::Import(Zeroizing::new([3; 32]));
+        config.security = Security::Production;
+        assert!(matches!(generate_keys(&config, &import()), Err(TokenError::Unsupported(_))));
+        config.security = Security::Development;
+        let token = generate_keys(&config, &import()).unwrap();
+        assert_eq!(token.identity_method(), IdentityMethod::Imported);
+        assert_eq!(token.identity_public_key(), PublicKey::from_secret_key(SECP256K1, &secret(3)));
+        assert!(generate_keys(&config, &IdentitySource::Generate).is_err());
+        let again = Pkcs11Token::open(&config).unwrap();
+        assert_eq!(again.identity_public_key(), token.identity_public_key());
+        assert_eq!(again.federation_public_key(), token.federation_public_key());
+        let peer = PublicKey::from_secret_key(SECP256K1, &secret(9));
+        assert_eq!(
+            token.identity_ecdh_x(&peer).unwrap()[..],
+            ecdh::shared_secret_point(&peer, &secret(3))[..32]
+        );
+
+        let pin = dir.conf_path().with_file_name("pin");
+        std::fs::write(&pin, common::PIN).unwrap();
+        std::fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        config.security = Security::Production;
+        config.roots.pin = PinSource::File(pin.clone());
+        config.keys.pin = PinSource::File(pin);
+        assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unsupported(_))));
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_generated_identity_works_in_production() {
+    isolated("a_generated_identity_works_in_production", |dir| {
+        let pin = dir.conf_path().with_file_name("pin");
+        std::fs::write(&pin, common::PIN).unwrap();
+        std::fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let mut config = common::config(dir);
+        config.security = Security::Production;
+        assert!(generate_keys(&config, &IdentitySource::Generate).is_err(), "PIN in the configuration");
+        config.roots.pin = PinSource::File(pin.clone());
+        config.keys.pin = PinSource::File(pin);
+        let token = generate_keys(&config, &IdentitySource::Generate).unwrap();
+        assert_eq!(token.identity_method(), IdentityMethod::Generated);
+        drop(token);
+        Pkcs11Token::open(&config).unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_wrong_pin_is_refused_and_a_wrong_token_not_found() {
+    isolated("a_wrong_pin_is_refused_and_a_wrong_token_not_found", |dir| {
+        let mut config = common::config(dir);
+        config.keys.pin = PinSource::Inline("99999999".into());
+        assert_eq!(generate_keys(&config, &IdentitySource::Generate).unwrap_err(), TokenError::PinRefused);
+        config = common::existing();
+        config.roots.label = "elsewhere".into();
+        assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unavailable(_))));
+        config = common::existing();
+        config.roots.serial = Some("0000000000000000".into());
+        assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unavailable(_))));
+    })
+    .unwrap();
+}
+
+#[test]
+fn eight_threads_sign_while_roots_change() {
+    isolated("eight_threads_sign_while_roots_change", |dir| {
+        let token = Arc::new(common::token(dir));
+        token.create_root(&root(1)).unwrap();
+        let signers: Vec<_> = (0..8u8)
+            .map(|n| {
+                let token = Arc::clone(&token);
+                std::thread::spawn(move || {
+                    for i in 0..50u8 {
+                        token.sign_identity(&[n.wrapping_mul(50).wrapping_add(i); 32]).unwrap();
+                        token.sign_federation(&[n, i]).unwrap();
+                        token.derive(&root(1), &[n, i]).unwrap();
+                    }
+                })
+            })
+            .collect();
+        for epoch in 2..40 {
+            token.create_root(&root(epoch)).unwrap();
+            token.destroy_root(&root(epoch)).unwrap();
+        }
+        for signer in signers {
+            signer.join().unwrap();
+        }
+        assert_eq!(token.roots().unwrap(), vec![root(1)]);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_token_that_went_away_is_an_error_until_it_is_back() {
+    isolated("a_token_that_went_away_is_an_error_until_it_is_back", |dir| {
+        let token = Arc::new(common::token(dir));
+        token.create_root(&root(1)).unwrap();
+        let value = token.derive(&root(1), b"x").unwrap();
+        let identity = token.identity_public_key();
+        let aside = dir.tokens_path().with_extension("aside");
+        std::fs::rename(dir.tokens_path(), &aside).unwrap();
+        for _ in 0..3 {
+            assert!(token.roots().is_err(), "never an empty list");
+            assert!(token.derive(&root(1), b"x").is_err());
+            assert!(token.create_root(&root(2)).is_err());
+            assert!(token.sign_identity(&[1; 32]).is_err());
+            assert!(token.probe().is_err());
+        }
+        assert!(token.reconnect().is_err());
+        assert!(token.roots().is_err(), "never an empty list");
+        std::fs::rename(&aside, dir.tokens_path()).unwrap();
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let busy: Vec<_> = (0..4u8)
+            .map(|n| {
+                let (token, stop) = (Arc::clone(&token), Arc::clone(&stop));
+                std::thread::spawn(move || {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let _ = token.sign_identity(&[n; 32]);
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..5 {
+            token.reconnect().unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for thread in busy {
+            thread.join().unwrap();
+        }
+        assert_eq!(token.roots().unwrap(), vec![root(1)]);
+        assert_eq!(token.derive(&root(1), b"x").unwrap(), value);
+        assert_eq!(token.identity_public_key(), identity);
+        token.sign_identity(&[1; 32]).unwrap();
+        token.create_root(&root(2)).unwrap();
+        token.destroy_root(&root(1)).unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_failed_destruction_stays_failed() {
+    isolated("a_failed_destruction_stays_failed", |dir| {
+        let token = common::token(dir);
+        token.create_root(&root(1)).unwrap();
+        let guard = Undeletable::set(dir.tokens_path());
+        assert_eq!(token.destroy_root(&root(1)).unwrap_err(), TokenError::NotDestroyed(root(1)));
+        drop(guard);
+        assert_eq!(token.destroy_root(&root(1)).unwrap_err(), TokenError::NotDestroyed(root(1)));
+        token.reconnect().unwrap();
+        assert_eq!(token.roots().unwrap(), vec![root(1)], "it was never gone");
+        token.destroy_root(&root(1)).unwrap();
+        assert_eq!(token.roots().unwrap(), vec![]);
+    })
+    .unwrap();
+}
+
+/// Files that cannot be removed: immutable for root, in a read-only folder for others.
+struct Undeletable(std::path::PathBuf);
+
+impl Undeletable {
+    fn set(path: &std::path::Path) -> Self {
+        let guard = Self(path.to_owned());
+        guard.change("chattr", "+i");
+        guard.change("chmod", "a-w");
+        let probe = std::fs::write(path.join("probe"), "");
+        assert!(probe.is_err(), "this test needs chattr +i, or an ordinary user");
+        guard
+    }
+
+    fn change(&self, program: &str, flag: &str) {
+        let _ = std::process::Command::new(program).args(["-R", flag]).arg(&self.0).output();
+    }
+}
+
+impl Drop for Undeletable {
+    fn drop(&mut self) {
+        self.change("chattr", "-i");
+        self.change("chmod", "u+w");
+    }
+}

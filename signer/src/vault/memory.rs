@@ -1,0 +1,200 @@
+//! A token and a store in memory whose states can be copied and put back: what an attacker does with
+//! disks and devices, without the disks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bitcoin::secp256k1::{Keypair, Message, PublicKey, SECP256K1, SecretKey, ecdh, ecdsa};
+use ed25519_dalek::Signer as _;
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use super::store::{SealedStore, StoreCommit, StoreError};
+use super::token::{RootId, Token, TokenError};
+
+/// Which call of the token fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Create,
+    Derive,
+    Destroy,
+    Sync,
+    Empty,
+}
+
+pub(crate) type Roots = BTreeMap<RootId, [u8; 32]>;
+
+#[derive(Clone)]
+pub(crate) struct MemoryToken {
+    roots: Arc<Mutex<Roots>>,
+    fault: Arc<Mutex<Option<Fault>>>,
+    identity: Keypair,
+    federation: ed25519_dalek::SigningKey,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic while held")
+}
+
+impl MemoryToken {
+    pub(crate) fn new(seed: u8) -> Self {
+        let secret = SecretKey::from_slice(&[seed.max(1); 32]).expect("in range");
+        Self {
+            roots: Arc::default(),
+            fault: Arc::default(),
+            identity: Keypair::from_secret_key(SECP256K1, &secret),
+            federation: ed25519_dalek::SigningKey::from_bytes(&[seed; 32]),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Roots {
+        lock(&self.roots).clone()
+    }
+
+    pub(crate) fn restore(&self, roots: Roots) {
+        *lock(&self.roots) = roots;
+    }
+
+    pub(crate) fn fail(&self, fault: Option<Fault>) {
+        *lock(&self.fault) = fault;
+    }
+
+    fn check(&self, fault: Fault) -> Result<(), TokenError> {
+        if *lock(&self.fault) == Some(fault) {
+            return Err(TokenError::Unavailable(format!("{fault:?}")));
+        }
+        Ok(())
+    }
+}
+
+impl Token for MemoryToken {
+    fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
+        self.check(Fault::Create)?;
+        let key = rand::random();
+        match lock(&self.roots).insert(*root, key) {
+            None => Ok(()),
+            Some(_) => Err(TokenError::RootExists(*root)),
+        }
+    }
+
+    fn roots(&self) -> Result<Vec<RootId>, TokenError> {
+        self.check(Fault::Empty).map_err(|_| TokenError::NoObjects)?;
+        Ok(lock(&self.roots).keys().copied().collect())
+    }
+
+    fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        self.check(Fault::Derive)?;
+        let roots = lock(&self.roots);
+        let key = roots.get(root).ok_or(TokenError::RootMissing(*root))?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("any length");
+        mac.update(context);
+        Ok(Zeroizing::new(mac.finalize().into_bytes().into()))
+    }
+
+    fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
+        self.check(Fault::Destroy).map_err(|_| TokenError::NotDestroyed(*root))?;
+        lock(&self.roots).remove(root).map(|_| ()).ok_or(TokenError::RootMissing(*root))
+    }
+
+    fn sync(&self) -> Result<(), TokenError> {
+        self.check(Fault::Sync)
+    }
+
+    fn identity_public_key(&self) -> PublicKey {
+        self.identity.public_key()
+    }
+
+    fn sign_identity(&self, digest: &[u8; 32]) -> Result<ecdsa::Signature, TokenError> {
+        Ok(SECP256K1.sign_ecdsa(&Message::from_digest(*digest), &self.identity.secret_key()))
+    }
+
+    fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        let shared = Zeroizing::new(ecdh::shared_secret_point(point, &self.identity.secret_key()));
+        let mut x = Zeroizing::new([0u8; 32]);
+        x.copy_from_slice(&shared[..32]);
+        Ok(x)
+    }
+
+    fn federation_public_key(&self) -> [u8; 32] {
+        self.federation.verifying_key().to_bytes()
+    }
+
+    fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
+        Ok(self.federation.sign(message).to_bytes())
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) header: Option<Vec<u8>>,
+    pub(crate) pages: BTreeMap<u32, Vec<u8>>,
+    pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MemoryStore(Arc<Mutex<Disk>>);
+
+impl MemoryStore {
+    pub(crate) fn snapshot(&self) -> Disk {
+        lock(&self.0).clone()
+    }
+
+    pub(crate) fn restore(&self, disk: Disk) {
+        *lock(&self.0) = disk;
+    }
+}
+
+impl SealedStore for MemoryStore {
+    fn header(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(lock(&self.0).header.clone())
+    }
+
+    fn page(&self, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(lock(&self.0).pages.get(&number).cloned())
+    }
+
+    fn page_numbers(&self) -> Result<Vec<u32>, StoreError> {
+        Ok(lock(&self.0).pages.keys().copied().collect())
+    }
+
+    fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(lock(&self.0).records.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let disk = lock(&self.0);
+        for (key, value) in disk.records.range(prefix.to_vec()..) {
+            if !key.starts_with(prefix) {
+                break;
+            }
+            if after.is_none_or(|after| key.as_slice() > after) && !visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, commit: &StoreCommit) -> Result<(), StoreError> {
+        let mut disk = lock(&self.0);
+        disk.header = Some(commit.header.clone());
+        for (number, page) in &commit.pages {
+            match page {
+                Some(page) => disk.pages.insert(*number, page.clone()),
+                None => disk.pages.remove(number),
+            };
+        }
+        for (key, value) in &commit.records {
+            match value {
+                Some(value) => disk.records.insert(key.clone(), value.clone()),
+                None => disk.records.remove(key),
+            };
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,436 @@
+//! Creating, opening and reading a vault.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use rand_core::{OsRng, RngCore as _};
+use spark_rules::ids::Incarnation;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use super::failpoint::FailPoint;
+use super::header::{Body, BodyRef, Head};
+use super::id::{SecretId, SecretKind};
+use super::ledger::{RecordSet, SetState};
+use super::page::{Fill, Page, Place};
+use super::seal::{DataKey, SealBroken};
+use super::store::{Record, SealedStore, StoreCommit, StoreError};
+use super::token::{RootId, Token, TokenError, TreeId};
+use super::txn::Txn;
+
+/// A point in a vault's life. Later is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// Root epoch; grows by one with each batch that destroys a secret.
+    pub epoch: u64,
+    /// Grows by one with each commit.
+    pub sequence: u64,
+}
+
+/// A read or a change of a batch that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VaultError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A page or record is not what was written.
+    #[error("vault content is damaged: {0}")]
+    Damaged(&'static str),
+    /// Longer than [`super::MAX_SECRET_BYTES`].
+    #[error("secret is too long")]
+    SecretTooLong,
+    /// A commit was cut off: only opening the vault again tells where it stands.
+    #[error("vault must be opened again")]
+    MustReopen,
+}
+
+/// Why no vault was created.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The store has content.
+    #[error("store is not empty")]
+    StoreNotEmpty,
+    /// The token has roots.
+    #[error("token already holds roots: {0:?}")]
+    RootsExist(Vec<RootId>),
+    /// The token failed.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Sealing failed.
+    #[error("header could not be sealed")]
+    Seal,
+}
+
+/// Why a vault does not open. Nothing is repaired or begun anew by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Neither store nor token knows a vault.
+    #[error("no vault here: run the ceremony")]
+    NotCreated,
+    /// The token has roots and the store is empty.
+    #[error("store is empty but the token holds roots {0:?}: the store was lost")]
+    StoreLost(Vec<RootId>),
+    /// The root of the store's epoch is not in the token.
+    #[error("store needs root {needed}, token has {found:?}: one of them was rolled back or lost")]
+    RootMissing {
+        /// Root that sealed the store's header.
+        needed: RootId,
+        /// Roots in the token.
+        found: Vec<RootId>,
+    },
+    /// The token holds roots of another vault, or one twice.
+    #[error("token holds roots that are not this vault's: {0:?}")]
+    ForeignRoots(Vec<RootId>),
+    /// The header is not of this format.
+    #[error("header is not of a known format")]
+    Format,
+    /// The header was not sealed under this root.
+    #[error("header does not open under its root")]
+    HeaderBroken,
+    /// Pages are missing, added or changed.
+    #[error("page {0} is not the one the header names")]
+    PageBroken(u32),
+    /// Records are missing, added or changed.
+    #[error("records are not those the header covers")]
+    RecordsBroken,
+    /// The token failed, or shows no objects.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a vault did not become writable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfirmError {
+    /// A root that was never committed could not be destroyed; the next epoch needs its name.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+/// An open vault. One thread owns it.
+pub struct Vault {
+    pub(super) token: Arc<dyn Token>,
+    pub(super) store: Box<dyn SealedStore>,
+    pub(super) hook: Option<Box<dyn FailPoint>>,
+    pub(super) head: Head,
+    pub(super) incarnation: Incarnation,
+    pub(super) records: RecordSet,
+    pub(super) pages: BTreeMap<u32, DataKey>,
+    pub(super) fills: BTreeMap<u32, Fill>,
+    pub(super) roomy: BTreeSet<u32>,
+    pub(super) index: BTreeMap<SecretId, u32>,
+    pub(super) next_page: u32,
+    pub(super) witnessed: bool,
+    pub(super) cut_off: bool,
+    pub(super) strays: Vec<RootId>,
+    pub(super) undestroyed: Vec<RootId>,
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vault").field("root", &self.head.root).field("position", &self.position()).finish()
+    }
+}
+
+/// Derives twice, from two sessions, and compares: a cluster must have replicated the root by then.
+pub(super) fn derive_checked(token: &dyn Token, head: &Head) -> Result<DataKey, TokenError> {
+    let context = head.derivation();
+    let first = token.derive(&head.root, &context)?;
+    let second = token.derive(&head.root, &context)?;
+    if !bool::from(first.ct_eq(&*second)) {
+        return Err(TokenError::WrongAnswer("two derivations differ"));
+    }
+    DataKey::from_slice(&first[..]).ok_or(TokenError::WrongAnswer("derived key has a wrong length"))
+}
+
+impl Vault {
+    /// Makes a new vault. Ceremony only: refuses when the store or the token holds anything.
+    pub fn create(
+        token: Arc<dyn Token>,
+        store: Box<dyn SealedStore>,
+        incarnation: Incarnation,
+    ) -> Result<Self, CreateError> {
+        if store.header()?.is_some() || !store.page_numbers()?.is_empty() || has_records(&*store)? {
+            return Err(CreateError::StoreNotEmpty);
+        }
+        let roots = token.roots()?;
+        if !roots.is_empty() {
+            return Err(CreateError::RootsExist(roots));
+        }
+        let mut tree = [0u8; 8];
+        OsRng.fill_bytes(&mut tree);
+        let head = Head::fresh(RootId { tree: TreeId(tree), epoch: 1 }, 1);
+        token.create_root(&head.root)?;
+        let key = derive_checked(&*token, &head)?;
+        token.sync()?;
+        let records = RecordSet::empty().map_err(|SealBroken| CreateError::Seal)?;
+        let body = BodyRef {
+            incarnation,
+            state: records.state,
+            records: &records,
+            next_page: 0,
+            pages: &BTreeMap::new(),
+        };
+        let header = body.seal(&head, &key).map_err(|SealBroken| CreateError::Seal)?;
+        store.apply(&StoreCommit { header, pages: Vec::new(), records: Vec::new() })?;
+        Ok(Self {
+            token,
+            store,
+            hook: None,
+            head,
+            incarnation,
+            records,
+            pages: BTreeMap::new(),
+            fills: BTreeMap::new(),
+            roomy: BTreeSet::new(),
+            index: BTreeMap::new(),
+            next_page: 0,
+            witnessed: true,
+            cut_off: false,
+            strays: Vec::new(),
+            undestroyed: Vec::new(),
+        })
+    }
+
+    /// Opens an existing vault, reads it through and refuses whatever does not fit.
+    ///
+    /// The vault is read-only, and roots left by a crash stay, until [`Self::confirm_witnessed`].
+    pub fn open(token: Arc<dyn Token>, store: Box<dyn SealedStore>) -> Result<Self, OpenError> {
+        let Some(stored) = store.header()? else {
+            return Err(match token.roots()? {
+                roots if roots.is_empty() => OpenError::NotCreated,
+                roots => OpenError::StoreLost(roots),
+            });
+        };
+        let (head, sealed) = Head::decode(&stored).ok_or(OpenError::Format)?;
+        let strays = strays(&head.root, token.roots()?)?;
+        let key = derive_checked(&*token, &head)?;
+        let body = Body::open(&head, &key, sealed).map_err(|SealBroken| OpenError::HeaderBroken)?;
+        let mut vault = Self {
+            token,
+            store,
+            hook: None,
+            head,
+            incarnation: body.incarnation,
+            records: body.records,
+            pages: body.pages,
+            fills: BTreeMap::new(),
+            roomy: BTreeSet::new(),
+            index: BTreeMap::new(),
+            next_page: body.next_page,
+            witnessed: false,
+            cut_off: false,
+            strays,
+            undestroyed: Vec::new(),
+        };
+        vault.check_pages()?;
+        vault.check_records()?;
+        Ok(vault)
+    }
+
+    fn check_pages(&mut self) -> Result<(), OpenError> {
+        let stored: BTreeSet<u32> = self.store.page_numbers()?.into_iter().collect();
+        if let Some(stranger) = stored.iter().find(|number| !self.pages.contains_key(number)) {
+            return Err(OpenError::PageBroken(*stranger));
+        }
+        let numbers: Vec<u32> = self.pages.keys().copied().collect();
+        for number in numbers {
+            let page = self.load_page(number).map_err(|error| match error {
+                VaultError::Store(error) => OpenError::Store(error),
+                _ => OpenError::PageBroken(number),
+            })?;
+            if number >= self.next_page || page.ids().any(|id| self.index.insert(*id, number).is_some()) {
+                return Err(OpenError::PageBroken(number));
+            }
+            self.note_fill(number, page.fill());
+        }
+        Ok(())
+    }
+
+    fn check_records(&self) -> Result<(), OpenError> {
+        let mut state = SetState::EMPTY;
+        self.store.scan(&[], None, &mut |key, value| {
+            self.records.add(&mut state, key, value);
+            true
+        })?;
+        if state.matches(&self.records.state) { Ok(()) } else { Err(OpenError::RecordsBroken) }
+    }
+
+    /// Makes the vault writable and destroys the roots that a crash left behind: older ones to finish a
+    /// deletion, a newer one because it was never committed. Call it only when every peer's witnessed
+    /// position is at or below [`Self::position`].
+    pub fn confirm_witnessed(&mut self) -> Result<(), ConfirmError> {
+        while let Some(stray) = self.strays.last().copied() {
+            match self.token.destroy_root(&stray) {
+                Ok(()) => {}
+                Err(_) if stray.epoch < self.head.root.epoch => self.undestroyed.push(stray),
+                Err(error) => return Err(error.into()),
+            }
+            self.strays.pop();
+        }
+        self.witnessed = true;
+        Ok(())
+    }
+
+    /// Installs a hook that sees every step of a commit.
+    pub fn set_fail_point(&mut self, hook: Box<dyn FailPoint>) {
+        self.hook = Some(hook);
+    }
+
+    /// Starts a batch.
+    pub fn begin(&mut self) -> Txn<'_> {
+        Txn::new(self)
+    }
+
+    /// Whose vault it is, since the last ceremony.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Epoch of the root that seals the store now.
+    pub fn epoch(&self) -> u64 {
+        self.head.root.epoch
+    }
+
+    /// Number of the last commit.
+    pub fn sequence(&self) -> u64 {
+        self.head.sequence
+    }
+
+    /// Epoch and sequence.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.epoch(), sequence: self.sequence() }
+    }
+
+    /// Root that seals the store now.
+    pub fn root(&self) -> RootId {
+        self.head.root
+    }
+
+    /// Whether [`Self::confirm_witnessed`] has been called.
+    pub fn is_witnessed(&self) -> bool {
+        self.witnessed
+    }
+
+    /// Roots that a crash left and [`Self::confirm_witnessed`] will destroy.
+    pub fn stray_roots(&self) -> &[RootId] {
+        &self.strays
+    }
+
+    /// Superseded roots whose destruction failed. No destruction may be claimed while there is any.
+    pub fn destroy_pending(&self) -> &[RootId] {
+        &self.undestroyed
+    }
+
+    /// Token behind the vault.
+    pub fn token(&self) -> &Arc<dyn Token> {
+        &self.token
+    }
+
+    /// Checks that the token still computes with the current root.
+    pub fn probe(&self) -> Result<(), TokenError> {
+        derive_checked(&*self.token, &self.head).map(|_| ())
+    }
+
+    /// A secret.
+    pub fn get_secret(&self, id: &SecretId) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
+        let Some(number) = self.index.get(id) else { return Ok(None) };
+        self.load_page(*number)?.take(id).map(Some).ok_or(VaultError::Damaged("secret is not in its page"))
+    }
+
+    /// Whether a secret exists.
+    pub fn has_secret(&self, id: &SecretId) -> bool {
+        self.index.contains_key(id)
+    }
+
+    /// Names of all secrets of an owner, ordered by kind and version.
+    pub fn secrets_of(&self, owner: &[u8; 16]) -> impl Iterator<Item = &SecretId> {
+        let first = SecretId::new(*owner, SecretKind::Keyshare, 0);
+        self.index.range(first..).map(|(id, _)| id).take_while(move |id| id.owner == first.owner)
+    }
+
+    /// Number of secrets.
+    pub fn secret_count(&self) -> usize {
+        self.index.len()
+    }
+
+    /// A record.
+    pub fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, VaultError> {
+        self.check_usable()?;
+        Ok(self.store.record(key)?)
+    }
+
+    /// Up to `limit` records with this prefix and a key above `after`, ascending.
+    pub fn scan_records(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Record>, VaultError> {
+        self.check_usable()?;
+        let mut found = Vec::new();
+        if limit > 0 {
+            self.store.scan(prefix, after, &mut |key, value| {
+                found.push((key.to_vec(), value.to_vec()));
+                found.len() < limit
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn check_usable(&self) -> Result<(), VaultError> {
+        if self.cut_off { Err(VaultError::MustReopen) } else { Ok(()) }
+    }
+
+    pub(super) fn place(&self, number: u32) -> Place {
+        Place { tree: self.head.root.tree, incarnation: self.incarnation, number }
+    }
+
+    pub(super) fn load_page(&self, number: u32) -> Result<Page, VaultError> {
+        self.check_usable()?;
+        let key = self.pages.get(&number).ok_or(VaultError::Damaged("page has no key"))?;
+        let stored = self.store.page(number)?.ok_or(VaultError::Damaged("page is missing"))?;
+        Page::open(&self.place(number), key, &stored)
+            .map_err(|SealBroken| VaultError::Damaged("page does not open"))
+    }
+
+    pub(super) fn note_fill(&mut self, number: u32, fill: Fill) {
+        if fill.is_roomy() {
+            self.roomy.insert(number);
+        } else {
+            self.roomy.remove(&number);
+        }
+        self.fills.insert(number, fill);
+    }
+}
+
+fn has_records(store: &dyn SealedStore) -> Result<bool, StoreError> {
+    let mut any = false;
+    store.scan(&[], None, &mut |_, _| {
+        any = true;
+        false
+    })?;
+    Ok(any)
+}
+
+/// All roots but the current one, which must be there once.
+fn strays(current: &RootId, roots: Vec<RootId>) -> Result<Vec<RootId>, OpenError> {
+    let distinct: BTreeSet<RootId> = roots.iter().copied().collect();
+    if distinct.len() != roots.len() || roots.iter().any(|root| root.tree != current.tree) {
+        return Err(OpenError::ForeignRoots(roots));
+    }
+    if !distinct.contains(current) {
+        return Err(OpenError::RootMissing { needed: *current, found: roots });
+    }
+    Ok(distinct.into_iter().filter(|root| root != current).collect())
+}
