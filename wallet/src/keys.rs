@@ -236,6 +236,12 @@ impl Keys {
         &self.identity
     }
 
+    /// The identity key again, for a signer that takes a key by value.
+    pub(crate) fn identity_copy(&self) -> Result<SigningKey, KeyError> {
+        let bytes = self.identity.secret.to_bytes();
+        SecretScalar::from_bytes(&bytes).map(SigningKey::new).map_err(|_| KeyError::Derivation)
+    }
+
     /// The key of a leaf: child `SHA-256(id text)[0..4] mod 2^31`, hardened.
     pub fn leaf(&self, id: &LeafId) -> Result<SigningKey, KeyError> {
         let digest = bitcoin::hashes::sha256::Hash::hash(id.to_string().as_bytes()).to_byte_array();

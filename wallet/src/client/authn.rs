@@ -43,7 +43,7 @@ pub(super) async fn login(
     if challenge.public_key != public_key {
         return Err(AuthError::OtherKey);
     }
-    if !spark_rules::package::login_nonce_is_bound(&challenge.nonce, operator) {
+    if !spark_rules::package::challenge_nonce_is_for(&challenge.nonce, operator) {
         return Err(AuthError::Relayed);
     }
     let digest: [u8; 32] = Sha256::digest(encode(challenge)).into();

@@ -202,7 +202,7 @@ impl Operators {
                 roots: roots.clone(),
                 identity: identity.clone(),
                 server_name: endpoint.host.clone(),
-                pinned: endpoint.pinned.map(Spki::from),
+                pinned: endpoint.pinned.map(Spki::from_bytes),
             };
             let host =
                 if endpoint.host.contains(':') { format!("[{}]", endpoint.host) } else { endpoint.host.clone() };
@@ -230,9 +230,9 @@ impl Operators {
     }
 
     /// The same call to every operator, in parallel; answers in index order.
-    pub async fn each<A, F, R>(&self, call: F) -> Vec<(OperatorIndex, Result<A, ClientError>)>
+    pub async fn each<'a, A, F, R>(&'a self, call: F) -> Vec<(OperatorIndex, Result<A, ClientError>)>
     where
-        F: Fn(&'_ Operator) -> R,
+        F: Fn(&'a Operator) -> R,
         R: Future<Output = Result<A, ClientError>>,
     {
         join_all(self.all.iter().map(|o| {

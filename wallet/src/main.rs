@@ -1,0 +1,2 @@
+//! `spark-wallet`.
+fn main() {}
