@@ -6,6 +6,7 @@ pub mod address;
 pub mod federation;
 pub mod feldman;
 pub mod frost;
+pub mod fuzz;
 pub mod hash;
 pub mod ids;
 pub mod leaf;

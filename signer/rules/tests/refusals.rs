@@ -1,0 +1,261 @@
+//! What a signer refuses to sign, with the rule that it names.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use bitcoin::absolute::LockTime;
+use bitcoin::consensus::serialize;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, ScriptBuf, Sequence, Transaction, TxOut, Witness};
+use common::{NEW_OWNER, OWNER, RECEIVER, VERIFYING, deposit_output, leaf, public, secret};
+use spark_rules::leaf::{LeafError, LeafRecord, LeafStatus};
+use spark_rules::package::{self, PackageError};
+use spark_rules::tx::{
+    Maturity, Plan, Purpose, RawSet, Rule, Source, Template, TemplateError, Timelock, Variant, anchor,
+    maybe_fee, p2tr_script,
+};
+
+fn tag<T: std::fmt::Debug>(result: Result<T, LeafError>) -> String {
+    match result {
+        Err(LeafError::Template(TemplateError { rule, .. })) => rule.tag(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The tag of a send whose refund was changed.
+fn changed_send(record: &LeafRecord, change: impl Fn(&mut Transaction)) -> String {
+    let plan = record.build_send(&public(RECEIVER)).unwrap();
+    let mut raws: Vec<_> = plan.transactions().iter().map(|p| (p.purpose(), p.tx.clone())).collect();
+    change(&mut raws[0].1);
+    let raws: Vec<_> = raws.iter().map(|(purpose, tx)| (*purpose, serialize(tx))).collect();
+    let set = raws.iter().fold(RawSet::new(), |set, (purpose, raw)| set.with(*purpose, raw).unwrap());
+    tag(record.check_send(set, &public(RECEIVER)))
+}
+
+fn sequence(raw: u32) -> impl Fn(&mut Transaction) {
+    move |tx| tx.input[0].sequence = Sequence::from_consensus(raw)
+}
+
+#[test]
+fn x8_timelocks_that_mean_something_else_are_refused() {
+    let record = leaf(100_000);
+    for (raw, rule) in [
+        (0xffff_ffff, "tx.sequence"),
+        (0x8000_0000 | 1900, "tx.sequence"),
+        (1 << 22 | 1900, "tx.sequence"),
+        (1 << 29 | 1900, "tx.sequence"),
+        (0xffff, "tx.sequence"),
+        (0, "refund.timelock.step"),
+        (50, "refund.timelock.step"),
+        (1850, "refund.timelock.step"),
+        (2000, "refund.timelock.step"),
+        (2100, "refund.timelock.step"),
+        // A lower step is the client's right, but then all its refunds must take it.
+        (1800, "direct-from-cpfp-refund.timelock"),
+    ] {
+        assert_eq!(changed_send(&record, sequence(raw)), rule, "{raw:#x}");
+    }
+    for version in [1, 2, 4, -1] {
+        assert_eq!(changed_send(&record, |tx| tx.version = Version(version)), "tx.version");
+    }
+    assert_eq!(changed_send(&record, |tx| tx.lock_time = LockTime::from_consensus(1)), "tx.locktime");
+}
+
+#[test]
+fn x7_refunds_that_pay_anyone_else_are_refused() {
+    let record = leaf(100_000);
+    let to = |key| move |tx: &mut Transaction| tx.output[0].script_pubkey = p2tr_script(&public(key));
+    assert_eq!(changed_send(&record, to(OWNER)), "refund.destination");
+    assert_eq!(changed_send(&record, |tx| tx.output[0].value = Amount::from_sat(99_999)), "refund.value");
+    assert_eq!(changed_send(&record, |tx| tx.output.truncate(1)), "tx.outputs");
+    assert_eq!(changed_send(&record, |tx| tx.output.push(anchor())), "tx.outputs");
+    assert_eq!(changed_send(&record, |tx| tx.output.swap(0, 1)), "refund.value");
+    assert_eq!(changed_send(&record, |tx| tx.output[1].value = Amount::from_sat(1)), "tx.anchor");
+    let elsewhere = TxOut { value: Amount::ZERO, script_pubkey: ScriptBuf::new() };
+    assert_eq!(changed_send(&record, move |tx| tx.output[1] = elsewhere.clone()), "tx.anchor");
+    assert_eq!(changed_send(&record, |tx| tx.input[0].previous_output.vout = 1), "tx.outpoint");
+    assert_eq!(changed_send(&record, |tx| tx.input.push(tx.input[0].clone())), "tx.inputs");
+    assert_eq!(
+        changed_send(&record, |tx| tx.input[0].witness = Witness::from_slice(&[[0; 64]])),
+        "tx.unsigned"
+    );
+    assert_eq!(
+        changed_send(&record, |tx| tx.input[0].script_sig = ScriptBuf::from_bytes(vec![0x51])),
+        "tx.unsigned"
+    );
+}
+
+#[test]
+fn x7_claims_are_held_to_the_same_template() {
+    let mut record = leaf(100_000);
+    record.refund_timelock = Timelock::new(1900).unwrap();
+    let plan = record.claim(Source::Build, &public(NEW_OWNER)).unwrap();
+    let (refund, direct) = (serialize(&plan.transactions()[0].tx), serialize(&plan.transactions()[1].tx));
+    let claim = |raws: RawSet<'_>| record.claim(Source::Check(raws), &public(NEW_OWNER));
+    let set = || RawSet::new().with(Purpose::Refund, &refund).unwrap();
+    let complete = || set().with(Purpose::DirectFromCpfpRefund, &direct).unwrap();
+    assert_eq!(claim(complete()), Ok(plan.clone()));
+    assert_eq!(tag(claim(set())), "direct-from-cpfp-refund.missing");
+    // A zero node has no direct refund.
+    assert_eq!(
+        tag(claim(complete().with(Purpose::DirectRefund, &direct).unwrap())),
+        "direct-refund.unexpected"
+    );
+    assert!(set().with(Purpose::Refund, &refund).is_err());
+    let mut early = plan.transactions()[0].tx.clone();
+    early.input[0].sequence = Sequence::from_consensus(0);
+    let early = serialize(&early);
+    let raws =
+        RawSet::new().with(Purpose::Refund, &early).unwrap().with(Purpose::DirectFromCpfpRefund, &direct);
+    assert_eq!(tag(claim(raws.unwrap())), "refund.timelock");
+}
+
+#[test]
+fn bytes_that_are_no_transaction_are_refused() {
+    let record = leaf(100_000);
+    let plan = record.build_send(&public(RECEIVER)).unwrap();
+    let refund = &plan.transactions()[0];
+    let raw = serialize(&refund.tx);
+    let rule = |raw: &[u8]| refund.template.check(raw).map_err(|e| e.rule);
+    assert_eq!(rule(&raw), Ok(refund.tx.clone()));
+    assert_eq!(rule(&[]), Err(Rule::Encoding));
+    assert_eq!(rule(&raw[..raw.len() - 1]), Err(Rule::Encoding));
+    assert_eq!(rule(&[raw.as_slice(), &[0]].concat()), Err(Rule::Encoding));
+    assert_eq!(rule(&vec![0; 4097]), Err(Rule::Encoding));
+}
+
+#[test]
+fn roots_collect_one_address_once() {
+    let rule = |inputs| Template::root(inputs).map(|_| ()).map_err(|e| e.rule);
+    let refused = Err(Rule::Parameters(Purpose::Root));
+    assert_eq!(rule(vec![deposit_output(1, 5)]), Ok(()));
+    assert_eq!(rule(vec![]), refused);
+    assert_eq!(rule(vec![deposit_output(1, 0)]), refused);
+    assert_eq!(rule(vec![deposit_output(1, 5), deposit_output(1, 5)]), refused);
+    assert_eq!(rule(vec![deposit_output(1, u64::MAX), deposit_output(2, 1)]), refused);
+    assert_eq!(rule((0..12).map(|n| deposit_output(n, 5)).collect()), refused);
+    let mut other = deposit_output(2, 5);
+    other.txout.script_pubkey = p2tr_script(&public(OWNER));
+    assert_eq!(rule(vec![deposit_output(1, 5), other]), refused);
+}
+
+#[test]
+fn fees_are_taken_only_where_they_fit() {
+    let fee = |sats| maybe_fee(Amount::from_sat(sats)).to_sat();
+    assert_eq!([fee(0), fee(955), fee(956), fee(1000)], [0, 955, 1, 45]);
+}
+
+#[test]
+fn records_that_contradict_themselves_are_refused() {
+    let good = leaf(100_000);
+    let refused = |change: fn(&mut LeafRecord)| {
+        let mut record = good.clone();
+        change(&mut record);
+        record.checked().unwrap_err()
+    };
+    assert_eq!(refused(|r| r.owner_key = public(NEW_OWNER)), LeafError::KeySum);
+    assert_eq!(refused(|r| r.verifying_key = public(OWNER)), LeafError::KeySum);
+    assert_eq!(refused(|r| r.value += 1), LeafError::Output("node tx"));
+    assert_eq!(refused(|r| r.refund_timelock = Timelock::ZERO), LeafError::Timelock("refund tx"));
+    assert_eq!(refused(|r| r.node_prevouts.clear()), LeafError::Prevouts("node tx"));
+    let plan =
+        Plan::renew_node(Source::Build, good.node_spend().unwrap(), &public(VERIFYING), &public(OWNER))
+            .unwrap();
+    let mut timed = good.clone().with_renewal(&plan).unwrap();
+    assert_eq!(timed.check(), Ok(()));
+    assert_eq!(timed.parent_id, Some(good.split_node_id(&plan.get(Purpose::Split).unwrap().tx)));
+    timed.direct_node_tx = None;
+    assert_eq!(timed.check(), Err(LeafError::NoDirectNode));
+}
+
+#[test]
+fn status_names_are_those_of_the_public_wire() {
+    for name in
+        ["AVAILABLE", "CREATING", "TRANSFER_LOCKED", "SPLITTED", "SPLIT_LOCKED", "ON_CHAIN", "RENEW_LOCKED"]
+    {
+        let status: LeafStatus = name.parse().unwrap();
+        assert_eq!(status.name(), name);
+        assert_eq!(status.to_wire().as_str_name(), format!("TREE_NODE_STATUS_{name}"));
+        assert_eq!(LeafStatus::from_wire(status.to_wire()), status);
+    }
+}
+
+#[test]
+fn stages_release_children_first() {
+    let record = leaf(100_000);
+    let stages = |plan: &Plan| plan.transactions().iter().map(|p| (p.purpose(), p.stage)).collect::<Vec<_>>();
+    use Purpose::{DirectFromCpfpRefund, DirectNode, DirectRefund, DirectSplit, Node, Refund, Split};
+    assert_eq!(
+        stages(&record.build_send(&public(RECEIVER)).unwrap()),
+        [(Refund, 0), (DirectFromCpfpRefund, 0)]
+    );
+    let plan =
+        Plan::renew_node(Source::Build, record.node_spend().unwrap(), &public(VERIFYING), &public(OWNER))
+            .unwrap();
+    assert_eq!(
+        stages(&plan),
+        [
+            (Split, 2),
+            (DirectSplit, 2),
+            (Node, 1),
+            (DirectNode, 1),
+            (Refund, 0),
+            (DirectRefund, 0),
+            (DirectFromCpfpRefund, 0),
+        ]
+    );
+    assert_eq!(plan.stages(), 3);
+}
+
+#[test]
+fn maturities_drop_the_offset_of_the_variant() {
+    let record = leaf(100_000);
+    let plan = record.build_send(&public(RECEIVER)).unwrap();
+    let maturities: Vec<_> = plan.transactions().iter().flat_map(|p| p.template.maturities()).collect();
+    let outpoint = record.node_spend().unwrap().outpoint;
+    let step = Timelock::new(1900).unwrap();
+    let expected = [Variant::Cpfp, Variant::Direct].map(|variant| Maturity { outpoint, step, variant });
+    assert_eq!(maturities, expected);
+    for maturity in maturities {
+        assert_eq!(Maturity::from_bytes(&maturity.to_bytes()), Ok(maturity));
+    }
+    assert!(Maturity::from_bytes(&[0xff; 39]).is_err());
+}
+
+#[test]
+fn nonces_name_their_operator() {
+    let nonce = package::challenge_nonce(&public(1), [7; 16]);
+    assert!(package::challenge_nonce_is_for(&nonce, &public(1)));
+    assert!(!package::challenge_nonce_is_for(&nonce, &public(2)));
+    assert!(!package::challenge_nonce_is_for(&nonce[..31], &public(1)));
+    assert!(!package::challenge_nonce_is_for(&[], &public(1)));
+}
+
+#[test]
+fn ciphers_are_signed_for_one_leaf_of_one_transfer() {
+    use bitcoin::secp256k1::{Message, SECP256K1, ecdsa::Signature};
+    let digest = package::secret_cipher_digest("leaf", "transfer", b"cipher");
+    let signature = SECP256K1.sign_ecdsa(&Message::from_digest(digest), &secret(RECEIVER));
+    let verify = |leaf, transfer, cipher: &[u8], signature: &[u8]| {
+        package::verify_secret_cipher(leaf, transfer, cipher, signature, &public(RECEIVER))
+    };
+    let compact = signature.serialize_compact();
+    assert_eq!(verify("leaf", "transfer", b"cipher", &compact), Ok(()));
+    assert_eq!(verify("leaf", "transfer", b"cipher", &signature.serialize_der()), Ok(()));
+    assert_eq!(verify("other", "transfer", b"cipher", &compact), Err(PackageError::Signature));
+    assert_eq!(verify("leaf", "other", b"cipher", &compact), Err(PackageError::Signature));
+    assert_eq!(verify("leaf", "transfer", b"other", &compact), Err(PackageError::Signature));
+    // The other s of the same signature is what some wallets send.
+    let mut high = compact;
+    let order = hex::decode("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141").unwrap();
+    let mut borrow = 0i16;
+    for i in (0..32).rev() {
+        let difference = i16::from(order[i]) - i16::from(compact[32 + i]) - borrow;
+        borrow = i16::from(difference < 0);
+        high[32 + i] = difference.rem_euclid(256) as u8;
+    }
+    assert_ne!(Signature::from_compact(&high).unwrap(), signature);
+    assert_eq!(verify("leaf", "transfer", b"cipher", &high), Ok(()));
+    assert!(package::parse_transfer_id("0193C5D2-7B0A-7C40-9A55-2F3F6D0A1B2C").is_err());
+}
