@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,11 +10,12 @@ use spark_rules::ids::Incarnation;
 use spark_signer::vault::{CommitError, Destruction, OpenError, Position, SecretId, SecretKind, Step, Vault};
 use spark_signer_hsm::store::RedbStore;
 use spark_signer_hsm::token::Pkcs11Token;
-use spark_softhsm::{TokenDir, isolated, run_test};
+use spark_softhsm::{TokenDir, isolated, passed, run_test};
 use zeroize::Zeroizing;
 
 const INCARNATION: Incarnation = Incarnation::from_bytes([5; 16]);
 const CRASH: &str = "CRASH_AT";
+const SIGABRT: i32 = 6;
 const EXPECT: &str = "EXPECT";
 
 fn store_path(dir: &TokenDir) -> PathBuf {
@@ -97,14 +99,10 @@ fn a_kill_at_any_step_loses_and_keeps_nothing() {
         for step in Step::ALL {
             let crash =
                 run_test("child_dies_within_a_commit", dir, &[(CRASH, &format!("{step:?}"))]).unwrap();
-            assert!(!crash.status.success(), "{step:?}");
+            assert_eq!(crash.status.signal(), Some(SIGABRT), "{step:?}");
             let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
             let check = run_test("child_recovers", dir, &[(EXPECT, expected)]).unwrap();
-            assert!(
-                check.status.success(),
-                "{step:?}: {}",
-                String::from_utf8_lossy(&[check.stdout, check.stderr].concat())
-            );
+            passed(&check).unwrap();
         }
     })
     .unwrap();
@@ -138,19 +136,11 @@ fn old_copies_do_not_open() {
         std::fs::rename(dir.tokens_path(), &newer).unwrap();
         std::fs::rename(&tokens_copy, dir.tokens_path()).unwrap();
         let check = run_test("child_sees_a_rolled_back_token", dir, &[(EXPECT, "refused")]).unwrap();
-        assert!(
-            check.status.success(),
-            "{}",
-            String::from_utf8_lossy(&[check.stdout, check.stderr].concat())
-        );
+        passed(&check).unwrap();
         // Both restored together open: only peers can tell.
         std::fs::copy(&copy, &path).unwrap();
         let check = run_test("child_sees_a_rolled_back_token", dir, &[(EXPECT, "opens")]).unwrap();
-        assert!(
-            check.status.success(),
-            "{}",
-            String::from_utf8_lossy(&[check.stdout, check.stderr].concat())
-        );
+        passed(&check).unwrap();
         std::fs::remove_dir_all(&newer).unwrap();
     })
     .unwrap();

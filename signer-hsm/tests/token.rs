@@ -5,11 +5,16 @@ mod common;
 use std::sync::Arc;
 
 use bitcoin::secp256k1::{Message, PublicKey, SECP256K1, SecretKey, ecdh};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
+use cryptoki::session::UserType;
+use cryptoki::slot::Slot;
+use cryptoki::types::AuthPin;
 use spark_signer::vault::{RootId, Token as _, TokenError, TreeId};
 use spark_signer_hsm::token::{
     IdentityMethod, IdentitySource, PinSource, Pkcs11Token, Security, generate_keys,
 };
-use spark_softhsm::isolated;
+use spark_softhsm::{isolated, passed, run_test};
 use zeroize::Zeroizing;
 
 fn root(epoch: u64) -> RootId {
@@ -238,6 +243,114 @@ fn a_failed_destruction_stays_failed() {
         assert_eq!(token.roots().unwrap(), vec![root(1)], "it was never gone");
         token.destroy_root(&root(1)).unwrap();
         assert_eq!(token.roots().unwrap(), vec![]);
+    })
+    .unwrap();
+}
+
+/// Not a test by itself: another program changes the PIN.
+#[test]
+fn child_changes_the_pin() {
+    let (Ok(old), Ok(new)) = (std::env::var("OLD_PIN"), std::env::var("NEW_PIN")) else { return };
+    isolated("child_changes_the_pin", |_| {
+        let library = Pkcs11::new(spark_softhsm::module_path().unwrap()).unwrap();
+        library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
+        let session = library.open_rw_session(slot(&library, "keys")).unwrap();
+        let (old, new) = (AuthPin::from(old.as_str()), AuthPin::from(new.as_str()));
+        session.login(UserType::User, Some(&old)).unwrap();
+        session.set_pin(&old, &new).unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_refused_pin_is_not_tried_again() {
+    isolated("a_refused_pin_is_not_tried_again", |dir| {
+        let token = common::token(dir);
+        let change = |old: &str, new: &str| {
+            let output = run_test("child_changes_the_pin", dir, &[("OLD_PIN", old), ("NEW_PIN", new)]);
+            passed(&output.unwrap()).unwrap();
+        };
+        change(common::PIN, "11223344");
+        assert_eq!(token.reconnect().unwrap_err(), TokenError::PinRefused);
+        change("11223344", common::PIN);
+        // The PIN is right again, as the last line shows; still refused means that it was not tried.
+        assert_eq!(token.reconnect().unwrap_err(), TokenError::PinRefused);
+        for _ in 0..3 {
+            assert_eq!(token.sign_identity(&[1; 32]).unwrap_err(), TokenError::PinRefused);
+        }
+        drop(token);
+        Pkcs11Token::open(&common::existing()).unwrap();
+    })
+    .unwrap();
+}
+
+fn slot(library: &Pkcs11, label: &str) -> Slot {
+    let slots = library.get_slots_with_initialized_token().unwrap();
+    slots.into_iter().find(|slot| library.get_token_info(*slot).unwrap().label() == label).unwrap()
+}
+
+#[test]
+fn keys_cannot_be_read_copied_or_planted() {
+    isolated("keys_cannot_be_read_copied_or_planted", |dir| {
+        let token = common::token(dir);
+        token.create_root(&root(1)).unwrap();
+        // A second look through the same library, which is initialised and logged in.
+        let library = Pkcs11::new(spark_softhsm::module_path().unwrap()).unwrap();
+        let secret = [Attribute::Class(ObjectClass::SECRET_KEY)];
+        let private = [Attribute::Class(ObjectClass::PRIVATE_KEY)];
+        let mut seen = 0;
+        for (label, class) in [("roots", &secret), ("keys", &private)] {
+            let session = library.open_rw_session(slot(&library, label)).unwrap();
+            for handle in session.find_objects(class).unwrap() {
+                use AttributeType as Type;
+                let types = [
+                    Type::Token,
+                    Type::Private,
+                    Type::Sensitive,
+                    Type::AlwaysSensitive,
+                    Type::Local,
+                    Type::NeverExtractable,
+                    Type::Destroyable,
+                    Type::Extractable,
+                    Type::Copyable,
+                    Type::Modifiable,
+                    Type::Value,
+                ];
+                let found = session.get_attributes(handle, &types).unwrap();
+                let expected = [
+                    Attribute::Token(true),
+                    Attribute::Private(true),
+                    Attribute::Sensitive(true),
+                    Attribute::AlwaysSensitive(true),
+                    Attribute::Local(true),
+                    Attribute::NeverExtractable(true),
+                    Attribute::Destroyable(true),
+                    Attribute::Extractable(false),
+                    Attribute::Copyable(false),
+                    Attribute::Modifiable(false),
+                ];
+                assert_eq!(found, expected, "and no value");
+                assert!(session.copy_object(handle, &[Attribute::Token(false)]).is_err());
+                assert!(session.update_attributes(handle, &[Attribute::Extractable(true)]).is_err());
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 4, "sentinel, root, identity, federation");
+
+        let session = library.open_rw_session(slot(&library, "roots")).unwrap();
+        let planted = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::GENERIC_SECRET),
+            Attribute::Token(true),
+            Attribute::Private(true),
+            Attribute::Sign(true),
+            Attribute::Label("spark-root".into()),
+            Attribute::Id(root(7).to_bytes().to_vec()),
+            Attribute::Value(vec![7; 32]),
+        ];
+        session.create_object(&planted).unwrap();
+        assert!(token.roots().unwrap().contains(&root(7)));
+        assert!(matches!(token.derive(&root(7), b"x"), Err(TokenError::Attribute { .. })));
     })
     .unwrap();
 }

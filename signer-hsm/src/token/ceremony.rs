@@ -4,7 +4,7 @@ use bitcoin::secp256k1::{PublicKey, SECP256K1, SecretKey};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki::session::Session;
-use spark_signer::vault::TokenError;
+use spark_signer::vault::{Token as _, TokenError};
 use zeroize::Zeroizing;
 
 use super::Pkcs11Token;
@@ -59,8 +59,9 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
         }
         generate_federation(session, &config.profile)
     })?;
-    config.profile.sync()?;
-    Pkcs11Token::open(config)
+    let token = Pkcs11Token::open(config)?;
+    token.sync()?;
+    Ok(token)
 }
 
 fn public(label: &str) -> Vec<Attribute> {

@@ -1,10 +1,15 @@
 //! What a token is: where, which, and what its vendor lets us claim.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use spark_signer::vault::TokenError;
+
+/// Where SoftHSM looks without `SOFTHSM2_CONF`.
+const SYSTEM_CONF: &str = "/etc/softhsm/softhsm2.conf";
 
 /// Whether shortcuts for development are allowed: PINs in configuration or environment, imported keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -107,9 +112,8 @@ impl DeleteClaim {
     }
 }
 
-/// A vendor's properties (`reference` values of the vendor table; `doctor` probes them).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+/// A vendor's properties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Profile {
     /// Name in the configuration.
     pub name: &'static str,
@@ -141,16 +145,15 @@ impl Profile {
         [Self::SOFTHSM].into_iter().find(|profile| profile.name == name)
     }
 
-    /// Flushes the token's files where it does not do so itself.
-    pub(super) fn sync(&self) -> Result<(), TokenError> {
+    /// The folder to sync where the token does not sync its files itself.
+    pub(super) fn open_files(&self) -> Result<Option<File>, TokenError> {
         if !self.host_files {
-            return Ok(());
+            return Ok(None);
         }
         let failed = |what: &Path, error: &dyn std::fmt::Display| {
-            TokenError::Failed(format!("sync of token files, {}: {error}", what.display()))
+            TokenError::Failed(format!("token files, {}: {error}", what.display()))
         };
-        let conf = std::env::var_os("SOFTHSM2_CONF")
-            .map_or_else(|| "/etc/softhsm/softhsm2.conf".into(), PathBuf::from);
+        let conf = std::env::var_os("SOFTHSM2_CONF").map_or_else(|| SYSTEM_CONF.into(), PathBuf::from);
         let text = std::fs::read_to_string(&conf).map_err(|error| failed(&conf, &error))?;
         let tokens = text
             .lines()
@@ -158,15 +161,13 @@ impl Profile {
             .find(|(key, _)| key.trim() == "directories.tokendir")
             .map(|(_, value)| PathBuf::from(value.trim()))
             .ok_or_else(|| failed(&conf, &"no directories.tokendir"))?;
-        let folder = std::fs::File::open(&tokens).map_err(|error| failed(&tokens, &error))?;
-        rustix::fs::syncfs(&folder).map_err(|error| failed(&tokens, &error))
+        File::open(&tokens).map(Some).map_err(|error| failed(&tokens, &error))
     }
 }
 
-impl TryFrom<String> for Profile {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        Self::by_name(&name).ok_or_else(|| format!("unknown token profile {name}"))
+impl<'de> Deserialize<'de> for Profile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::by_name(&name).ok_or_else(|| D::Error::custom(format!("unknown token profile {name}")))
     }
 }

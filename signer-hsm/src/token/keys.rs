@@ -18,6 +18,9 @@ use super::error::token_error;
 use super::link::Link;
 use super::objects::{Birth, FEDERATION, IDENTITY, IDENTITY_IMPORTED, Kind, Name, assert_confined};
 
+/// What a probe signs: no statement of any other domain.
+pub(super) const PROBE: &[u8] = b"spark/token/probe/v1";
+
 /// How the identity key came into the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdentityMethod {
@@ -81,23 +84,28 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Asserts the attributes and that each private key belongs to the public key that was found.
+    /// Uses both private keys, so that they are looked up with their attributes and proved to belong to
+    /// the public keys that were found.
     pub(super) fn check(&self) -> Result<(), TokenError> {
-        self.link.run(|link, session| {
-            let label = self.method.label();
-            let identity = private(link, session, label)?;
-            assert_confined(session, &self.profile, identity, label, self.method.birth())?;
-            let federation = private(link, session, FEDERATION)?;
-            assert_confined(session, &self.profile, federation, FEDERATION, Birth::Local)
-        })?;
         self.sign_identity(&[0x5a; 32])?;
-        self.sign_federation(b"spark/token/probe/v1")?;
+        self.sign_federation(PROBE)?;
         Ok(())
+    }
+
+    fn private(
+        &self,
+        link: &Link,
+        session: &Session,
+        label: &'static str,
+        birth: Birth,
+    ) -> Result<ObjectHandle, TokenError> {
+        let check = |handle| assert_confined(session, &self.profile, handle, label, birth);
+        link.handle(session, &Name::new(Kind::Private, label), check)?.ok_or(TokenError::NoObjects)
     }
 
     pub(super) fn sign_identity(&self, digest: &[u8; 32]) -> Result<ecdsa::Signature, TokenError> {
         let bytes = self.link.run(|link, session| {
-            let key = private(link, session, self.method.label())?;
+            let key = self.private(link, session, self.method.label(), self.method.birth())?;
             session.sign(&Mechanism::Ecdsa, key, digest).map_err(token_error)
         })?;
         let mut signature = ecdsa::Signature::from_compact(&bytes)
@@ -121,7 +129,7 @@ impl Keys {
             Attribute::Extractable(true),
         ];
         self.link.run(|link, session| {
-            let key = private(link, session, self.method.label())?;
+            let key = self.private(link, session, self.method.label(), self.method.birth())?;
             let mechanism = Mechanism::Ecdh1Derive(Ecdh1DeriveParams::new(EcKdf::null(), &encoded));
             let shared = session.derive_key(&mechanism, key, &template).map_err(token_error)?;
             let value = session.get_attributes(shared, &[AttributeType::Value]).map_err(token_error);
@@ -139,7 +147,7 @@ impl Keys {
 
     pub(super) fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
         let bytes = self.link.run(|link, session| {
-            let key = private(link, session, FEDERATION)?;
+            let key = self.private(link, session, FEDERATION, Birth::Local)?;
             let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
             session.sign(&mechanism, key, message).map_err(token_error)
         })?;
@@ -150,10 +158,6 @@ impl Keys {
             .map_err(|_| TokenError::WrongAnswer("Ed25519 signature does not verify"))?;
         Ok(bytes)
     }
-}
-
-fn private(link: &Link, session: &Session, label: &'static str) -> Result<ObjectHandle, TokenError> {
-    link.handle(session, &Name::new(Kind::Private, label))?.ok_or(TokenError::NoObjects)
 }
 
 /// The point of a public key object: `CKA_EC_POINT` is a DER octet string, or the bare point.

@@ -108,16 +108,26 @@ impl Link {
         Ok(result)
     }
 
-    /// Handle of a named object, remembered until something fails.
-    pub(super) fn handle(&self, session: &Session, name: &Name) -> Result<Option<ObjectHandle>, TokenError> {
+    /// Handle of a named object, remembered until something fails. `check` runs whenever it is looked up.
+    pub(super) fn handle(
+        &self,
+        session: &Session,
+        name: &Name,
+        check: impl FnOnce(ObjectHandle) -> Result<(), TokenError>,
+    ) -> Result<Option<ObjectHandle>, TokenError> {
         if let Some(handle) = self.sessions().handles.get(name) {
             return Ok(Some(*handle));
         }
         let found = session.find_objects(&name.template()).map_err(token_error)?;
-        if let Some(handle) = found.first() {
-            self.sessions().handles.insert(name.clone(), *handle);
+        match found.as_slice() {
+            [] => Ok(None),
+            [handle] => {
+                check(*handle)?;
+                self.sessions().handles.insert(name.clone(), *handle);
+                Ok(Some(*handle))
+            }
+            _ => Err(TokenError::WrongAnswer("a key exists twice")),
         }
-        Ok(found.first().copied())
     }
 
     pub(super) fn forget(&self, name: &Name) {

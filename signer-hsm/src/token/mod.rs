@@ -16,6 +16,7 @@ mod roots;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
@@ -36,6 +37,7 @@ pub struct Pkcs11Token {
     profile: Profile,
     roots: Arc<Link>,
     keys: Keys,
+    files: Option<File>,
     not_destroyed: Mutex<BTreeSet<RootId>>,
 }
 
@@ -57,7 +59,8 @@ impl Pkcs11Token {
         let keys = Link::new(&module, &config.keys, config.security)?;
         roots::assert_listable(&roots)?;
         let keys = Keys::find(keys, config.profile, config.security)?;
-        Ok(Self { module, profile: config.profile, roots, keys, not_destroyed: Mutex::default() })
+        let files = config.profile.open_files()?;
+        Ok(Self { module, profile: config.profile, roots, keys, files, not_destroyed: Mutex::default() })
     }
 
     /// Starts the library anew after the device was away: closes every session, finalises, initialises and
@@ -83,7 +86,7 @@ impl Pkcs11Token {
     /// Whether both tokens answer: lists the roots and signs with the federation key.
     pub fn probe(&self) -> Result<(), TokenError> {
         roots::assert_listable(&self.roots)?;
-        self.keys.sign_federation(b"spark/token/probe/v1").map(|_| ())
+        self.keys.sign_federation(keys::PROBE).map(|_| ())
     }
 
     fn sticky(&self) -> std::sync::MutexGuard<'_, BTreeSet<RootId>> {
@@ -101,7 +104,7 @@ impl Token for Pkcs11Token {
     }
 
     fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
-        roots::derive(&self.roots, root, context)
+        roots::derive(&self.roots, &self.profile, root, context)
     }
 
     fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
@@ -116,7 +119,8 @@ impl Token for Pkcs11Token {
     }
 
     fn sync(&self) -> Result<(), TokenError> {
-        self.profile.sync()
+        let Some(files) = &self.files else { return Ok(()) };
+        rustix::fs::syncfs(files).map_err(|error| TokenError::Unavailable(format!("sync: {error}")))
     }
 
     fn identity_public_key(&self) -> PublicKey {

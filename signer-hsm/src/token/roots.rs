@@ -86,10 +86,17 @@ pub(super) fn create(link: &Link, profile: &Profile, root: &RootId) -> Result<()
     })
 }
 
-pub(super) fn derive(link: &Link, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+pub(super) fn derive(
+    link: &Link,
+    profile: &Profile,
+    root: &RootId,
+    context: &[u8],
+) -> Result<Zeroizing<[u8; 32]>, TokenError> {
     let name = name(root);
     link.run(|link, session| {
-        let handle = match link.handle(session, &name)? {
+        let handle = match link
+            .handle(session, &name, |handle| assert_confined(session, profile, handle, ROOT, Birth::Local))?
+        {
             Some(handle) => handle,
             // Only a token that can be listed may say that a root is missing.
             None => {
@@ -97,7 +104,7 @@ pub(super) fn derive(link: &Link, root: &RootId, context: &[u8]) -> Result<Zeroi
                 return Err(TokenError::RootMissing(*root));
             }
         };
-        let output = session.sign(&mac(RootMechanism::HmacSha256), handle, context).map_err(|error| {
+        let output = session.sign(&mac(profile.root_mechanism), handle, context).map_err(|error| {
             // A retired handle fails in many ways; look it up again next time.
             link.forget(&name);
             token_error(error)

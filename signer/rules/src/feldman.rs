@@ -31,7 +31,10 @@ pub enum FeldmanError {
 
 /// Commitments to a polynomial of degree t − 1, lowest coefficient first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proofs(Vec<PublicKey>);
+pub struct Proofs {
+    constant: PublicKey,
+    points: Vec<PublicKey>,
+}
 
 impl Proofs {
     /// Exactly `threshold` compressed points, `threshold` being the federation's.
@@ -45,21 +48,20 @@ impl Proofs {
 
     /// Exactly `threshold` points.
     pub fn from_points(points: Vec<PublicKey>, threshold: u16) -> Result<Self, FeldmanError> {
-        if points.is_empty() || points.len() != usize::from(threshold) {
-            return Err(FeldmanError::Count { expected: threshold, actual: points.len() });
+        match points.first() {
+            Some(&constant) if points.len() == usize::from(threshold) => Ok(Self { constant, points }),
+            _ => Err(FeldmanError::Count { expected: threshold, actual: points.len() }),
         }
-        Ok(Self(points))
     }
 
     /// The commitments, lowest coefficient first; never empty.
     pub fn points(&self) -> &[PublicKey] {
-        &self.0
+        &self.points
     }
 
     /// F_0, the public key of the shared secret.
-    pub fn constant(&self) -> PublicKey {
-        // Construction refuses an empty list, so indexing cannot fail.
-        self.0[0]
+    pub const fn constant(&self) -> PublicKey {
+        self.constant
     }
 
     /// f(i)·G = Σ iᵏ·F_k for the operator's share index i = index + 1.
@@ -67,7 +69,7 @@ impl Proofs {
         let mut step = [0u8; 32];
         step[30..].copy_from_slice(&index.share_index().to_be_bytes());
         let step = Scalar::from_be_bytes(step).map_err(|_| FeldmanError::Identity)?;
-        let mut terms = self.0.iter().rev();
+        let mut terms = self.points.iter().rev();
         let highest = *terms.next().ok_or(FeldmanError::Identity)?;
         // Horner: libsecp256k1's time grows with the length of the (small) multiplier.
         terms

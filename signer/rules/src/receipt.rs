@@ -5,9 +5,11 @@
 
 use sha2::{Digest as _, Sha256};
 use spark_proto::{peer::v1 as wire, signer::v1 as signer_wire};
-use tlog_tiles::{Error as LogError, Hash};
+use ed25519_dalek::VerifyingKey;
+use signed_note::{Note, StandardVerifier, Verifier, VerifierList, new_ed25519_verifier_key};
+use tlog_tiles::{Checkpoint, Error as LogError, Hash};
 
-use crate::transcript::Transcript;
+use crate::{federation::Federation, ids::OperatorIndex, transcript::Transcript};
 
 /// A receipt or proof that does not hold.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +17,9 @@ pub enum ReceiptError {
     /// A field has no legal value.
     #[error("receipt: {0} is malformed")]
     Malformed(&'static str),
+    /// The checkpoint is not signed by the operator.
+    #[error("checkpoint is not signed by the operator's federation key")]
+    Signature,
     /// The inclusion proof does not lead to the checkpoint's root.
     #[error("receipt is not included in the log: {0}")]
     Inclusion(LogError),
@@ -58,4 +63,47 @@ pub fn verify_inclusion(
         .map_err(|_| ReceiptError::Malformed("hashes"))?;
     let record = tlog_tiles::record_hash(&leaf(receipt));
     tlog_tiles::check_record(&hashes, proof.tree_size, Hash(root), proof.index, record).map_err(ReceiptError::Inclusion)
+}
+
+/// Origin line of an operator's log: schema-less, unique by federation and member.
+pub fn checkpoint_origin(federation: &Federation, index: OperatorIndex) -> String {
+    let hash = hex::encode(federation.hash().first_chunk::<8>().unwrap_or(&[0; 8]));
+    format!("spark-operator.invalid/{hash}/{}", index.get())
+}
+
+/// A checkpoint whose signature by the operator's federation key was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedCheckpoint {
+    /// Records in the log.
+    pub size: u64,
+    /// RFC 6962 root.
+    pub root: [u8; 32],
+}
+
+/// Parses a signed note and verifies it under the operator's federation keys (C2SP tlog-checkpoint, signed-note).
+pub fn verify_checkpoint(
+    note: &str,
+    federation: &Federation,
+    index: OperatorIndex,
+) -> Result<VerifiedCheckpoint, ReceiptError> {
+    let malformed = || ReceiptError::Malformed("checkpoint");
+    let note = Note::from_bytes(note.as_bytes()).map_err(|_| malformed())?;
+    let checkpoint = Checkpoint::from_bytes(note.text()).map_err(|_| malformed())?;
+    let origin = checkpoint_origin(federation, index);
+    if checkpoint.origin() != origin {
+        return Err(ReceiptError::Malformed("checkpoint origin"));
+    }
+    let member = federation.member(index).ok_or_else(malformed)?;
+    let verifiers = member
+        .federation_keys
+        .iter()
+        .filter_map(|key| VerifyingKey::from_bytes(key).ok())
+        .filter_map(|key| StandardVerifier::new(&new_ed25519_verifier_key(&origin, &key)).ok())
+        .map(|verifier| Box::new(verifier) as Box<dyn Verifier>)
+        .collect();
+    let (verified, _) = note.verify(&VerifierList::new(verifiers)).map_err(|_| ReceiptError::Signature)?;
+    if verified.is_empty() {
+        return Err(ReceiptError::Signature);
+    }
+    Ok(VerifiedCheckpoint { size: checkpoint.size(), root: checkpoint.hash().0 })
 }

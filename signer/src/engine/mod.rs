@@ -1,1 +1,289 @@
-//! To come.
+//! The signer's engine: every durable change of the signer is one of these calls, and many calls share one batch
+//! of the vault (OPERATION.md D2, D10).
+//!
+//! No clock, no network: the caller gives the time and carries messages. A call that fails leaves nothing behind,
+//! except that nonces it touched are gone.
+
+mod abort;
+mod apply;
+mod bind;
+mod deletion_log;
+mod error;
+mod generate;
+mod journal;
+mod ledger;
+mod prepare;
+mod release;
+mod status;
+mod witness;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use rand_core::{OsRng, RngCore as _};
+use spark_proto::signer::v1 as wire;
+use spark_rules::{
+    federation::Federation,
+    ids::OperatorIndex,
+    vote::{Ballot, Position},
+};
+
+pub use error::EngineError;
+
+use crate::{
+    nonce::NonceBook,
+    vault::{Token, Txn, Vault},
+};
+
+/// A call.
+#[derive(Debug)]
+pub enum Request {
+    /// Where the signer stands.
+    GetStatus(wire::GetStatusRequest),
+    /// New nonces.
+    CommitNonces(wire::CommitNoncesRequest),
+    /// Binds a keyshare to a deposit address.
+    BindKeyshare(wire::BindKeyshareRequest),
+    /// A share of a proof of possession.
+    ProvePossession(wire::ProvePossessionRequest),
+    /// Checks, stages, votes.
+    Prepare(wire::PrepareRequest),
+    /// Hands out the shares of one stage.
+    Release(wire::ReleaseRequest),
+    /// Makes a proof of commit true.
+    Apply(wire::ApplyRequest),
+    /// Promises never to release.
+    SignAbort(wire::SignAbortRequest),
+    /// Makes a proof of abort true.
+    Abort(wire::AbortRequest),
+    /// Reads the journal.
+    ReadJournal(wire::ReadJournalRequest),
+    /// Key generation: round 1.
+    DkgStart(wire::DkgStartRequest),
+    /// Key generation: round 2.
+    DkgRespond(wire::DkgRound1Set),
+    /// Key generation: keys and transcript.
+    DkgFinish(wire::DkgRound2Set),
+    /// Key generation: keys become usable.
+    DkgConfirm(wire::DkgTranscriptSet),
+    /// Question to the peers' memory.
+    AskWitness(wire::AskWitnessRequest),
+    /// Answer to a peer's question.
+    AnswerWitness(wire::WitnessQuestion),
+    /// The peers' answers.
+    AcceptWitness(wire::AcceptWitnessRequest),
+    /// The log's head.
+    GetCheckpoint(wire::GetCheckpointRequest),
+    /// Receipts of a leaf.
+    GetReceipts(wire::GetReceiptsRequest),
+}
+
+/// What a call returns.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "each variant is the reply of the request with the same name")]
+pub enum Reply {
+    Status(wire::GetStatusResponse),
+    CommitNonces(wire::CommitNoncesResponse),
+    BindKeyshare(wire::BindKeyshareResponse),
+    ProvePossession(wire::ProvePossessionResponse),
+    Prepare(wire::PrepareResponse),
+    Release(wire::ReleaseResponse),
+    Apply(wire::ApplyResponse),
+    SignAbort(wire::SignAbortResponse),
+    Abort(wire::AbortResponse),
+    ReadJournal(wire::ReadJournalResponse),
+    DkgRound1(wire::DkgRound1),
+    DkgRound2(wire::DkgRound2),
+    DkgTranscript(wire::DkgTranscript),
+    DkgConfirm(wire::DkgConfirmResponse),
+    WitnessQuestion(wire::WitnessQuestion),
+    WitnessAnswer(wire::WitnessAnswer),
+    Checkpoint(wire::GetCheckpointResponse),
+    Receipts(wire::GetReceiptsResponse),
+}
+
+/// How a signer is set up.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who the signers are; from the federation file only.
+    pub federation: Federation,
+    /// Which of them this is.
+    pub me: OperatorIndex,
+    /// What the HSM's vendor profile may claim of a destroyed key.
+    pub delete_claim: String,
+    /// Peers whose repair a person approved here: not waited for at start (D11).
+    pub approved_repairs: BTreeSet<OperatorIndex>,
+}
+
+/// What the calls share besides the batch.
+struct Shared {
+    federation: Federation,
+    me: OperatorIndex,
+    delete_claim: String,
+    nonces: NonceBook,
+    possession: bind::PossessionNonces,
+    generation: generate::Sessions,
+    gate: witness::Gate,
+    alarms: BTreeSet<&'static str>,
+    token: Arc<dyn Token>,
+    incarnation: spark_rules::ids::Incarnation,
+    now: u64,
+}
+
+/// The engine over an open vault.
+pub struct Engine {
+    vault: Vault,
+    shared: Shared,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("me", &self.shared.me).field("vault", &self.vault).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Takes over an opened vault. Until [`Request::AcceptWitness`] succeeds it is locked: it reads and answers,
+    /// but does not vote, release or destroy.
+    pub fn new(vault: Vault, settings: Settings) -> Self {
+        let token = Arc::clone(vault.token());
+        let incarnation = vault.incarnation();
+        let gate = witness::Gate::new(settings.approved_repairs);
+        let shared = Shared {
+            federation: settings.federation,
+            me: settings.me,
+            delete_claim: settings.delete_claim,
+            nonces: NonceBook::new(),
+            possession: bind::PossessionNonces::default(),
+            generation: generate::Sessions::default(),
+            gate,
+            alarms: BTreeSet::new(),
+            token,
+            incarnation,
+            now: 0,
+        };
+        Self { vault, shared }
+    }
+
+    /// True until the peers' memory was heard.
+    pub const fn is_locked(&self) -> bool {
+        self.shared.gate.is_locked()
+    }
+
+    /// Alarms that a person must look at, by stable name.
+    pub fn alarms(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.shared.alarms.iter().copied()
+    }
+
+    /// Open nonces.
+    pub fn open_nonces(&self) -> usize {
+        self.shared.nonces.len()
+    }
+
+    /// The vault, for reading.
+    pub const fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// The vault back, when the process stops.
+    pub fn into_vault(self) -> Vault {
+        self.vault
+    }
+
+    /// Runs calls in order in one batch. Each fails alone; if the batch itself cannot be made durable, all fail.
+    pub fn run(&mut self, requests: Vec<Request>, now: u64) -> Vec<Result<Reply, EngineError>> {
+        self.shared.now = now;
+        let mut replies = Vec::with_capacity(requests.len());
+        let mut accepted = false;
+        let mut txn = self.vault.begin();
+        for request in requests {
+            let savepoint = txn.savepoint();
+            let witness = matches!(request, Request::AcceptWitness(_));
+            let reply = self.shared.handle(&mut txn, request);
+            if reply.is_err() {
+                txn.rollback_to(savepoint);
+            } else if witness {
+                accepted = true;
+            }
+            replies.push(reply);
+        }
+        let empty = txn.is_empty();
+        let result = if empty { Ok(()) } else { txn.commit().map(|_| ()) };
+        if let Err(error) = result {
+            let text = error.to_string();
+            return replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect();
+        }
+        if accepted
+            && let Err(error) = self.vault.confirm_witnessed()
+        {
+            self.shared.gate.lock();
+            let text = error.to_string();
+            return replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect();
+        }
+        replies
+    }
+}
+
+impl Shared {
+    fn handle(&mut self, txn: &mut Txn<'_>, request: Request) -> Result<Reply, EngineError> {
+        Ok(match request {
+            Request::GetStatus(_) => Reply::Status(self.status(txn)?),
+            Request::CommitNonces(r) => Reply::CommitNonces(self.commit_nonces(txn, &r)?),
+            Request::BindKeyshare(r) => Reply::BindKeyshare(self.bind(txn, r)?),
+            Request::ProvePossession(r) => Reply::ProvePossession(self.prove_possession(txn, &r)?),
+            Request::Prepare(r) => Reply::Prepare(self.prepare(txn, r)?),
+            Request::Release(r) => Reply::Release(self.release(txn, &r)?),
+            Request::Apply(r) => Reply::Apply(self.apply(txn, &r)?),
+            Request::SignAbort(r) => Reply::SignAbort(self.sign_abort(txn, &r)?),
+            Request::Abort(r) => Reply::Abort(self.abort(txn, &r)?),
+            Request::ReadJournal(r) => Reply::ReadJournal(journal::read(txn, &r)?),
+            Request::DkgStart(r) => Reply::DkgRound1(self.dkg_start(txn, &r)?),
+            Request::DkgRespond(r) => Reply::DkgRound2(self.dkg_respond(txn, r)?),
+            Request::DkgFinish(r) => Reply::DkgTranscript(self.dkg_finish(txn, r)?),
+            Request::DkgConfirm(r) => Reply::DkgConfirm(self.dkg_confirm(txn, &r)?),
+            Request::AskWitness(_) => Reply::WitnessQuestion(self.ask_witness(txn)?),
+            Request::AnswerWitness(r) => Reply::WitnessAnswer(self.answer_witness(txn, &r)?),
+            Request::AcceptWitness(r) => {
+                self.accept_witness(txn, &r)?;
+                Reply::Status(self.status(txn)?)
+            }
+            Request::GetCheckpoint(_) => Reply::Checkpoint(self.checkpoint(txn)?),
+            Request::GetReceipts(r) => Reply::Receipts(self.receipts(txn, &r)?),
+        })
+    }
+
+    /// Where the batch ends: part of everything that this signer signs in it.
+    fn position(&self, txn: &Txn<'_>) -> Position {
+        let after = txn.position_after();
+        Position {
+            federation_epoch: self.federation.epoch(),
+            signer: self.me,
+            incarnation: self.incarnation,
+            root_epoch: after.epoch,
+            sequence: after.sequence,
+        }
+    }
+
+    fn unlocked(&self) -> Result<(), EngineError> {
+        if self.gate.is_locked() { Err(EngineError::Locked) } else { Ok(()) }
+    }
+
+    fn sign_statement(&self, position: &Position, domain: &str, payload: &[u8]) -> Result<Vec<u8>, EngineError> {
+        Ok(self.token.sign_federation(&position.statement(domain, payload))?.to_vec())
+    }
+
+    fn sign_vote(&self, txn: &Txn<'_>, ballot: Ballot, reason: String) -> Result<spark_proto::peer::v1::Vote, EngineError> {
+        let position = self.position(txn);
+        let signature = self.token.sign_federation(&ballot.statement(&position))?.to_vec();
+        Ok(ballot.into_wire(position, signature, reason))
+    }
+
+    fn alarm(&mut self, name: &'static str) {
+        self.alarms.insert(name);
+    }
+
+    fn random<const N: usize>() -> [u8; N] {
+        let mut bytes = [0u8; N];
+        OsRng.fill_bytes(&mut bytes);
+        bytes
+    }
+}

@@ -2,6 +2,18 @@
 //!
 //! A [`NoncePair`] is consumed by the share it makes, so one pair cannot answer two packages (S3). Parities, R,
 //! binding factors and challenge come from a [`Session`] that the caller computed from its own records.
+//!
+//! A second share from the same pair does not compile:
+//!
+//! ```compile_fail,E0382
+//! # use spark_rules::{frost::Session, ids::OperatorIndex};
+//! # use spark_signer::{frost::{NoncePair, sign_operator}, secret::SecretScalar};
+//! fn twice(first: &Session, second: &Session, nonce: NoncePair, share: &SecretScalar) {
+//!     let me = OperatorIndex::new(0);
+//!     let _ = sign_operator(first, me, nonce, share);
+//!     let _ = sign_operator(second, me, nonce, share);
+//! }
+//! ```
 
 mod nonce;
 
@@ -54,7 +66,7 @@ fn sign(terms: &SigningTerms, nonce: NoncePair, key: &SecretScalar) -> Result<Si
     }
     // The only line where secrets meet public values: constant-time scalar arithmetic. The sign is public.
     let bound: Zeroizing<Scalar> =
-        Zeroizing::new(nonce.hiding().scalar() + &(nonce.binding().scalar() * terms.binding_factor()));
+        Zeroizing::new(nonce.binding().scalar() * terms.binding_factor() + nonce.hiding().scalar());
     let mut z = terms.key_factor() * key.scalar() + terms.constant();
     if terms.negate_nonce() {
         z -= &*bound;

@@ -89,6 +89,7 @@ struct Participant {
 #[derive(Debug, Clone)]
 pub struct Session {
     message: [u8; 32],
+    binding_prefix: [u8; 97],
     key: KeyContext,
     operators: BTreeMap<OperatorIndex, Participant>,
     user: Option<Participant>,
@@ -143,6 +144,7 @@ impl Session {
         let challenge = hash::challenge(&r.serialize(), &key.output_key().serialize(), package.message());
         Ok(Self {
             message: *package.message(),
+            binding_prefix: prefix,
             key: *key,
             operators,
             user,
@@ -160,6 +162,11 @@ impl Session {
     /// Q, under which the signature verifies.
     pub const fn output_key(&self) -> XOnlyPublicKey {
         self.key.output_key()
+    }
+
+    /// What every binding factor hashes before the participant's identifier.
+    pub const fn binding_prefix(&self) -> &[u8; 97] {
+        &self.binding_prefix
     }
 
     /// R, or R + T in an adaptor session.

@@ -1,0 +1,117 @@
+//! Abort: a promise never to release, and what a proof of abort undoes (D1).
+
+use std::collections::BTreeSet;
+
+use spark_proto::signer::v1 as wire;
+use spark_rules::{
+    ids::OperationId,
+    vote::{Ballot, Choice, Kind, ProofOfAbort},
+};
+
+use super::{
+    EngineError, Shared, journal,
+    ledger::{self, Attempt, Holder, Phase},
+    prepare::{entry, leaf_resource},
+};
+use crate::vault::{SecretKind, Txn};
+
+impl Shared {
+    /// Signs ABORT, unless shares of the attempt went out. An attempt that was never seen is refused for ever.
+    pub(super) fn sign_abort(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: &wire::SignAbortRequest,
+    ) -> Result<wire::SignAbortResponse, EngineError> {
+        self.unlocked()?;
+        let id = OperationId::parse(&request.operation_id)?;
+        let known = ledger::attempt(txn, &id, request.attempt)?;
+        let (kind, named, previous) = match known {
+            None => (Kind::Send, BTreeSet::new(), None),
+            Some(attempt) => match attempt.phase {
+                Phase::Refused => return Ok(wire::SignAbortResponse { vote: Some(attempt.vote) }),
+                Phase::Prepared => {
+                    let operation = self.stored_operation(txn, &attempt)?;
+                    (operation.kind, operation.named.clone(), Some((attempt, operation)))
+                }
+                phase => return Err(EngineError::Decided(phase.name())),
+            },
+        };
+        let ballot =
+            Ballot { operation: id, attempt: request.attempt, kind, choice: Choice::Abort, digest: [0; 32], named };
+        let vote = self.sign_vote(txn, ballot, "ABORT".to_owned())?;
+        let record = match previous {
+            // Still locked: only a proof of abort unlocks. The shares can never be released, so they die now.
+            Some((attempt, _)) => {
+                self.destroy_staged(txn, &id, request.attempt, false)?;
+                Attempt { phase: Phase::Refused, vote: vote.clone(), ..attempt }
+            }
+            None => Attempt {
+                phase: Phase::Refused,
+                request: Vec::new(),
+                opened: Vec::new(),
+                vote: vote.clone(),
+                proof: None,
+            },
+        };
+        ledger::put_attempt(txn, &id, request.attempt, &record);
+        journal::append(txn, entry("refused", &id, request.attempt, &vote, None, Vec::new()))?;
+        Ok(wire::SignAbortResponse { vote: Some(vote) })
+    }
+
+    /// Unlocks an attempt on a proof of abort and destroys what it staged.
+    pub(super) fn abort(&mut self, txn: &mut Txn<'_>, request: &wire::AbortRequest) -> Result<wire::AbortResponse, EngineError> {
+        self.unlocked()?;
+        let id = OperationId::parse(&request.operation_id)?;
+        let mut attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        match attempt.phase {
+            Phase::Aborted => {
+                return Ok(wire::AbortResponse { position: Some(self.committed_position(txn).to_wire()) });
+            }
+            Phase::Applied => {
+                self.alarm("both_proofs");
+                return Err(EngineError::Decided("applied"));
+            }
+            Phase::Prepared | Phase::Released | Phase::Refused => {}
+        }
+        if !attempt.request.is_empty() {
+            let operation = self.stored_operation(txn, &attempt)?;
+            let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
+            ProofOfAbort::verify(proof, &self.federation, id, request.attempt, &operation.named)?;
+            self.remember_votes(txn, &proof.votes)?;
+            let holder = Holder { operation: id, attempt: request.attempt };
+            for part in &operation.parts {
+                ledger::unclaim(txn, &leaf_resource(&part.record.leaf_id), &holder)?;
+            }
+            for resource in &operation.resources {
+                ledger::unclaim(txn, resource, &holder)?;
+            }
+        }
+        // A dropped tweak is a destruction too: old = new - tweak.
+        self.destroy_staged(txn, &id, request.attempt, true)?;
+        attempt.phase = Phase::Aborted;
+        ledger::put_attempt(txn, &id, request.attempt, &attempt);
+        journal::append(txn, entry("aborted", &id, request.attempt, &attempt.vote, None, Vec::new()))?;
+        Ok(wire::AbortResponse { position: Some(self.position(txn).to_wire()) })
+    }
+
+    fn destroy_staged(
+        &self,
+        txn: &mut Txn<'_>,
+        id: &OperationId,
+        attempt: u32,
+        tweaks: bool,
+    ) -> Result<(), EngineError> {
+        for secret in txn.secrets_of(id.as_bytes()) {
+            let of_attempt = secret.version >> 32 == u64::from(attempt);
+            let dies = match secret.kind {
+                SecretKind::SignatureShares => true,
+                SecretKind::StagedTweak => tweaks,
+                _ => false,
+            };
+            if of_attempt && dies {
+                txn.delete_secret(&secret);
+            }
+        }
+        Ok(())
+    }
+}

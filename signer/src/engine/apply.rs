@@ -1,0 +1,175 @@
+//! Apply: a proof of commit becomes true. Signatures verified, transactions stored, tweak applied, old share and
+//! staged secrets destroyed, receipts written; one store commit (D2, S6, D14).
+
+use bitcoin::secp256k1::PublicKey;
+use spark_proto::{peer::v1 as peer, signer::v1 as wire};
+use spark_rules::{
+    ids::{LeafId, OperationId},
+    leaf::LeafStatus,
+    operation::{Keys, Operation, OperationError, Outcome, TweakedKey},
+    vote::Kind,
+};
+use zeroize::Zeroizing;
+
+use super::{
+    EngineError, Shared, deletion_log, journal,
+    ledger::{self, Holder, Phase},
+    prepare::{entry, keyshare_secret, leaf_resource, read_scalar, shares_id, tweak_id},
+};
+use crate::vault::Txn;
+
+impl Shared {
+    pub(super) fn apply(&mut self, txn: &mut Txn<'_>, request: &wire::ApplyRequest) -> Result<wire::ApplyResponse, EngineError> {
+        self.unlocked()?;
+        let id = OperationId::parse(&request.operation_id)?;
+        let mut attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        if attempt.phase == Phase::Applied {
+            let receipts = deletion_log::of_operation(txn, &id, request.attempt)?;
+            return Ok(wire::ApplyResponse { position: Some(self.committed_position(txn).to_wire()), receipts });
+        }
+        let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
+        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
+        if attempt.phase == Phase::Aborted {
+            // Both proofs exist only if t operators lie.
+            self.alarm("both_proofs");
+            return Err(EngineError::Decided("aborted"));
+        }
+        if attempt.request.is_empty() {
+            return Err(EngineError::Unknown("canonical request"));
+        }
+        self.remember_votes(txn, &certificate.votes)?;
+        let certificate = self.own_certificate(certificate, &id, request.attempt, &attempt)?;
+        let operation = self.stored_operation(txn, &attempt)?;
+        let keys = Keys::derive(&operation, &attempt.opened)?;
+        let signatures = operation.parse_signatures(&proof.signatures)?;
+        let outcome = operation.outcome(&signatures, &keys, &certificate.ballot().digest)?;
+        for (position, part) in operation.parts.iter().enumerate() {
+            let key = keys.get(&part.record.leaf_id).ok_or(OperationError::Opened("leaf missing"))?;
+            self.advance_key(txn, &operation, position, key)?;
+        }
+        for stage in 0..operation.stages() {
+            txn.delete_secret(&shares_id(&id, request.attempt, stage));
+        }
+        self.store(txn, &operation, &outcome)?;
+        self.release_claims(txn, &operation)?;
+        let receipts = self.write_receipts(txn, &operation, &keys)?;
+        attempt.phase = Phase::Applied;
+        attempt.proof = Some(proof.clone());
+        ledger::put_attempt(txn, &id, request.attempt, &attempt);
+        journal::append(txn, entry("applied", &id, request.attempt, &attempt.vote, Some(proof.clone()), Vec::new()))?;
+        Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts })
+    }
+
+    /// The new share under the new version; the old share and the staged tweak are destroyed by the same batch.
+    fn advance_key(
+        &self,
+        txn: &mut Txn<'_>,
+        operation: &Operation,
+        position: usize,
+        key: &TweakedKey,
+    ) -> Result<(), EngineError> {
+        let part = operation.parts.get(position).ok_or(EngineError::Malformed("leaf"))?;
+        let record = &part.record;
+        if key.version == record.version {
+            return Ok(());
+        }
+        let old = keyshare_secret(&record.keyshare_id, record.version);
+        let current = read_scalar(txn, &old)?;
+        let staged = tweak_id(&operation.id, operation.attempt, position);
+        let next = match &key.proofs {
+            Some(_) => current.add(&read_scalar(txn, &staged)?)?,
+            None => current,
+        };
+        if key.public_shares.get(self.me.as_usize()) != Some(&next.public_key()) {
+            return Err(EngineError::Malformed("own public share"));
+        }
+        txn.put_secret(keyshare_secret(&record.keyshare_id, key.version), Zeroizing::new(next.to_bytes().to_vec()))?;
+        txn.delete_secret(&old);
+        txn.delete_secret(&staged);
+        Ok(())
+    }
+
+    fn store(&self, txn: &mut Txn<'_>, operation: &Operation, outcome: &Outcome) -> Result<(), EngineError> {
+        for record in &outcome.leaves {
+            let mut record = record.clone();
+            // Confirmation of a deposit is the operators' view of the chain (D18), not the signer's.
+            if record.status == LeafStatus::Creating {
+                record.status = LeafStatus::Available;
+            }
+            ledger::put_leaf(txn, &record);
+        }
+        if let Some(transfer) = &outcome.transfer {
+            ledger::put_transfer(txn, transfer);
+        }
+        if operation.kind == Kind::Claim
+            && let Some(sealed) = &operation.sealed
+        {
+            let id = spark_rules::operation::transfer_id(&sealed.transfer_id)?;
+            if let Some(mut transfer) = ledger::transfer(txn, &id)? {
+                transfer.claimed = true;
+                ledger::put_transfer(txn, &transfer);
+            }
+        }
+        for signed in &outcome.signed {
+            let key = [
+                b"signed/".as_slice(),
+                signed.leaf.as_bytes(),
+                &signed.version.to_be_bytes(),
+                signed.purpose.tag().as_bytes(),
+            ]
+            .concat();
+            txn.put_record(&key, bitcoin::consensus::encode::serialize(&signed.tx));
+        }
+        Ok(())
+    }
+
+    /// Leaves go back; a resource that is consumed once (transfer, claim, outpoint) stays held for ever.
+    fn release_claims(&self, txn: &mut Txn<'_>, operation: &Operation) -> Result<(), EngineError> {
+        let holder = Holder { operation: operation.id, attempt: operation.attempt };
+        let leaves: Vec<LeafId> = operation.parts.iter().map(|p| p.record.leaf_id).collect();
+        for leaf in leaves {
+            ledger::unclaim(txn, &leaf_resource(&leaf), &holder)?;
+        }
+        Ok(())
+    }
+
+    fn write_receipts(
+        &mut self,
+        txn: &mut Txn<'_>,
+        operation: &Operation,
+        keys: &Keys,
+    ) -> Result<Vec<peer::Receipt>, EngineError> {
+        let mut receipts = Vec::new();
+        for part in &operation.parts {
+            let record = &part.record;
+            let key = keys.get(&record.leaf_id).ok_or(OperationError::Opened("leaf missing"))?;
+            if key.version == record.version {
+                continue;
+            }
+            let share = |list: &[PublicKey]| {
+                list.get(self.me.as_usize()).map(|p| p.serialize().to_vec()).unwrap_or_default()
+            };
+            let commitment = match &key.proofs {
+                Some(proofs) => proofs.share_commitment(self.me)?.serialize().to_vec(),
+                None => Vec::new(),
+            };
+            let receipt = peer::Receipt {
+                keyshare_id: record.keyshare_id.as_bytes().to_vec(),
+                leaf_id: record.leaf_id.to_string(),
+                operation_id: operation.id.as_bytes().to_vec(),
+                phase: operation.kind.as_str().to_owned(),
+                retired_version: record.version,
+                new_version: key.version,
+                retired_public_share: share(&record.public_shares),
+                new_public_share: share(&key.public_shares),
+                tweak_commitment: commitment,
+                package_kind: "identity".to_owned(),
+                live_versions: vec![key.version],
+                ..peer::Receipt::default()
+            };
+            receipts.push(self.append_receipt(txn, receipt)?);
+        }
+        deletion_log::index_operation(txn, &operation.id, operation.attempt, &receipts);
+        Ok(receipts)
+    }
+}

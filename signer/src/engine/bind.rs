@@ -1,0 +1,171 @@
+//! Deposit addresses: a keyshare is bound once, then the address is stated and the group proves possession
+//! (D20; each signer recomputes the address from its own key record).
+
+use std::collections::HashMap;
+
+use rand_core::OsRng;
+use spark_proto::{common, signer::v1 as wire};
+use spark_rules::{
+    address::deposit_address,
+    frost::{Commitment, SigningPackage},
+    ids::{KeyshareId, OperatorIndex},
+    operation::{Binding, parse_commitments},
+    package,
+    transcript::Transcript,
+    vote::Position,
+};
+
+use super::{
+    EngineError, Shared, journal,
+    ledger::{self, Keyshare},
+    prepare::{keyshare_secret, read_scalar},
+};
+use crate::{
+    frost::{NoncePair, sign_operator},
+    nonce::NonceError,
+    vault::Txn,
+};
+
+const DOMAIN: &str = "bind/v1";
+/// Open possession nonces; one per keyshare, the book is emptied when it grows beyond.
+const MOST_NONCES: usize = 4096;
+
+/// Nonces for proofs of possession, one open pair per keyshare.
+#[derive(Default)]
+pub(super) struct PossessionNonces(HashMap<KeyshareId, NoncePair>);
+
+impl PossessionNonces {
+    fn issue(&mut self, id: KeyshareId) -> Commitment {
+        if self.0.len() >= MOST_NONCES {
+            self.0.clear();
+        }
+        let pair = NoncePair::generate(&mut OsRng, None);
+        let commitment = *pair.commitment();
+        self.0.insert(id, pair);
+        commitment
+    }
+}
+
+fn payload(binding: &wire::Binding) -> Vec<u8> {
+    let mut t = Transcript::new("spark/bind/v1");
+    t.bytes(&binding.keyshare_id).bytes(binding.leaf_id.as_bytes()).bytes(&binding.user_public_key);
+    t.bytes(&binding.identity_public_key).u64(binding.network.unsigned_abs().into()).u64(binding.coordinator.into());
+    t.finish().to_vec()
+}
+
+impl Shared {
+    pub(super) fn bind(&mut self, txn: &mut Txn<'_>, request: wire::BindKeyshareRequest) -> Result<wire::BindKeyshareResponse, EngineError> {
+        self.unlocked()?;
+        let wire = request.binding.ok_or(EngineError::Malformed("binding"))?;
+        let coordinator = OperatorIndex::from_wire(wire.coordinator)?;
+        self.check_authority(coordinator, &wire, request.position.as_ref(), &request.signature)?;
+        let id = KeyshareId::parse(&wire.keyshare_id)?;
+        let keyshare = ledger::keyshare(txn, &id)?.filter(|k| k.confirmed).ok_or(EngineError::Unknown("keyshare"))?;
+        if keyshare.public.owner != wire.coordinator {
+            return Err(EngineError::Binding("it belongs to another operator's pool"));
+        }
+        let mut position = self.committed_position(txn);
+        let bound = match &keyshare.binding {
+            Some(known) if *known == wire => keyshare.bound()?,
+            Some(_) => {
+                self.alarm("rebind");
+                return Err(EngineError::Binding("it is bound otherwise"));
+            }
+            None => {
+                let bound = self.bind_new(txn, &keyshare, &wire, coordinator)?;
+                position = self.position(txn);
+                Some(bound)
+            }
+        };
+        let bound = bound.ok_or(EngineError::Binding("no binding"))?;
+        let address = deposit_address(&bound.verifying_key, bound.network).to_string();
+        let address_signature = self.token.sign_identity(&package::address_digest(&address))?;
+        let commitment = self.possession.issue(id);
+        let signature = self.sign_statement(&position, DOMAIN, &payload(&wire))?;
+        Ok(wire::BindKeyshareResponse {
+            binding: Some(wire),
+            verifying_key: bound.verifying_key.serialize().to_vec(),
+            address,
+            address_signature: address_signature.serialize_der().to_vec(),
+            possession_commitment: Some(common::SigningCommitment {
+                hiding: commitment.hiding.serialize().to_vec(),
+                binding: commitment.binding.serialize().to_vec(),
+            }),
+            position: Some(position.to_wire()),
+            signature,
+        })
+    }
+
+    /// Own operator's word for own pool, the coordinator's signature for a peer's.
+    fn check_authority(
+        &self,
+        coordinator: OperatorIndex,
+        binding: &wire::Binding,
+        position: Option<&spark_proto::peer::v1::Position>,
+        signature: &[u8],
+    ) -> Result<(), EngineError> {
+        if coordinator == self.me {
+            return Ok(());
+        }
+        let position = Position::parse(position)?;
+        if position.signer != coordinator {
+            return Err(EngineError::Malformed("position"));
+        }
+        Ok(position.verify(&self.federation, DOMAIN, &payload(binding), signature)?)
+    }
+
+    fn bind_new(
+        &self,
+        txn: &mut Txn<'_>,
+        keyshare: &Keyshare,
+        wire: &wire::Binding,
+        owner: OperatorIndex,
+    ) -> Result<Binding, EngineError> {
+        let mut keyshare = keyshare.clone();
+        keyshare.binding = Some(wire.clone());
+        let bound = keyshare.bound()?.ok_or(EngineError::Binding("no binding"))?;
+        if bound.network.bitcoin() != self.federation.network() {
+            return Err(EngineError::Malformed("network"));
+        }
+        if ledger::keyshare_of_leaf(txn, &bound.leaf_id)?.is_some() || ledger::leaf(txn, &bound.leaf_id)?.is_some() {
+            return Err(EngineError::Binding("the leaf id is taken"));
+        }
+        ledger::bind_keyshare(txn, &bound, wire, owner);
+        let entry = wire::JournalEntry {
+            kind: "bound".to_owned(),
+            operation: prost::Message::encode_to_vec(wire),
+            ..wire::JournalEntry::default()
+        };
+        journal::append(txn, entry)?;
+        Ok(bound)
+    }
+
+    /// A share of the group's signature over (identity, S, address), by the operators alone.
+    pub(super) fn prove_possession(
+        &mut self,
+        txn: &Txn<'_>,
+        request: &wire::ProvePossessionRequest,
+    ) -> Result<wire::ProvePossessionResponse, EngineError> {
+        self.unlocked()?;
+        let id = KeyshareId::parse(&request.keyshare_id)?;
+        let keyshare = ledger::keyshare(txn, &id)?.ok_or(EngineError::Unknown("keyshare"))?;
+        let bound = keyshare.bound()?.ok_or(EngineError::Binding("it is not bound"))?;
+        let commitments = parse_commitments(request.commitments.as_ref())?;
+        let address = deposit_address(&bound.verifying_key, bound.network).to_string();
+        let message = package::proof_of_possession(&bound.identity, &bound.group_key, &address);
+        let package = SigningPackage::new(
+            bound.group_key,
+            message,
+            commitments,
+            None,
+            None,
+            self.federation.threshold(),
+            self.federation.size(),
+        )?;
+        let session = package.session()?;
+        let share = read_scalar(txn, &keyshare_secret(&id, 0))?;
+        let nonce = self.possession.0.remove(&id).ok_or(NonceError::Unknown)?;
+        let signed = sign_operator(&session, self.me, nonce, &share)?;
+        Ok(wire::ProvePossessionResponse { share: signed.to_bytes().to_vec() })
+    }
+}

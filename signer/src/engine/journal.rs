@@ -1,0 +1,42 @@
+//! The journal that Postgres projects (D10): one entry per durable change of an operation or keyshare.
+
+use prost::Message as _;
+use spark_proto::signer::v1 as wire;
+
+use super::EngineError;
+use crate::vault::Txn;
+
+const PREFIX: &[u8] = b"journal/";
+const HEAD: &[u8] = b"journal-head";
+/// Most entries of one reply.
+const MOST: u32 = 1000;
+
+pub(super) fn head(txn: &Txn<'_>) -> Result<u64, EngineError> {
+    match txn.record(HEAD)? {
+        Some(bytes) => {
+            Ok(u64::from_be_bytes(bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("journal head"))?))
+        }
+        None => Ok(0),
+    }
+}
+
+pub(super) fn append(txn: &mut Txn<'_>, mut entry: wire::JournalEntry) -> Result<u64, EngineError> {
+    let sequence = head(txn)?.saturating_add(1);
+    entry.sequence = sequence;
+    txn.put_record(&[PREFIX, &sequence.to_be_bytes()].concat(), entry.encode_to_vec());
+    txn.put_record(HEAD, sequence.to_be_bytes().to_vec());
+    Ok(sequence)
+}
+
+pub(super) fn read(txn: &Txn<'_>, request: &wire::ReadJournalRequest) -> Result<wire::ReadJournalResponse, EngineError> {
+    let head = head(txn)?;
+    let limit = u64::from(request.limit.clamp(1, MOST));
+    let last = head.min(request.after.saturating_add(limit));
+    let mut entries = Vec::new();
+    for sequence in request.after.saturating_add(1)..=last {
+        if let Some(bytes) = txn.record(&[PREFIX, &sequence.to_be_bytes()].concat())? {
+            entries.push(wire::JournalEntry::decode(bytes.as_slice())?);
+        }
+    }
+    Ok(wire::ReadJournalResponse { entries, head })
+}

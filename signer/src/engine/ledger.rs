@@ -1,0 +1,304 @@
+//! The signer's own records: keyshares, leaves, transfers, operations, live claims, released maturities.
+//!
+//! Values are encoded messages or JSON; every one is authenticated by the vault.
+
+use bitcoin::{Script, secp256k1::PublicKey};
+use prost::Message as _;
+use spark_proto::{peer::v1 as peer, signer::v1 as wire};
+use spark_rules::{
+    address::Network,
+    ids::{KeyshareId, LeafId, OperationId, OperatorIndex},
+    leaf::LeafRecord,
+    operation::{Binding, Records, Resource, TransferRecord},
+    point,
+    tx::{Maturity, p2tr_script},
+};
+
+use super::EngineError;
+use crate::vault::Txn;
+
+fn key(prefix: &[u8], id: &[u8]) -> Vec<u8> {
+    [prefix, id].concat()
+}
+
+/// A keyshare, public part.
+#[derive(Debug, Clone)]
+pub(super) struct Keyshare {
+    pub(super) public: wire::PublicKeyshare,
+    pub(super) binding: Option<wire::Binding>,
+    /// Usable: all members signed the transcript of its batch.
+    pub(super) confirmed: bool,
+}
+
+impl Keyshare {
+    pub(super) fn group_key(&self) -> Result<PublicKey, EngineError> {
+        Ok(point::parse("group_key", &self.public.group_key)?)
+    }
+
+    pub(super) fn public_shares(&self) -> Result<Vec<PublicKey>, EngineError> {
+        self.public.public_shares.iter().map(|s| Ok(point::parse("public_share", s)?)).collect()
+    }
+
+    /// The binding with its derived keys.
+    pub(super) fn bound(&self) -> Result<Option<Binding>, EngineError> {
+        let Some(wire) = &self.binding else { return Ok(None) };
+        let user_key = point::parse("user_public_key", &wire.user_public_key)?;
+        let group_key = self.group_key()?;
+        Ok(Some(Binding {
+            keyshare_id: KeyshareId::parse(&wire.keyshare_id)?,
+            leaf_id: LeafId::parse(&wire.leaf_id)?,
+            user_key,
+            identity: point::parse("identity_public_key", &wire.identity_public_key)?,
+            network: Network::from_wire(wire.network).map_err(|_| EngineError::Malformed("network"))?,
+            group_key,
+            public_shares: self.public_shares()?,
+            verifying_key: group_key.combine(&user_key).map_err(|_| EngineError::Binding("keys cancel out"))?,
+        }))
+    }
+}
+
+pub(super) fn keyshare(txn: &Txn<'_>, id: &KeyshareId) -> Result<Option<Keyshare>, EngineError> {
+    let Some(public) = txn.record(&key(b"key/", id.as_bytes()))? else { return Ok(None) };
+    let binding = txn.record(&key(b"bound/", id.as_bytes()))?;
+    Ok(Some(Keyshare {
+        public: wire::PublicKeyshare::decode(public.as_slice())?,
+        binding: binding.map(|b| wire::Binding::decode(b.as_slice())).transpose()?,
+        confirmed: txn.record(&key(b"usable/", id.as_bytes()))?.is_some(),
+    }))
+}
+
+pub(super) fn put_keyshare(txn: &mut Txn<'_>, id: &KeyshareId, public: &wire::PublicKeyshare) {
+    txn.put_record(&key(b"key/", id.as_bytes()), public.encode_to_vec());
+}
+
+pub(super) fn confirm_keyshare(txn: &mut Txn<'_>, id: &KeyshareId, owner: OperatorIndex) {
+    txn.put_record(&key(b"usable/", id.as_bytes()), vec![1]);
+    txn.put_record(&free_key(owner, id), vec![1]);
+}
+
+fn free_key(owner: OperatorIndex, id: &KeyshareId) -> Vec<u8> {
+    [b"free/".as_slice(), &owner.get().to_be_bytes(), id.as_bytes()].concat()
+}
+
+/// Unused keyshares of one operator's pool.
+pub(super) fn free_keyshares(txn: &Txn<'_>, owner: OperatorIndex) -> Result<usize, EngineError> {
+    Ok(txn.scan_records(&[b"free/".as_slice(), &owner.get().to_be_bytes()].concat())?.len())
+}
+
+pub(super) fn bind_keyshare(txn: &mut Txn<'_>, binding: &Binding, wire: &wire::Binding, owner: OperatorIndex) {
+    txn.put_record(&key(b"bound/", binding.keyshare_id.as_bytes()), wire.encode_to_vec());
+    txn.put_record(&key(b"script/", p2tr_script(&binding.verifying_key).as_bytes()), binding.keyshare_id.as_bytes().to_vec());
+    txn.put_record(&key(b"leaf-key/", binding.leaf_id.as_bytes()), binding.keyshare_id.as_bytes().to_vec());
+    txn.delete_record(&free_key(owner, &binding.keyshare_id));
+}
+
+/// The keyshare that a leaf id is bound to.
+pub(super) fn keyshare_of_leaf(txn: &Txn<'_>, leaf: &LeafId) -> Result<Option<KeyshareId>, EngineError> {
+    let Some(id) = txn.record(&key(b"leaf-key/", leaf.as_bytes()))? else { return Ok(None) };
+    Ok(Some(KeyshareId::parse(&id)?))
+}
+
+pub(super) fn leaf(txn: &Txn<'_>, id: &LeafId) -> Result<Option<LeafRecord>, EngineError> {
+    match txn.record(&key(b"leaf/", id.as_bytes()))? {
+        Some(bytes) => Ok(Some(LeafRecord::decode(&bytes)?)),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn put_leaf(txn: &mut Txn<'_>, record: &LeafRecord) {
+    txn.put_record(&key(b"leaf/", record.leaf_id.as_bytes()), record.encode());
+}
+
+pub(super) fn put_transfer(txn: &mut Txn<'_>, transfer: &TransferRecord) {
+    txn.put_record(&key(b"transfer/", &transfer.id), transfer.encode());
+}
+
+pub(super) fn transfer(txn: &Txn<'_>, id: &OperationId) -> Result<Option<TransferRecord>, EngineError> {
+    match txn.record(&key(b"transfer/", id.as_bytes()))? {
+        Some(bytes) => Ok(Some(TransferRecord::decode(&bytes)?)),
+        None => Ok(None),
+    }
+}
+
+/// The ledger as the rules see it. Errors of the store read as "unknown", which refuses.
+pub(super) struct View<'a, 'v>(pub(super) &'a Txn<'v>);
+
+impl Records for View<'_, '_> {
+    fn leaf(&self, id: &LeafId) -> Option<LeafRecord> {
+        leaf(self.0, id).ok().flatten()
+    }
+
+    fn binding(&self, script: &Script) -> Option<Binding> {
+        let id = self.0.record(&key(b"script/", script.as_bytes())).ok().flatten()?;
+        keyshare(self.0, &KeyshareId::parse(&id).ok()?).ok().flatten()?.bound().ok().flatten()
+    }
+
+    fn transfer(&self, id: &OperationId) -> Option<TransferRecord> {
+        transfer(self.0, id).ok().flatten()
+    }
+}
+
+/// Who holds a leaf or resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) operation: OperationId,
+    pub(super) attempt: u32,
+}
+
+impl Holder {
+    fn encode(&self) -> Vec<u8> {
+        [self.operation.as_bytes().as_slice(), &self.attempt.to_be_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
+        let (operation, attempt) = bytes.split_first_chunk::<16>().ok_or(EngineError::Malformed("stored claim"))?;
+        let attempt = attempt.try_into().map_err(|_| EngineError::Malformed("stored claim"))?;
+        Ok(Self { operation: OperationId::from_bytes(*operation), attempt: u32::from_be_bytes(attempt) })
+    }
+}
+
+fn resource_key(resource: &Resource) -> Vec<u8> {
+    [b"held/".as_slice(), resource.kind.as_bytes(), b"/", &resource.key].concat()
+}
+
+/// Claims a leaf or resource for one attempt; only one may hold it.
+pub(super) fn claim(txn: &mut Txn<'_>, resource: &Resource, holder: &Holder) -> Result<(), EngineError> {
+    let key = resource_key(resource);
+    if let Some(bytes) = txn.record(&key)? {
+        let current = Holder::decode(&bytes)?;
+        if current != *holder {
+            return Err(EngineError::Held { what: resource.kind, by: current.operation.to_string() });
+        }
+    }
+    txn.put_record(&key, holder.encode());
+    Ok(())
+}
+
+/// Gives a claim up, if the holder holds it.
+pub(super) fn unclaim(txn: &mut Txn<'_>, resource: &Resource, holder: &Holder) -> Result<(), EngineError> {
+    let key = resource_key(resource);
+    if let Some(bytes) = txn.record(&key)?
+        && Holder::decode(&bytes)? == *holder
+    {
+        txn.delete_record(&key);
+    }
+    Ok(())
+}
+
+/// What was released for a maturity (S4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Released {
+    pub(super) sighash: [u8; 32],
+    pub(super) owner: [u8; 33],
+    pub(super) version: u64,
+}
+
+impl Released {
+    fn encode(&self) -> Vec<u8> {
+        [self.sighash.as_slice(), &self.owner, &self.version.to_be_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
+        let malformed = || EngineError::Malformed("stored maturity");
+        let (sighash, rest) = bytes.split_first_chunk::<32>().ok_or_else(malformed)?;
+        let (owner, rest) = rest.split_first_chunk::<33>().ok_or_else(malformed)?;
+        let version = rest.try_into().map_err(|_| malformed())?;
+        Ok(Self { sighash: *sighash, owner: *owner, version: u64::from_be_bytes(version) })
+    }
+}
+
+pub(super) fn released(txn: &Txn<'_>, maturity: Maturity) -> Result<Option<Released>, EngineError> {
+    match txn.record(&key(b"maturity/", &maturity.to_bytes()))? {
+        Some(bytes) => Ok(Some(Released::decode(&bytes)?)),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn put_released(txn: &mut Txn<'_>, maturity: Maturity, released: &Released) {
+    txn.put_record(&key(b"maturity/", &maturity.to_bytes()), released.encode());
+}
+
+/// Phase of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Voted YES.
+    Prepared,
+    /// Shares went out; ABORT is impossible.
+    Released,
+    /// Signed ABORT or NO.
+    Refused,
+    /// A proof of commit was applied.
+    Applied,
+    /// A proof of abort was applied.
+    Aborted,
+}
+
+impl Phase {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Prepared, "prepared"),
+        (Self::Released, "released"),
+        (Self::Refused, "refused"),
+        (Self::Applied, "applied"),
+        (Self::Aborted, "aborted"),
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(p, _)| *p == self).map_or("", |(_, n)| n)
+    }
+
+    fn parse(name: &str) -> Result<Self, EngineError> {
+        let found = Self::ALL.iter().find(|(_, n)| *n == name);
+        found.map(|(p, _)| *p).ok_or(EngineError::Malformed("stored phase"))
+    }
+}
+
+/// One attempt as the signer remembers it.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    pub(super) phase: Phase,
+    /// The canonical request; empty for an attempt that was aborted before it was seen.
+    pub(super) request: Vec<u8>,
+    pub(super) opened: Vec<wire::OpenedLeaf>,
+    pub(super) vote: peer::Vote,
+    pub(super) proof: Option<peer::ProofOfCommit>,
+}
+
+fn attempt_key(operation: &OperationId, attempt: u32) -> Vec<u8> {
+    [b"op/".as_slice(), operation.as_bytes(), &attempt.to_be_bytes()].concat()
+}
+
+pub(super) fn attempt(
+    txn: &Txn<'_>,
+    operation: &OperationId,
+    attempt: u32,
+) -> Result<Option<Attempt>, EngineError> {
+    let Some(bytes) = txn.record(&attempt_key(operation, attempt))? else { return Ok(None) };
+    let entry = wire::JournalEntry::decode(bytes.as_slice())?;
+    let opened = txn.record(&[b"opened/".as_slice(), &attempt_key(operation, attempt)].concat())?;
+    let opened = match opened {
+        Some(bytes) => wire::PrepareResponse::decode(bytes.as_slice())?.opened,
+        None => Vec::new(),
+    };
+    Ok(Some(Attempt {
+        phase: Phase::parse(&entry.kind)?,
+        request: entry.operation,
+        opened,
+        vote: entry.vote.ok_or(EngineError::Malformed("stored vote"))?,
+        proof: entry.proof,
+    }))
+}
+
+pub(super) fn put_attempt(txn: &mut Txn<'_>, operation: &OperationId, number: u32, attempt: &Attempt) {
+    let entry = wire::JournalEntry {
+        sequence: 0,
+        kind: attempt.phase.name().to_owned(),
+        operation_id: operation.as_bytes().to_vec(),
+        attempt: number,
+        vote: Some(attempt.vote.clone()),
+        proof: attempt.proof.clone(),
+        operation: attempt.request.clone(),
+    };
+    txn.put_record(&attempt_key(operation, number), entry.encode_to_vec());
+    let opened = wire::PrepareResponse { vote: None, opened: attempt.opened.clone() };
+    txn.put_record(&[b"opened/".as_slice(), &attempt_key(operation, number)].concat(), opened.encode_to_vec());
+}

@@ -1,0 +1,200 @@
+//! The peers' memory (D11): what a local rollback cannot take away.
+//!
+//! Every statement carries its signer's position. Peers remember the highest they saw. At start the signer asks
+//! all of them with a fresh nonce and stays locked until every answer is in and none is ahead of its store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message as _;
+use spark_proto::{peer::v1 as peer, signer::v1 as wire};
+use spark_rules::{
+    ids::OperatorIndex,
+    vote::{Position, Vote, VoteError},
+};
+
+use super::{EngineError, Shared};
+use crate::vault::Txn;
+
+const QUESTION: &str = "witness-question/v1";
+const ANSWER: &str = "witness-answer/v1";
+
+fn seen_key(peer: OperatorIndex) -> Vec<u8> {
+    [b"seen/".as_slice(), &peer.get().to_be_bytes()].concat()
+}
+
+/// Locked until the peers were heard.
+#[derive(Debug)]
+pub(super) struct Gate {
+    locked: bool,
+    nonce: [u8; 32],
+    approved_repairs: BTreeSet<OperatorIndex>,
+}
+
+impl Gate {
+    pub(super) fn new(approved_repairs: BTreeSet<OperatorIndex>) -> Self {
+        Self { locked: true, nonce: Shared::random(), approved_repairs }
+    }
+
+    pub(super) const fn is_locked(&self) -> bool {
+        self.locked
+    }
+
+    pub(super) fn lock(&mut self) {
+        self.locked = true;
+    }
+}
+
+fn answer_payload(nonce: &[u8], seen: Option<&wire::SeenStatement>) -> Vec<u8> {
+    let mut payload = nonce.to_vec();
+    match seen {
+        Some(seen) => {
+            payload.push(1);
+            payload.extend_from_slice(&seen.encode_to_vec());
+        }
+        None => payload.push(0),
+    }
+    payload
+}
+
+impl Shared {
+    pub(super) fn ask_witness(&self, txn: &Txn<'_>) -> Result<wire::WitnessQuestion, EngineError> {
+        let position = self.committed_position(txn);
+        let nonce = self.gate.nonce;
+        let signature = self.sign_statement(&position, QUESTION, &nonce)?;
+        Ok(wire::WitnessQuestion {
+            asker: self.me.get().into(),
+            nonce: nonce.to_vec(),
+            position: Some(position.to_wire()),
+            signature,
+        })
+    }
+
+    /// Answers also while locked, from what the store holds.
+    /// The question itself is a statement, and remembered like any other once this signer is unlocked.
+    pub(super) fn answer_witness(
+        &self,
+        txn: &mut Txn<'_>,
+        question: &wire::WitnessQuestion,
+    ) -> Result<wire::WitnessAnswer, EngineError> {
+        let asker = Position::parse(question.position.as_ref())?;
+        if question.nonce.len() != 32 || OperatorIndex::from_wire(question.asker)? != asker.signer {
+            return Err(EngineError::Malformed("question"));
+        }
+        asker.verify(&self.federation, QUESTION, &question.nonce, &question.signature)?;
+        let seen = match txn.record(&seen_key(asker.signer))? {
+            Some(bytes) => Some(wire::SeenStatement::decode(bytes.as_slice())?),
+            None => None,
+        };
+        if !self.gate.is_locked() {
+            let statement = asker.statement(QUESTION, &question.nonce);
+            self.remember(txn, &asker, statement, &question.signature)?;
+        }
+        let position = self.committed_position(txn);
+        let signature = self.sign_statement(&position, ANSWER, &answer_payload(&question.nonce, seen.as_ref()))?;
+        Ok(wire::WitnessAnswer {
+            witness: self.me.get().into(),
+            nonce: question.nonce.clone(),
+            seen,
+            position: Some(position.to_wire()),
+            signature,
+        })
+    }
+
+    /// Unlocks if enough peers answered this process's question and none is ahead.
+    pub(super) fn accept_witness(&mut self, txn: &Txn<'_>, request: &wire::AcceptWitnessRequest) -> Result<(), EngineError> {
+        let own = self.committed_position(txn);
+        let mut heard = BTreeMap::new();
+        for answer in &request.answers {
+            let position = Position::parse(answer.position.as_ref())?;
+            if position.signer == self.me || answer.nonce != self.gate.nonce {
+                return Err(EngineError::Malformed("answer"));
+            }
+            position.verify(
+                &self.federation,
+                ANSWER,
+                &answer_payload(&answer.nonce, answer.seen.as_ref()),
+                &answer.signature,
+            )?;
+            if let Some(seen) = &answer.seen
+                && let Some(seen) = self.own_statement(seen)
+            {
+                self.check_not_ahead(position.signer, &own, &seen)?;
+            }
+            heard.insert(position.signer, position);
+        }
+        let all = usize::from(self.federation.quorum()).saturating_sub(1);
+        let excused = self.gate.approved_repairs.iter().filter(|p| !heard.contains_key(p)).count();
+        let need = all.saturating_sub(excused);
+        if heard.len() < need {
+            return Err(VoteError::Short { have: heard.len(), need }.into());
+        }
+        self.gate.locked = false;
+        Ok(())
+    }
+
+    /// The position of a statement if it bears this signer's own signature; anything else is ignored, so a
+    /// witness cannot invent one.
+    fn own_statement(&self, seen: &wire::SeenStatement) -> Option<Position> {
+        let position = Position::of_statement(&seen.statement)?;
+        let own = position.signer == self.me
+            && self.federation.verify(self.me, &seen.statement, &seen.signature);
+        own.then_some(position)
+    }
+
+    fn check_not_ahead(&mut self, witness: OperatorIndex, own: &Position, seen: &Position) -> Result<(), EngineError> {
+        let ahead = seen.incarnation != own.incarnation
+            || (seen.root_epoch, seen.sequence) > (own.root_epoch, own.sequence)
+            || seen.sequence > own.sequence
+            || seen.root_epoch > own.root_epoch;
+        if ahead {
+            self.alarm("rolled_back");
+            return Err(EngineError::RolledBack {
+                witness: witness.get(),
+                seen_epoch: seen.root_epoch,
+                seen_sequence: seen.sequence,
+            });
+        }
+        Ok(())
+    }
+
+    /// Remembers the positions in votes that were verified.
+    pub(super) fn remember_votes(&self, txn: &mut Txn<'_>, votes: &[peer::Vote]) -> Result<(), EngineError> {
+        for wire in votes {
+            let vote = Vote::verify(wire, &self.federation)?;
+            let statement = vote.ballot.statement(&vote.position);
+            self.remember(txn, &vote.position, statement, &wire.signature)?;
+        }
+        Ok(())
+    }
+
+    /// Remembers a peer's statement if it is the highest so far. Called for every verified statement of a peer
+    /// that reaches this signer with a durable change.
+    pub(super) fn remember(
+        &self,
+        txn: &mut Txn<'_>,
+        position: &Position,
+        statement: Vec<u8>,
+        signature: &[u8],
+    ) -> Result<(), EngineError> {
+        if position.signer == self.me {
+            return Ok(());
+        }
+        let key = seen_key(position.signer);
+        if let Some(bytes) = txn.record(&key)? {
+            let known = wire::SeenStatement::decode(bytes.as_slice())?;
+            let known = Position::parse(known.position.as_ref())?;
+            let newer = known.incarnation != position.incarnation
+                || (position.root_epoch, position.sequence) > (known.root_epoch, known.sequence);
+            if !newer {
+                return Ok(());
+            }
+        }
+        let seen = wire::SeenStatement {
+            position: Some(position.to_wire()),
+            statement,
+            signature: signature.to_vec(),
+        };
+        txn.put_record(&key, seen.encode_to_vec());
+        Ok(())
+    }
+}
