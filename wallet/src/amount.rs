@@ -66,9 +66,19 @@ mod tests {
         assert_eq!(ok("0.001btc"), Ok(100_000));
         assert_eq!(ok("1 BTC"), Ok(100_000_000));
         assert_eq!(ok("0.00000001btc"), Ok(1));
-        for bad in
-            ["1000", "", "sat", "0sat", "-1sat", "1.5sat", "+1sat", "1.btc", ".btc", "1.123456789btc", "21000001btc"]
-        {
+        for bad in [
+            "1000",
+            "",
+            "sat",
+            "0sat",
+            "-1sat",
+            "1.5sat",
+            "+1sat",
+            "1.btc",
+            ".btc",
+            "1.123456789btc",
+            "21000001btc",
+        ] {
             assert!(ok(bad).is_err(), "{bad}");
         }
     }

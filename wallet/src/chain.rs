@@ -142,7 +142,9 @@ impl Chain {
     pub async fn transaction(&self, txid: &Txid) -> Result<Option<Transaction>, ChainError> {
         let answer: Result<String, _> = self.call("getrawtransaction", &[json!(txid.to_string())]).await;
         match answer {
-            Ok(hex) => encode::deserialize_hex(&hex).map(Some).map_err(|_| ChainError::Answer("getrawtransaction")),
+            Ok(hex) => {
+                encode::deserialize_hex(&hex).map(Some).map_err(|_| ChainError::Answer("getrawtransaction"))
+            }
             Err(ChainError::Call { code: Some(-5), .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -151,7 +153,8 @@ impl Chain {
     /// Confirmations of a transaction, 0 in the mempool; none if bitcoind does not know it. Without `-txindex`
     /// only transactions in the mempool are known.
     pub async fn confirmations(&self, txid: &Txid) -> Result<Option<u32>, ChainError> {
-        let answer: Result<Value, _> = self.call("getrawtransaction", &[json!(txid.to_string()), json!(1)]).await;
+        let answer: Result<Value, _> =
+            self.call("getrawtransaction", &[json!(txid.to_string()), json!(1)]).await;
         match answer {
             Ok(tx) => {
                 let confirmations = tx.get("confirmations").and_then(Value::as_u64).unwrap_or(0);
@@ -167,7 +170,10 @@ impl Chain {
         let args = [json!(outpoint.txid.to_string()), json!(outpoint.vout), json!(true)];
         let answer: Option<TxOutAnswer> = self.call("gettxout", &args).await?;
         let Some(answer) = answer else { return Ok(None) };
-        let txout = TxOut { value: amount("gettxout", &answer.value)?, script_pubkey: script("gettxout", &answer.script.hex)? };
+        let txout = TxOut {
+            value: amount("gettxout", &answer.value)?,
+            script_pubkey: script("gettxout", &answer.script.hex)?,
+        };
         Ok(Some(Unspent { outpoint: *outpoint, txout, confirmations: answer.confirmations }))
     }
 
@@ -213,7 +219,8 @@ impl Chain {
 
     /// Broadcasts one transaction. One that is known already is no error.
     pub async fn broadcast(&self, tx: &Transaction) -> Result<(), ChainError> {
-        let answer: Result<String, _> = self.call("sendrawtransaction", &[json!(encode::serialize_hex(tx))]).await;
+        let answer: Result<String, _> =
+            self.call("sendrawtransaction", &[json!(encode::serialize_hex(tx))]).await;
         match answer {
             Ok(_) | Err(ChainError::Call { code: Some(-27), .. }) => Ok(()),
             Err(ChainError::Call { code: Some(-25 | -26), reason, .. }) => {

@@ -358,7 +358,9 @@ mod tests {
     fn addresses_are_https() {
         assert_eq!(split_address("https://localhost:8535"), Some(("localhost".into(), 8535)));
         assert_eq!(split_address("https://[::1]:8535/"), Some(("::1".into(), 8535)));
-        for bad in ["http://localhost:1", "https://localhost", "https://:1", "https://a:0", "https://a/b:1", "a:1"] {
+        for bad in
+            ["http://localhost:1", "https://localhost", "https://:1", "https://a:0", "https://a/b:1", "a:1"]
+        {
             assert_eq!(split_address(bad), None, "{bad}");
         }
     }

@@ -74,7 +74,8 @@ impl Phrase {
             }
             words.extend(word.chars().map(|c| c.to_ascii_lowercase()));
         }
-        let mnemonic = Mnemonic::parse_in_normalized(Language::English, &words).map_err(|_| KeyError::Phrase)?;
+        let mnemonic =
+            Mnemonic::parse_in_normalized(Language::English, &words).map_err(|_| KeyError::Phrase)?;
         if matches!(mnemonic.word_count(), 12 | 24) { Ok(Self(words)) } else { Err(KeyError::Phrase) }
     }
 
@@ -181,7 +182,8 @@ impl SigningKey {
         self.with(|key| {
             let mut pair = Keypair::from_secret_key(SECP256K1, key);
             let mut tweaked = pair.tap_tweak(SECP256K1, None).to_keypair();
-            let signature = SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(digest), &tweaked, &aux);
+            let signature =
+                SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(digest), &tweaked, &aux);
             pair.non_secure_erase();
             tweaked.non_secure_erase();
             signature.serialize()
@@ -189,8 +191,8 @@ impl SigningKey {
     }
 
     fn with<T>(&self, use_key: impl FnOnce(&SecretKey) -> T) -> Result<T, KeyError> {
-        let mut key: SecretKey =
-            SecretKey::from_slice(&*self.secret.to_bytes()).map_err(|_: secp256k1::Error| KeyError::Derivation)?;
+        let mut key: SecretKey = SecretKey::from_slice(&*self.secret.to_bytes())
+            .map_err(|_: secp256k1::Error| KeyError::Derivation)?;
         let result = use_key(&key);
         key.non_secure_erase();
         Ok(result)
@@ -262,8 +264,8 @@ impl Keys {
 
     /// Preimage of a payment: HMAC-SHA256 of the transfer's id text.
     pub fn preimage(&self, transfer_id: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(&*self.preimages.key.to_bytes()).map_err(|_| KeyError::Derivation)?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(&*self.preimages.key.to_bytes())
+            .map_err(|_| KeyError::Derivation)?;
         mac.update(transfer_id.as_bytes());
         Ok(Zeroizing::new(mac.finalize().into_bytes().into()))
     }
@@ -361,7 +363,7 @@ mod tests {
             let theirs = Xpriv::new_master(bitcoin::NetworkKind::Test, &seed).unwrap()
                 .derive_priv(SECP256K1, &path).unwrap();
             let ours = Keys::from_seed(&seed, account).unwrap();
-            prop_assert_eq!(ours.identity().secret().to_bytes().as_slice(), &theirs.private_key.secret_bytes()[..]);
+            prop_assert_eq!(*ours.identity().secret().to_bytes(), theirs.private_key.secret_bytes());
         }
     }
 }

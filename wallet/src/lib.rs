@@ -17,6 +17,8 @@ mod seed;
 pub mod select;
 mod signing;
 pub mod state;
+#[cfg(test)]
+mod testing;
 mod tweak;
 pub mod verify;
 mod wallet;

@@ -147,3 +147,57 @@ fn seal(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{LEAF_ID, Operators};
+    use spark_rules::{feldman::Proofs, ids::OperatorIndex};
+
+    #[test]
+    fn operators_find_shares_that_move_their_key() {
+        let operators = Operators::new();
+        let federation = &operators.federation;
+        let (old, new) = (SecretScalar::random(&mut OsRng), SecretScalar::random(&mut OsRng));
+        let tweak = || LeafTweak::new(LEAF_ID.into(), &old, &new, federation).unwrap();
+        let send = seal_send(&[tweak().with_cipher(vec![1], vec![2])], federation).unwrap();
+        let claim = seal_claim(&[tweak()], federation).unwrap();
+        let mut proofs_seen = Vec::new();
+        for (i, identity) in operators.identities.iter().enumerate() {
+            let index = OperatorIndex::new(i as u16);
+            let open =
+                |sealed: &[u8]| spark_signer::ecies::Envelope::parse(sealed).unwrap().open(identity).unwrap();
+            let sent = SendLeafKeyTweaks::decode(open(&send[&index.identifier_hex()]).as_slice()).unwrap();
+            let claimed =
+                ClaimLeafKeyTweaks::decode(open(&claim[&index.identifier_hex()]).as_slice()).unwrap();
+            let leaf = &sent.leaves_to_send[0];
+            assert_eq!(
+                (leaf.secret_cipher.as_slice(), leaf.signature.as_slice()),
+                ([1].as_slice(), [2].as_slice())
+            );
+            let parts = [
+                (leaf.secret_share_tweak.as_ref().unwrap(), &leaf.pubkey_shares_tweak),
+                (
+                    claimed.leaves_to_receive[0].secret_share_tweak.as_ref().unwrap(),
+                    &claimed.leaves_to_receive[0].pubkey_shares_tweak,
+                ),
+            ];
+            for (share, public) in parts {
+                let proofs = Proofs::parse(&share.proofs, 2).unwrap();
+                let bytes: [u8; 32] = share.secret_share.clone().try_into().unwrap();
+                proofs.verify_share(index, &bytes).unwrap();
+                // The new keys add up to the same verifying key.
+                let moved = proofs.constant().combine(&new.public_key()).unwrap();
+                assert_eq!(moved, old.public_key());
+                for j in federation.indices() {
+                    let expected = proofs.share_commitment(j).unwrap().serialize().to_vec();
+                    assert_eq!(public[&j.identifier_hex()], expected);
+                }
+            }
+            proofs_seen.push(leaf.secret_share_tweak.as_ref().unwrap().proofs.clone());
+        }
+        proofs_seen.dedup();
+        assert_eq!(proofs_seen.len(), 1, "all operators see the same commitments");
+        assert!(matches!(LeafTweak::new(LEAF_ID.into(), &old, &old, federation), Err(TweakError::NoChange)));
+    }
+}

@@ -92,7 +92,10 @@ impl WalletError {
             Self::Client(e) if e.is_unavailable() => ErrorClass::Unavailable,
             Self::Client(e) => match e.code() {
                 Some(
-                    Code::FailedPrecondition | Code::PermissionDenied | Code::AlreadyExists | Code::InvalidArgument,
+                    Code::FailedPrecondition
+                    | Code::PermissionDenied
+                    | Code::AlreadyExists
+                    | Code::InvalidArgument,
                 ) => ErrorClass::Refused,
                 Some(Code::ResourceExhausted | Code::Aborted) => ErrorClass::Unavailable,
                 _ => ErrorClass::Failed,

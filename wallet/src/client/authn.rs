@@ -3,7 +3,8 @@
 use bitcoin::secp256k1::PublicKey;
 use sha2::{Digest as _, Sha256};
 use spark_proto::spark_authn::{
-    Challenge, GetChallengeRequest, VerifyChallengeRequest, spark_authn_service_client::SparkAuthnServiceClient,
+    Challenge, GetChallengeRequest, VerifyChallengeRequest,
+    spark_authn_service_client::SparkAuthnServiceClient,
 };
 use tonic::{Status, transport::Channel};
 
@@ -37,7 +38,8 @@ pub(super) async fn login(
 ) -> Result<(String, i64), AuthError> {
     let public_key = key.public_key().serialize().to_vec();
     let mut client = SparkAuthnServiceClient::new(channel);
-    let answer = client.get_challenge(GetChallengeRequest { public_key: public_key.clone() }).await?.into_inner();
+    let answer =
+        client.get_challenge(GetChallengeRequest { public_key: public_key.clone() }).await?.into_inner();
     let protected = answer.protected_challenge.ok_or(AuthError::Answer("challenge"))?;
     let challenge = protected.challenge.as_ref().ok_or(AuthError::Answer("challenge"))?;
     if challenge.public_key != public_key {

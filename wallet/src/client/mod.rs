@@ -204,8 +204,11 @@ impl Operators {
                 server_name: endpoint.host.clone(),
                 pinned: endpoint.pinned.map(Spki::from_bytes),
             };
-            let host =
-                if endpoint.host.contains(':') { format!("[{}]", endpoint.host) } else { endpoint.host.clone() };
+            let host = if endpoint.host.contains(':') {
+                format!("[{}]", endpoint.host)
+            } else {
+                endpoint.host.clone()
+            };
             let channel = transport::channel(&format!("{host}:{}", endpoint.port), &tls, deadlines)?;
             all.push(Operator {
                 index: member.index,

@@ -25,7 +25,9 @@ impl Wallet {
         self.script_of(destination)?;
         if let Some(record) = self.state().get::<ExitRecord>(leaf_id)? {
             if record.destination != destination {
-                return Err(ExitError::Other { leaf: leaf_id.to_owned(), destination: record.destination }.into());
+                return Err(
+                    ExitError::Other { leaf: leaf_id.to_owned(), destination: record.destination }.into()
+                );
             }
             return Ok(record);
         }
@@ -59,7 +61,11 @@ impl Wallet {
 
     /// Does what can be done now: broadcasts the next package whose time has come, or replaces the child of the
     /// one in the mempool when `fee_rate` is higher than what it pays. Call it again after each block.
-    pub async fn exit_advance(&self, leaf_id: &str, fee_rate: Option<u64>) -> Result<ExitStatus, WalletError> {
+    pub async fn exit_advance(
+        &self,
+        leaf_id: &str,
+        fee_rate: Option<u64>,
+    ) -> Result<ExitStatus, WalletError> {
         let mut record = self.exit_record(leaf_id)?;
         let status = self.look(&record).await?;
         if status.done {

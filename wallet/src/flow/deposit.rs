@@ -47,7 +47,8 @@ impl Wallet {
     /// A fresh one-time deposit address, verified: P2TR of own plus operators' key, vouched for by every operator.
     pub async fn deposit_address(&self) -> Result<DepositRecord, WalletError> {
         // A request that got no answer is asked again, so that no leaf id is lost.
-        let open = self.state().all::<DepositRecord>()?.into_iter().find(|d| d.state == DepositState::Requested);
+        let open =
+            self.state().all::<DepositRecord>()?.into_iter().find(|d| d.state == DepositState::Requested);
         let mut record = match open {
             Some(record) => record,
             None => {
@@ -76,11 +77,13 @@ impl Wallet {
             is_static: Some(false),
             hash_variant: HashVariant::V2 as i32,
         };
-        let answer = self
-            .operators()
-            .coordinator()
-            .spark(self.keys().identity(), request, |mut c, r| async move { c.generate_deposit_address(r).await })
-            .await?;
+        let answer =
+            self.operators()
+                .coordinator()
+                .spark(self.keys().identity(), request, |mut c, r| async move {
+                    c.generate_deposit_address(r).await
+                })
+                .await?;
         let address = answer.deposit_address.ok_or(WalletError::Answer("the address"))?;
         let proof = address.deposit_address_proof.ok_or(WalletError::Answer("the address proof"))?;
         let verified = verify::deposit_address(
@@ -106,7 +109,8 @@ impl Wallet {
         funding: &Funding,
     ) -> Result<Option<ClaimedDeposit>, WalletError> {
         let record = self.state().all::<DepositRecord>()?.into_iter().find(|d| d.address == address);
-        let mut record = record.ok_or_else(|| WalletError::Refused(format!("{address} is no address of this wallet")))?;
+        let mut record =
+            record.ok_or_else(|| WalletError::Refused(format!("{address} is no address of this wallet")))?;
         if record.state == DepositState::Claimed {
             return Err(WalletError::Refused(format!("{address} is used up; ask for a new address")));
         }
@@ -194,7 +198,14 @@ impl Wallet {
         let mut sign = |purpose| {
             let planned = plan.get(purpose).ok_or(WalletError::Answer("a transaction"))?;
             // The leaf id is empty here: operators find the address by the output script.
-            Ok::<_, WalletError>(Some(job("", planned, &key, &verifying_key, &mut sets, &self.config().federation)?))
+            Ok::<_, WalletError>(Some(job(
+                "",
+                planned,
+                &key,
+                &verifying_key,
+                &mut sets,
+                &self.config().federation,
+            )?))
         };
         let utxo = |(spend, tx): &(Spend, Transaction)| Utxo {
             raw_tx: encode::serialize(tx),
@@ -232,20 +243,25 @@ impl Wallet {
             Funding::Scan => return self.scanned_outputs(record).await,
         };
         let pays = |(_, out): &(u32, &TxOut)| out.script_pubkey == script;
-        let (vout, txout) = (0u32..)
-            .zip(&tx.output)
-            .find(pays)
-            .ok_or_else(|| WalletError::Refused(format!("the transaction does not pay {}", record.address)))?;
+        let (vout, txout) = (0u32..).zip(&tx.output).find(pays).ok_or_else(|| {
+            WalletError::Refused(format!("the transaction does not pay {}", record.address))
+        })?;
         let spend = Spend { outpoint: OutPoint { txid: tx.compute_txid(), vout }, txout: txout.clone() };
         Ok(vec![(spend, tx)])
     }
 
-    async fn scanned_outputs(&self, record: &DepositRecord) -> Result<Vec<(Spend, Transaction)>, WalletError> {
+    async fn scanned_outputs(
+        &self,
+        record: &DepositRecord,
+    ) -> Result<Vec<(Spend, Transaction)>, WalletError> {
         let mut outputs = Vec::new();
         for unspent in self.chain()?.scan(&record.address).await?.into_iter().take(MAX_ROOT_INPUTS) {
             let tx = self.chain()?.transaction(&unspent.outpoint.txid).await?;
             let tx = tx.ok_or_else(|| {
-                WalletError::Refused(format!("bitcoind cannot show {}: it needs -txindex", unspent.outpoint.txid))
+                WalletError::Refused(format!(
+                    "bitcoind cannot show {}: it needs -txindex",
+                    unspent.outpoint.txid
+                ))
             })?;
             outputs.push((Spend { outpoint: unspent.outpoint, txout: unspent.txout }, tx));
         }

@@ -2,7 +2,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Wallet, WalletError,
-    state::{ClaimRecord, DepositRecord, DepositState, ExitRecord, ExitState, SendRecord, SendState, StoredLeaf},
+    state::{
+        ClaimRecord, DepositRecord, DepositState, ExitRecord, ExitState, SendRecord, SendState, StoredLeaf,
+    },
 };
 
 /// Which way the money went.

@@ -94,16 +94,21 @@ impl Wallet {
         node_id_count: u32,
     ) -> Result<Vec<RequestedSigningCommitments>, WalletError> {
         let request = GetSigningCommitmentsRequest { node_ids, count, node_id_count };
-        let answer = self
-            .operators()
-            .coordinator()
-            .spark(self.keys().identity(), request, |mut c, r| async move { c.get_signing_commitments(r).await })
-            .await?;
+        let answer =
+            self.operators()
+                .coordinator()
+                .spark(self.keys().identity(), request, |mut c, r| async move {
+                    c.get_signing_commitments(r).await
+                })
+                .await?;
         Ok(answer.signing_commitments)
     }
 
     /// Outputs that roots with several inputs spend, from bitcoind.
-    pub(super) async fn deposits_of(&self, lineage: &Lineage) -> Result<BTreeMap<OutPoint, TxOut>, WalletError> {
+    pub(super) async fn deposits_of(
+        &self,
+        lineage: &Lineage,
+    ) -> Result<BTreeMap<OutPoint, TxOut>, WalletError> {
         let outpoints = lineage.deposit_outpoints();
         let mut found = BTreeMap::new();
         if outpoints.len() < 2 {
@@ -121,7 +126,11 @@ impl Wallet {
 
     /// Checks the chain of parents of a leaf; where a bitcoind is configured, also that the deposit, or a node
     /// above the leaf, is an unspent output there.
-    pub(super) async fn verified_lineage(&self, leaf: &LeafId, nodes: &Nodes) -> Result<Lineage, WalletError> {
+    pub(super) async fn verified_lineage(
+        &self,
+        leaf: &LeafId,
+        nodes: &Nodes,
+    ) -> Result<Lineage, WalletError> {
         let lineage = Lineage::assemble(leaf, nodes)?;
         lineage.check(&self.deposits_of(&lineage).await?)?;
         let Some(chain) = self.chain_if_any() else { return Ok(lineage) };
@@ -179,7 +188,9 @@ impl Wallet {
             let answer = self
                 .operators()
                 .coordinator()
-                .spark(self.keys().identity(), filter, |mut c, r| async move { c.query_pending_transfers(r).await })
+                .spark(self.keys().identity(), filter, |mut c, r| async move {
+                    c.query_pending_transfers(r).await
+                })
                 .await?;
             let empty = answer.transfers.is_empty();
             all.extend(answer.transfers);

@@ -1,6 +1,6 @@
 use spark_proto::spark::{
-    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer, TransferLeaf, TreeNode,
-    subscribe_to_events_response::Event, transfer_filter::Participant,
+    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer, TransferLeaf,
+    TreeNode, subscribe_to_events_response::Event, transfer_filter::Participant,
 };
 use spark_rules::{
     package,
@@ -88,7 +88,12 @@ impl Wallet {
                 transfer_id: transfer.id.clone(),
                 sender: hex::encode(&transfer.sender_identity_public_key),
                 amount: transfer.total_value,
-                leaves: transfer.leaves.iter().filter_map(|l| l.leaf.as_ref()).map(|l| l.id.clone()).collect(),
+                leaves: transfer
+                    .leaves
+                    .iter()
+                    .filter_map(|l| l.leaf.as_ref())
+                    .map(|l| l.id.clone())
+                    .collect(),
                 request: None,
                 done: false,
                 problem: None,
@@ -173,7 +178,11 @@ impl Wallet {
         }
     }
 
-    async fn claim_request(&self, id: &str, leaves: &[Incoming]) -> Result<ClaimTransferRequest, WalletError> {
+    async fn claim_request(
+        &self,
+        id: &str,
+        leaves: &[Incoming],
+    ) -> Result<ClaimTransferRequest, WalletError> {
         let federation = &self.config().federation;
         let count = u32::try_from(leaves.len()).unwrap_or(u32::MAX);
         let sets = self.commitments(Vec::new(), 3, count).await?;
@@ -210,7 +219,8 @@ impl Wallet {
     async fn accept_claim(&self, record: &ClaimRecord, leaves: &[Incoming]) -> Result<(), WalletError> {
         let nodes = self.agreed_nodes(&record.leaves).await?;
         for leaf in leaves {
-            let node = Node::parse(nodes.get(&leaf.node.id.to_string()).ok_or(WalletError::Answer("a leaf"))?)?;
+            let node =
+                Node::parse(nodes.get(&leaf.node.id.to_string()).ok_or(WalletError::Answer("a leaf"))?)?;
             let own = self.keys().leaf(&node.id)?.public_key();
             if own.combine(&node.group_key) != Ok(node.verifying_key)
                 || node.verifying_key != leaf.node.verifying_key

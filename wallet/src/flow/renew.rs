@@ -1,6 +1,6 @@
 use spark_proto::spark::{
-    RenewLeafRequest, RenewNodeTimelockSigningJob, RenewNodeZeroTimelockSigningJob, RenewRefundTimelockSigningJob,
-    UserSignedTxSigningJob, renew_leaf_request::SigningJobs,
+    RenewLeafRequest, RenewNodeTimelockSigningJob, RenewNodeZeroTimelockSigningJob,
+    RenewRefundTimelockSigningJob, UserSignedTxSigningJob, renew_leaf_request::SigningJobs,
 };
 use spark_rules::{
     ids::LeafId,
@@ -34,6 +34,17 @@ pub struct Renewed {
     pub refund_before: u16,
     /// Blocks now.
     pub refund_after: u16,
+}
+
+impl Renewed {
+    /// "node", "refund" or "zero".
+    pub const fn path_name(&self) -> &'static str {
+        match self.path {
+            RenewalPath::Node => "node",
+            RenewalPath::Refund => "refund",
+            RenewalPath::Zero => "zero",
+        }
+    }
 }
 
 impl Wallet {
@@ -81,7 +92,12 @@ impl Wallet {
         self.submit_renewal(&node, &plan, path, count).await?;
         let nodes = self.agreed_nodes(&[leaf_id.to_owned()]).await?;
         self.accept_renewal(&node, &plan, &nodes).await?;
-        Ok(Renewed { leaf_id: leaf_id.to_owned(), path, refund_before, refund_after: INITIAL_TIMELOCK.blocks() })
+        Ok(Renewed {
+            leaf_id: leaf_id.to_owned(),
+            path,
+            refund_before,
+            refund_after: INITIAL_TIMELOCK.blocks(),
+        })
     }
 
     async fn submit_renewal(
@@ -104,7 +120,8 @@ impl Wallet {
                     job(&leaf_id, planned, &own, &node.verifying_key, &mut sets, &self.config().federation)?;
                 jobs.push((planned.purpose(), job));
             }
-            let request = RenewLeafRequest { leaf_id: leaf_id.clone(), signing_jobs: Some(arrange(path, &jobs)) };
+            let request =
+                RenewLeafRequest { leaf_id: leaf_id.clone(), signing_jobs: Some(arrange(path, &jobs)) };
             let idempotency = key.parse().map_err(|_| WalletError::Answer("a transaction id"))?;
             let idempotency: tonic::metadata::MetadataValue<tonic::metadata::Ascii> = idempotency;
             let answer = self
@@ -118,7 +135,10 @@ impl Wallet {
             match answer {
                 Ok(_) => return Ok(()),
                 Err(error) if error.code() == Some(Code::AlreadyExists) => return Ok(()),
-                Err(error) if attempt < ATTEMPTS && matches!(error.code(), Some(Code::Unavailable | Code::Aborted)) => {
+                Err(error)
+                    if attempt < ATTEMPTS
+                        && matches!(error.code(), Some(Code::Unavailable | Code::Aborted)) =>
+                {
                     attempt = attempt.saturating_add(1);
                     tokio::time::sleep(std::time::Duration::from_millis(250 << attempt)).await;
                 }

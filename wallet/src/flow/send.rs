@@ -3,7 +3,8 @@ use std::time::Duration;
 use bitcoin::secp256k1::PublicKey;
 use rand::rngs::OsRng;
 use spark_proto::spark::{
-    HashVariant, StartTransferRequest, Transfer, TransferPackage, TransferStatus, transfer_filter::Participant,
+    HashVariant, StartTransferRequest, Transfer, TransferPackage, TransferStatus,
+    transfer_filter::Participant,
 };
 use spark_rules::{
     address::SparkAddress,
@@ -113,7 +114,8 @@ impl Wallet {
                     }
                     let receiver = hex::decode(&record.receiver).unwrap_or_default();
                     let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
-                    let request = self.transfer_request(&record.transfer_id, &receiver, &record.leaves).await?;
+                    let request =
+                        self.transfer_request(&record.transfer_id, &receiver, &record.leaves).await?;
                     record.request = Wire::of(&request);
                 }
             }
@@ -134,7 +136,11 @@ impl Wallet {
             let answer = self
                 .operators()
                 .coordinator()
-                .spark(self.keys().identity(), request, |mut c, r| async move { c.start_transfer_v2(r).await })
+                .spark(
+                    self.keys().identity(),
+                    request,
+                    |mut c, r| async move { c.start_transfer_v2(r).await },
+                )
                 .await;
             let error = match answer {
                 Ok(answer) => {
@@ -146,7 +152,8 @@ impl Wallet {
             let message = error.to_string();
             match error.code() {
                 Some(Code::AlreadyExists) => {
-                    let transfer = self.transfer_of(record).await?.ok_or(WalletError::Answer("the transfer"))?;
+                    let transfer =
+                        self.transfer_of(record).await?.ok_or(WalletError::Answer("the transfer"))?;
                     return self.committed(record, &transfer);
                 }
                 Some(Code::FailedPrecondition) if message.contains("not available to transfer") => {
@@ -176,10 +183,12 @@ impl Wallet {
             TransferStatus::SenderInitiated
             | TransferStatus::SenderInitiatedCoordinator
             | TransferStatus::SenderKeyTweakPending
-            | TransferStatus::ApplyingSenderKeyTweak => {
-                Err(WalletError::Refused("the transfer is not decided yet; repeat it with the same id".into()))
+            | TransferStatus::ApplyingSenderKeyTweak => Err(WalletError::Refused(
+                "the transfer is not decided yet; repeat it with the same id".into(),
+            )),
+            TransferStatus::Expired | TransferStatus::Returned => {
+                Ok(Outcome::Aborted("transfer returned".into()))
             }
-            TransferStatus::Expired | TransferStatus::Returned => Ok(Outcome::Aborted("transfer returned".into())),
             _ => Ok(Outcome::Done),
         }
     }
@@ -196,8 +205,12 @@ impl Wallet {
 
     async fn choose(&self, amount: u64) -> Result<Vec<String>, WalletError> {
         let busy = self.busy_leaves()?;
-        let views: Vec<LeafView> =
-            self.sync().await?.into_iter().filter(|v| v.is_spendable() && !busy.contains(&v.leaf_id)).collect();
+        let views: Vec<LeafView> = self
+            .sync()
+            .await?
+            .into_iter()
+            .filter(|v| v.is_spendable() && !busy.contains(&v.leaf_id))
+            .collect();
         let values: Vec<u64> = views.iter().map(|v| v.value_sats).collect();
         let mut leaves = Vec::new();
         for position in select::exact(&values, amount)? {
@@ -238,7 +251,8 @@ impl Wallet {
             let digest = package::secret_cipher_digest(leaf_id, id, &cipher);
             let signature = self.keys().identity().sign_ecdsa(digest)?.serialize_compact().to_vec();
             tweaks.push(
-                LeafTweak::new(leaf_id.clone(), old.secret(), &new, federation)?.with_cipher(cipher, signature),
+                LeafTweak::new(leaf_id.clone(), old.secret(), &new, federation)?
+                    .with_cipher(cipher, signature),
             );
         }
         package.key_tweak_package = seal_send(&tweaks, federation)?;

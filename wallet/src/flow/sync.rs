@@ -70,7 +70,8 @@ impl Wallet {
     pub async fn sync(&self) -> Result<Vec<LeafView>, WalletError> {
         let mut answers: Answers = self.operators().each(|o| self.owned_nodes(o)).await;
         let coordinator = self.operators().coordinator().index();
-        let position = answers.iter().position(|(i, _)| *i == coordinator).ok_or(WalletError::Answer("nodes"))?;
+        let position =
+            answers.iter().position(|(i, _)| *i == coordinator).ok_or(WalletError::Answer("nodes"))?;
         let reference = answers.swap_remove(position).1?;
         let identity = self.keys().identity().public_key().serialize();
         let mut views = Vec::new();
@@ -199,6 +200,11 @@ impl Wallet {
 
     /// Deposit addresses of this wallet.
     pub fn deposits(&self) -> Result<Vec<DepositRecord>, WalletError> {
-        Ok(self.state().all::<DepositRecord>()?.into_iter().filter(|d| d.state != DepositState::Requested).collect())
+        Ok(self
+            .state()
+            .all::<DepositRecord>()?
+            .into_iter()
+            .filter(|d| d.state != DepositState::Requested)
+            .collect())
     }
 }

@@ -20,7 +20,11 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Reads a signed note and requires a signature of `operator`'s federation key. Signatures of others, such as
     /// witnesses, are passed over.
-    pub fn verify(note: &str, operator: OperatorIndex, federation: &Federation) -> Result<Self, ReceiptError> {
+    pub fn verify(
+        note: &str,
+        operator: OperatorIndex,
+        federation: &Federation,
+    ) -> Result<Self, ReceiptError> {
         let checkpoint = Self::parse(note)?;
         let (text, signatures) = split(note)?;
         let signed = signatures.lines().any(|line| {
@@ -37,7 +41,8 @@ impl Checkpoint {
         let size = line()?;
         let canonical = size == "0" || (!size.starts_with('0') && size.bytes().all(|b| b.is_ascii_digit()));
         let size = size.parse().ok().filter(|_| canonical).ok_or(ReceiptError::Checkpoint)?;
-        let root = STANDARD.decode(line()?).ok().and_then(|r| r.try_into().ok()).ok_or(ReceiptError::Checkpoint)?;
+        let root =
+            STANDARD.decode(line()?).ok().and_then(|r| r.try_into().ok()).ok_or(ReceiptError::Checkpoint)?;
         Ok(Self { origin, size, root })
     }
 }

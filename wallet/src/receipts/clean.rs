@@ -103,7 +103,9 @@ fn gap(last: &Receipt, next: &Receipt) -> Option<&'static str> {
         return Some("the retired share is not the one before");
     }
     let key = |bytes: &[u8]| PublicKey::from_slice(bytes).ok();
-    let sum = key(&next.retired_public_share).zip(key(&next.tweak_commitment)).and_then(|(a, b)| a.combine(&b).ok());
+    let sum = key(&next.retired_public_share)
+        .zip(key(&next.tweak_commitment))
+        .and_then(|(a, b)| a.combine(&b).ok());
     if sum.map(|s| s.serialize()).as_ref().map(|s| s.as_slice()) != Some(next.new_public_share.as_slice()) {
         return Some("the new share is not the retired one plus its tweak");
     }
@@ -182,7 +184,10 @@ mod tests {
         assert_eq!(problem(|l| l[2].live_versions.clear()), Some("an older version remains live"));
         assert_eq!(problem(|l| l[1].keyshare_id = vec![8; 16]), Some("the receipts are of several keys"));
         let other = || point(9).serialize().to_vec();
-        assert_eq!(problem(|l| l[1].retired_public_share = other()), Some("the retired share is not the one before"));
+        assert_eq!(
+            problem(|l| l[1].retired_public_share = other()),
+            Some("the retired share is not the one before")
+        );
         assert_eq!(
             problem(|l| l[1].tweak_commitment = other()),
             Some("the new share is not the retired one plus its tweak")
@@ -191,7 +196,8 @@ mod tests {
 
     #[test]
     fn aborted_attempts_change_nothing_but_must_be_confirmed() {
-        let abort = Receipt { sequence: 11, phase: "abort".into(), state: "confirmed".into(), ..Default::default() };
+        let abort =
+            Receipt { sequence: 11, phase: "abort".into(), state: "confirmed".into(), ..Default::default() };
         assert_eq!(problem(|l| l.push(abort.clone())), None);
         let pending = Receipt { state: "pending".into(), ..abort };
         assert_eq!(problem(|l| l.push(pending)), Some("a destruction is not confirmed yet"));

@@ -88,8 +88,9 @@ impl Wallet {
             .operators()
             .each(|o| async move {
                 let request = GetReceiptsRequest { leaf_id: leaf_id.to_owned() };
-                let receipts =
-                    o.log(self.keys().identity(), request, |mut c, r| async move { c.get_receipts(r).await }).await?;
+                let receipts = o
+                    .log(self.keys().identity(), request, |mut c, r| async move { c.get_receipts(r).await })
+                    .await?;
                 let nodes = self.nodes_by_id(o, vec![leaf_id.to_owned()]).await?;
                 Ok::<_, ClientError>((receipts, nodes.get(leaf_id).cloned()))
             })
@@ -121,11 +122,17 @@ impl Wallet {
             by_operator.push(view);
         }
         let federation = &self.config().federation;
-        let needed = usize::from(federation.size()).saturating_sub(federation.threshold().into()).saturating_add(1);
+        let needed =
+            usize::from(federation.size()).saturating_sub(federation.threshold().into()).saturating_add(1);
         Ok(conclude(leaf_id, by_operator, needed))
     }
 
-    fn checked(&self, operator: u16, leaf_id: &str, answer: &GetReceiptsResponse) -> Result<(), ReceiptError> {
+    fn checked(
+        &self,
+        operator: u16,
+        leaf_id: &str,
+        answer: &GetReceiptsResponse,
+    ) -> Result<(), ReceiptError> {
         let index = spark_rules::ids::OperatorIndex::new(operator);
         let checkpoint = Checkpoint::verify(&answer.checkpoint, index, &self.config().federation)?;
         let (receipts, proofs) = (&answer.receipts, &answer.proofs);
@@ -139,7 +146,8 @@ impl Wallet {
             if proof.tree_size != checkpoint.size || proof.index != receipt.log_index {
                 return Err(ReceiptError::Inclusion(i));
             }
-            receipt::verify_inclusion(receipt, proof, checkpoint.root).map_err(|_| ReceiptError::Inclusion(i))?;
+            receipt::verify_inclusion(receipt, proof, checkpoint.root)
+                .map_err(|_| ReceiptError::Inclusion(i))?;
         }
         Ok(())
     }
@@ -206,7 +214,8 @@ mod tests {
 
     #[test]
     fn the_caveat_of_long_lived_keys_is_said() {
-        let mut views = vec![operator(0, Some(1), true), operator(1, Some(1), true), operator(2, None, false)];
+        let mut views =
+            vec![operator(0, Some(1), true), operator(1, Some(1), true), operator(2, None, false)];
         assert_eq!(conclude("x", views.clone(), 2).statement, "final, 2 of 3 clean, tolerates 0 liars");
         if let Some(first) = views.first_mut() {
             first.long_lived_packages = true;

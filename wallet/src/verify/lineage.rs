@@ -7,10 +7,7 @@ use spark_rules::{
     tx::{Spend, Template, verify_input},
 };
 
-use super::{
-    Node, VerifyError,
-    node::unsigned,
-};
+use super::{Node, VerifyError, node::unsigned};
 
 /// Most nodes from leaf to root. Each zero renewal adds one, every 18 sends or so.
 pub const MAX_DEPTH: usize = 512;
@@ -58,7 +55,9 @@ impl Lineage {
 
     /// What the root spends: outputs on the chain.
     pub fn deposit_outpoints(&self) -> Vec<OutPoint> {
-        self.0.last().map_or_else(Vec::new, |root| root.node_tx.input.iter().map(|i| i.previous_output).collect())
+        self.0
+            .last()
+            .map_or_else(Vec::new, |root| root.node_tx.input.iter().map(|i| i.previous_output).collect())
     }
 
     /// What the leaf's node tx spends.
@@ -67,7 +66,9 @@ impl Lineage {
             Some(parent) => {
                 Spend::of(&parent.node_tx, self.leaf()?.vout).ok_or(VerifyError::Lineage("no such output"))
             }
-            None => root_spends(self.leaf()?, deposits)?.into_iter().next().ok_or(VerifyError::Field("node_tx")),
+            None => {
+                root_spends(self.leaf()?, deposits)?.into_iter().next().ok_or(VerifyError::Field("node_tx"))
+            }
         }
     }
 
@@ -115,7 +116,9 @@ fn root_spends(root: &Node, deposits: &BTreeMap<OutPoint, TxOut>) -> Result<Vec<
             let txout = match (deposits.get(outpoint), inputs.len()) {
                 (Some(txout), _) => txout.clone(),
                 (None, 1) => root.spend()?.txout,
-                (None, _) => return Err(VerifyError::Lineage("the deposit's outputs are needed from the chain")),
+                (None, _) => {
+                    return Err(VerifyError::Lineage("the deposit's outputs are needed from the chain"));
+                }
             };
             Ok(Spend { outpoint: *outpoint, txout })
         })

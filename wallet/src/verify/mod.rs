@@ -14,6 +14,9 @@ pub use node::Node;
 pub use refunds::{check_claimed, check_refunds, intermediate_refunds};
 pub use transfer::{Incoming, incoming};
 
+#[cfg(test)]
+mod tests;
+
 use spark_rules::{
     ids::IdError,
     package::PackageError,

@@ -12,7 +12,13 @@ use super::{
 /// Where a direct node tx is present under a timed node, the direct refund must be too (D5).
 pub fn check_refunds(node: &Node, destination: &PublicKey) -> Result<Timelock, VerifyError> {
     let cpfp = node.refund_tx.as_ref().ok_or(VerifyError::Field("refund_tx"))?;
-    check_set(node, destination, cpfp, node.direct_refund_tx.as_ref(), node.direct_from_cpfp_refund_tx.as_ref())
+    check_set(
+        node,
+        destination,
+        cpfp,
+        node.direct_refund_tx.as_ref(),
+        node.direct_from_cpfp_refund_tx.as_ref(),
+    )
 }
 
 /// Checks the refunds of a transfer that is not claimed yet: they pay the receiver's identity key.
