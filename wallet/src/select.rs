@@ -29,21 +29,23 @@ pub enum SelectError {
     TooMany(u64),
 }
 
+/// Sums reachable with the leaves so far: fewest leaves, and the last leaf with the sum before it.
+type Sums = HashMap<u64, (usize, Option<(usize, u64)>)>;
+
 /// Positions of leaves whose values add up to exactly `wanted`, with as few leaves as possible.
 pub fn exact(values: &[u64], wanted: u64) -> Result<Vec<usize>, SelectError> {
     let available: u64 = values.iter().fold(0, |sum, v| sum.saturating_add(*v));
     if wanted == 0 || available < wanted {
         return Err(SelectError::Insufficient { available, wanted });
     }
-    // Sums reachable with the leaves so far: fewest leaves, and the last leaf with the sum before it.
-    let mut best: HashMap<u64, (usize, Option<(usize, u64)>)> = HashMap::from([(0, (0, None))]);
-    let mut trail: Vec<HashMap<u64, (usize, Option<(usize, u64)>)>> = Vec::new();
+    let mut best: Sums = HashMap::from([(0, (0, None))]);
+    let mut trail: Vec<Sums> = Vec::new();
     let mut steps = 0usize;
     for (position, value) in values.iter().enumerate() {
         if *value == 0 || *value > wanted {
             continue;
         }
-        let mut added = HashMap::new();
+        let mut added = Sums::new();
         for (sum, (count, _)) in &best {
             steps = steps.saturating_add(1);
             if steps > BUDGET {

@@ -101,4 +101,78 @@ mod tests {
             prop_assert_eq!(encode(&challenge), challenge.encode_to_vec());
         }
     }
+
+    use bitcoin::secp256k1::{SECP256K1, SecretKey};
+    use spark_proto::spark_authn::{
+        GetChallengeResponse, ProtectedChallenge, VerifyChallengeResponse,
+        spark_authn_service_server::{SparkAuthnService, SparkAuthnServiceServer},
+    };
+    use spark_rules::package;
+    use tonic::{Request, Response};
+
+    /// An operator that shows the challenge of the operator with key `owner`.
+    struct Server {
+        owner: PublicKey,
+        other_key: bool,
+    }
+
+    #[tonic::async_trait]
+    impl SparkAuthnService for Server {
+        async fn get_challenge(
+            &self,
+            request: Request<GetChallengeRequest>,
+        ) -> Result<Response<GetChallengeResponse>, Status> {
+            let mut public_key = request.into_inner().public_key;
+            if self.other_key {
+                public_key = self.owner.serialize().to_vec();
+            }
+            let nonce = package::challenge_nonce(&self.owner, [9; 16]).to_vec();
+            let challenge = Challenge { version: 1, timestamp: 1_700_000_000, nonce, public_key };
+            let protected =
+                ProtectedChallenge { version: 1, challenge: Some(challenge), server_hmac: vec![1; 32] };
+            Ok(Response::new(GetChallengeResponse { protected_challenge: Some(protected) }))
+        }
+
+        async fn verify_challenge(
+            &self,
+            request: Request<VerifyChallengeRequest>,
+        ) -> Result<Response<VerifyChallengeResponse>, Status> {
+            let request = request.into_inner();
+            let challenge = request.protected_challenge.and_then(|p| p.challenge).unwrap();
+            let key = PublicKey::from_slice(&request.public_key).unwrap();
+            package::verify_challenge(&challenge, &request.signature, &key)
+                .map_err(|e| Status::unauthenticated(e.to_string()))?;
+            let session_token = "token".into();
+            Ok(Response::new(VerifyChallengeResponse { session_token, expiration_timestamp: 1_700_000_900 }))
+        }
+    }
+
+    async fn log_in_to(server: Server, expected: &PublicKey) -> Result<(String, i64), AuthError> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let service = SparkAuthnServiceServer::new(server);
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve(address));
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let channel = loop {
+            match endpoint.connect().await {
+                Ok(channel) => break channel,
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            }
+        };
+        login(channel, expected, crate::testing::keys().identity()).await
+    }
+
+    #[tokio::test]
+    async fn only_the_operators_own_challenge_is_signed() {
+        let key = |byte| PublicKey::from_secret_key(SECP256K1, &SecretKey::from_slice(&[byte; 32]).unwrap());
+        let (asked, other) = (key(1), key(2));
+        let own = log_in_to(Server { owner: asked, other_key: false }, &asked).await;
+        assert_eq!(own.unwrap(), ("token".into(), 1_700_000_900));
+        // D24: a liar in the middle shows the challenge of the operator it wants to log in to.
+        let relayed = log_in_to(Server { owner: other, other_key: false }, &asked).await;
+        assert!(matches!(relayed, Err(AuthError::Relayed)));
+        let for_another = log_in_to(Server { owner: asked, other_key: true }, &asked).await;
+        assert!(matches!(for_another, Err(AuthError::OtherKey)));
+    }
 }

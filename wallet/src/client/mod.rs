@@ -62,6 +62,15 @@ impl ClientError {
         }
     }
 
+    /// The operator's stable reason (`google.rpc.ErrorInfo`), if it gave one.
+    pub fn reason(&self) -> Option<String> {
+        use tonic_types::StatusExt as _;
+        match self {
+            Self::Status { status, .. } => status.get_details_error_info().map(|info| info.reason),
+            _ => None,
+        }
+    }
+
     /// The operator could not be reached, or cannot serve now.
     pub fn is_unavailable(&self) -> bool {
         matches!(self.code(), Some(Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled))

@@ -18,7 +18,7 @@ use spark_wallet::{Wallet, WalletError};
 
 use crate::{
     cli::{Cli, Command, Send},
-    output::{Address, CommandError, List, RenewedInfo, SentInfo, Show},
+    output::{Address, CommandError, List, RenewedInfo, SentInfo, Show, explain},
 };
 
 type Done = Result<ExitCode, CommandError>;
@@ -111,7 +111,10 @@ async fn with_wallet(dir: &Path, command: Command, printer: Printer) -> Done {
 async fn send(wallet: &Wallet, arguments: Send, printer: Printer) -> Result<(), CommandError> {
     let to = SparkAddress::decode(&arguments.to).map_err(|e| CommandError::Usage(e.to_string()))?;
     for earlier in wallet.resume_sends().await? {
-        tracing::info!(transfer = earlier.transfer_id, "finished an interrupted transfer");
+        match earlier {
+            Ok(sent) => tracing::info!(transfer = sent.transfer_id, "finished an interrupted transfer"),
+            Err((id, error)) => tracing::warn!(transfer = id, error = explain(&error), "still undecided"),
+        }
     }
     let sent = wallet.send(&to, arguments.amount.get(), arguments.id).await?;
     printer.show(&SentInfo {

@@ -134,10 +134,21 @@ impl Wallet {
             }
         };
         let node = match self.finalize(request).await {
-            Err(WalletError::Client(error)) if error.code() == Some(tonic::Code::Unavailable) => {
-                // Nonces live in the signers' memory: after a restart there only fresh ones help (D7).
+            Err(WalletError::Client(error))
+                if matches!(
+                    error.code(),
+                    Some(tonic::Code::Unavailable | tonic::Code::FailedPrecondition)
+                ) =>
+            {
+                // Nonces live in the signers' memory, and an unconfirmed funding transaction may have been
+                // replaced: only fresh commitments, over what the chain shows now, help (D7).
                 let outputs = self.funding_outputs(&record, funding).await?;
+                if outputs.is_empty() {
+                    return Err(error.into());
+                }
                 let request = self.deposit_request(&record, &outputs).await?;
+                record.outpoint = outputs.first().map(|(spend, _)| spend.outpoint.to_string());
+                record.amount = Some(outputs.iter().map(|(s, _)| s.txout.value.to_sat()).sum());
                 record.request = Some(Wire::of(&request));
                 self.state().put(&record)?;
                 self.finalize(request).await?

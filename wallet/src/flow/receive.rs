@@ -165,9 +165,15 @@ impl Wallet {
                 Err(error) if attempt < ATTEMPTS => {
                     match error.code() {
                         // Undecided: the same bytes again.
-                        Some(Code::Aborted | Code::DeadlineExceeded | Code::Cancelled) => {}
+                        Some(Code::Aborted | Code::DeadlineExceeded | Code::Cancelled) if attempt == 0 => {}
                         // Nonces lost or the attempt aborted: the same transactions with fresh commitments (D2).
-                        Some(Code::Unavailable | Code::FailedPrecondition) => record.request = None,
+                        Some(
+                            Code::Unavailable
+                            | Code::FailedPrecondition
+                            | Code::Aborted
+                            | Code::DeadlineExceeded
+                            | Code::Cancelled,
+                        ) => record.request = None,
                         _ => return Err(error.into()),
                     }
                     attempt = attempt.saturating_add(1);

@@ -86,15 +86,17 @@ impl Wallet {
         self.finish_send(record).await
     }
 
-    /// Finishes the sends that a crash or an outage interrupted.
-    pub async fn resume_sends(&self) -> Result<Vec<Sent>, WalletError> {
-        let mut finished = Vec::new();
+    /// Finishes the sends that a crash or an outage interrupted. One that fails stays pending and does not stop
+    /// the others; its error comes with its id.
+    pub async fn resume_sends(&self) -> Result<Vec<Result<Sent, (String, WalletError)>>, WalletError> {
+        let mut outcomes = Vec::new();
         for record in self.state().all::<SendRecord>()? {
             if record.state == SendState::Pending {
-                finished.push(self.finish_send(record).await?);
+                let id = record.transfer_id.clone();
+                outcomes.push(self.finish_send(record).await.map_err(|error| (id, error)));
             }
         }
-        Ok(finished)
+        Ok(outcomes)
     }
 
     async fn finish_send(&self, mut record: SendRecord) -> Result<Sent, WalletError> {
@@ -150,14 +152,14 @@ impl Wallet {
                 Err(error) => error,
             };
             let message = error.to_string();
+            if is_abort(error.reason().as_deref(), error.code(), &message) {
+                return Ok(Outcome::Aborted(message));
+            }
             match error.code() {
                 Some(Code::AlreadyExists) => {
                     let transfer =
                         self.transfer_of(record).await?.ok_or(WalletError::Answer("the transfer"))?;
                     return self.committed(record, &transfer);
-                }
-                Some(Code::FailedPrecondition) if message.contains("not available to transfer") => {
-                    return Ok(Outcome::Aborted(message));
                 }
                 // Undecided, or no answer: only the same bytes may follow (D7).
                 Some(Code::Aborted | Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
@@ -267,6 +269,12 @@ impl Wallet {
             ..Default::default()
         })
     }
+}
+
+/// This attempt came to nothing: its nonces are gone, it was aborted, or the leaves were in use.
+fn is_abort(reason: Option<&str>, code: Option<Code>, message: &str) -> bool {
+    matches!(reason, Some("LEAF_UNAVAILABLE" | "NONCE_UNKNOWN" | "OPERATION_ABORTED"))
+        || (code == Some(Code::FailedPrecondition) && message.contains("not available to transfer"))
 }
 
 /// Refunds one step below the present ones, to the receiver's identity key.
