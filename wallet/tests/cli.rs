@@ -1,5 +1,7 @@
 //! The command as scripts see it: exit codes, and one JSON object on standard output.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests count as code outside tests")]
+
 use std::{path::Path, process::Command};
 
 fn run(dir: &Path, arguments: &[&str]) -> (i32, String) {
