@@ -1,6 +1,6 @@
 //! The user's own bitcoind: funding, confirmations, packages.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid, consensus::encode};
 use corepc_client::{Auth, Client, GetBlockError};
@@ -180,7 +180,17 @@ impl Chain {
     /// Confirmed unspent outputs of an address. Scans the set of unspent outputs, which takes a while on mainnet.
     pub async fn scan(&self, address: &str) -> Result<Vec<Unspent>, ChainError> {
         let args = [json!("start"), json!([format!("addr({address})")])];
-        let answer: ScanAnswer = self.call("scantxoutset", &args).await?;
+        let mut patience = 40u32;
+        let answer: ScanAnswer = loop {
+            match self.call("scantxoutset", &args).await {
+                // bitcoind runs one scan at a time, whoever asks.
+                Err(ChainError::Call { code: Some(-8), .. }) if patience > 0 => {
+                    patience = patience.saturating_sub(1);
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                other => break other?,
+            }
+        };
         answer
             .unspents
             .iter()
