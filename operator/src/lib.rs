@@ -1,1 +1,24 @@
-//! Placeholder.
+//! A Spark operator: public API, consensus with the other operators, chain view. Key shares live with its
+//! signer.
+
+pub mod authn;
+pub mod bridge;
+pub mod call;
+pub mod chain;
+pub mod config;
+pub mod convert;
+pub mod db;
+pub mod deposit_address;
+pub mod edge;
+pub mod events;
+pub mod health;
+pub mod http;
+pub mod keypool;
+pub mod metrics;
+pub mod op;
+pub mod peer;
+pub mod recovery;
+pub mod rpc;
+pub mod signer_client;
+pub mod status;
+pub mod telemetry;

@@ -1,5 +1,12 @@
 //! The TLS stack against real sockets: who gets in, who does not, and both protocols on one port.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that fails should say where"
+)]
+
 use std::{net::SocketAddr, time::Duration};
 
 use http::{HeaderName, Method, Request, StatusCode};

@@ -1,3 +1,14 @@
-//! To come.
+//! The signer process: the engine of `spark-signer` over a PKCS#11 token and a redb file, behind mutual TLS.
+
+pub mod ceremony;
+pub mod config;
+pub mod doctor;
+pub mod federation;
+pub mod hardening;
+pub mod http;
+pub mod metrics;
+pub mod server;
+pub mod service;
 pub mod store;
 pub mod token;
+pub mod worker;

@@ -30,7 +30,7 @@ use spark_rules::{
 use spark_signer::{
     dkg::{Round1Package, finish, round1},
     feldman::split,
-    frost::{NoncePair, sign_operator, sign_user},
+    frost::{NoncePair, sign_operator, sign_user, signing_session},
     secret::SecretScalar,
 };
 use zeroize::Zeroizing;
@@ -193,8 +193,9 @@ fn sign(fixtures: &[Fixture]) -> Comparison {
                 .zip(nonces)
                 .map(|(f, nonce)| {
                     let package = parse(&f.job, Some(nonce.commitment()), f.threshold, f.n);
-                    let session = package.session_with(&f.context, &f.coefficients).unwrap();
-                    sign_operator(&session, OperatorIndex::new(ME), nonce, &f.share).unwrap().to_bytes()
+                    let me = OperatorIndex::new(ME);
+                    let session = signing_session(&package, &f.context, &f.coefficients, me, &nonce).unwrap();
+                    sign_operator(&session, me, nonce, &f.share).unwrap().to_bytes()
                 })
                 .collect()
         },

@@ -102,7 +102,12 @@ impl NonceBook {
 
     /// Takes a pair out: from here on it is gone, whatever becomes of the caller's work. A pair for another leaf
     /// is not taken.
-    pub fn take(&mut self, commitment: &Commitment, leaf: &LeafId, now: u64) -> Result<NoncePair, NonceError> {
+    pub fn take(
+        &mut self,
+        commitment: &Commitment,
+        leaf: &LeafId,
+        now: u64,
+    ) -> Result<NoncePair, NonceError> {
         self.expire(now);
         let key = commitment.to_bytes();
         if self.used.contains(&key) {

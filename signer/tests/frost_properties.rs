@@ -22,7 +22,7 @@ use spark_rules::{
 };
 use spark_signer::{
     feldman::{split, verify_and_take},
-    frost::{NoncePair, sign_operator, sign_user},
+    frost::{NoncePair, sign_operator, sign_user, signing_session},
     secret::SecretScalar,
 };
 
@@ -150,7 +150,11 @@ fn sign(shape: &Shape, leaf: &Leaf, adaptor: Option<PublicKey>, rng: &mut ChaCha
             binding,
         };
         stock_shares.insert(index, stock::sign_operator(&job, index.get(), &secrets));
-        shares.insert(index, sign_operator(&session, index, pair, share).unwrap());
+        let own = signing_session(&package, &context, &coefficients, index, &pair).unwrap();
+        assert_eq!(own.group_commitment(), session.group_commitment());
+        let made = sign_operator(&own, index, pair, share).unwrap();
+        assert_eq!(own.verify_operator_share(index, &share.public_key(), &made), Ok(()));
+        shares.insert(index, made);
     }
     let (mut user_share, mut stock_user) = (None, None);
     if let Some((pair, hiding, binding)) = user_pair {

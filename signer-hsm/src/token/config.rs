@@ -171,3 +171,39 @@ impl<'de> Deserialize<'de> for Profile {
         Self::by_name(&name).ok_or_else(|| D::Error::custom(format!("unknown token profile {name}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        module = "/usr/lib/softhsm/libsofthsm2.so"
+        profile = "softhsm"
+        [roots]
+        label = "roots"
+        pin = { file = "/run/credentials/roots-pin" }
+        [keys]
+        label = "keys"
+        serial = "0123456789abcdef"
+        pin = "prompt"
+    "#;
+
+    #[test]
+    fn configuration_is_read_strictly() {
+        let config: TokenConfig = toml::from_str(TEXT).unwrap();
+        assert_eq!(config.profile, Profile::SOFTHSM);
+        assert_eq!(config.security, Security::Production);
+        assert!(matches!(config.roots.pin, PinSource::File(_)));
+        assert!(matches!(config.keys.pin, PinSource::Prompt));
+        for (old, new) in [
+            ("\"softhsm\"", "\"other\""),
+            ("[roots]", "security = \"development\"\n[roots]"),
+            ("serial", "number"),
+            ("file", "path"),
+        ] {
+            assert!(toml::from_str::<TokenConfig>(&TEXT.replace(old, new)).is_err(), "{new}");
+        }
+        let shown = format!("{:?}", PinSource::Inline("4711".into()));
+        assert!(!shown.contains("4711"));
+    }
+}

@@ -94,15 +94,11 @@ pub(super) fn derive(
 ) -> Result<Zeroizing<[u8; 32]>, TokenError> {
     let name = name(root);
     link.run(|link, session| {
-        let handle = match link
-            .handle(session, &name, |handle| assert_confined(session, profile, handle, ROOT, Birth::Local))?
-        {
-            Some(handle) => handle,
+        let check = |handle| assert_confined(session, profile, handle, ROOT, Birth::Local);
+        let Some(handle) = link.handle(session, &name, check)? else {
             // Only a token that can be listed may say that a root is missing.
-            None => {
-                sentinel(session)?;
-                return Err(TokenError::RootMissing(*root));
-            }
+            sentinel(session)?;
+            return Err(TokenError::RootMissing(*root));
         };
         let output = session.sign(&mac(profile.root_mechanism), handle, context).map_err(|error| {
             // A retired handle fails in many ways; look it up again next time.

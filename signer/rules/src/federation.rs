@@ -195,7 +195,8 @@ impl MemberEntry {
             list.iter()
                 .map(|text| {
                     let mut key = [0u8; 32];
-                    hex::decode_to_slice(text, &mut key).map_err(|_| field(&format!("{what} must be 32 bytes hex")))?;
+                    hex::decode_to_slice(text, &mut key)
+                        .map_err(|_| field(&format!("{what} must be 32 bytes hex")))?;
                     Ok(key)
                 })
                 .collect()
@@ -225,7 +226,10 @@ impl FederationFile {
     pub fn verify(&self, pinned: Option<&[u8; 32]>) -> Result<Federation, FederationError> {
         let federation = self.federation.check()?;
         if let Some(pinned) = pinned.filter(|p| **p != federation.hash) {
-            return Err(FederationError::Hash { pinned: hex::encode(pinned), actual: hex::encode(federation.hash) });
+            return Err(FederationError::Hash {
+                pinned: hex::encode(pinned),
+                actual: hex::encode(federation.hash),
+            });
         }
         let message = self.federation.signing_message();
         for member in &federation.members {

@@ -46,7 +46,11 @@ impl OperatorIndex {
         let mut bytes = [0u8; 32];
         hex::decode_to_slice(hex64, &mut bytes).map_err(|_| IdError::Operator)?;
         let [head @ .., last] = bytes;
-        if head.iter().any(|b| *b != 0) || last == 0 || last > 15 || hex64.bytes().any(|b| b.is_ascii_uppercase()) {
+        if head.iter().any(|b| *b != 0)
+            || last == 0
+            || last > 15
+            || hex64.bytes().any(|b| b.is_ascii_uppercase())
+        {
             return Err(IdError::Operator);
         }
         Ok(Self(u16::from(last) - 1))

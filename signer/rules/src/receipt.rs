@@ -3,10 +3,10 @@
 //! A log leaf is SHA-256(salt ‖ entry): tiles show hashes only, entry and salt go to the leaf's owners, the
 //! peers' signers and auditors.
 
-use sha2::{Digest as _, Sha256};
-use spark_proto::{peer::v1 as wire, signer::v1 as signer_wire};
 use ed25519_dalek::VerifyingKey;
+use sha2::{Digest as _, Sha256};
 use signed_note::{Note, StandardVerifier, Verifier, VerifierList, new_ed25519_verifier_key};
+use spark_proto::{peer::v1 as wire, signer::v1 as signer_wire};
 use tlog_tiles::{Checkpoint, Error as LogError, Hash};
 
 use crate::{federation::Federation, ids::OperatorIndex, transcript::Transcript};
@@ -62,7 +62,8 @@ pub fn verify_inclusion(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| ReceiptError::Malformed("hashes"))?;
     let record = tlog_tiles::record_hash(&leaf(receipt));
-    tlog_tiles::check_record(&hashes, proof.tree_size, Hash(root), proof.index, record).map_err(ReceiptError::Inclusion)
+    tlog_tiles::check_record(&hashes, proof.tree_size, Hash(root), proof.index, record)
+        .map_err(ReceiptError::Inclusion)
 }
 
 /// Origin line of an operator's log: schema-less, unique by federation and member.

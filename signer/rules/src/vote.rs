@@ -122,7 +122,13 @@ impl Position {
     }
 
     /// Verifies a signature over a payload of this position.
-    pub fn verify(&self, federation: &Federation, domain: &str, payload: &[u8], signature: &[u8]) -> Result<(), VoteError> {
+    pub fn verify(
+        &self,
+        federation: &Federation,
+        domain: &str,
+        payload: &[u8],
+        signature: &[u8],
+    ) -> Result<(), VoteError> {
         if self.federation_epoch != federation.epoch() {
             return Err(VoteError::Epoch { expected: federation.epoch(), actual: self.federation_epoch });
         }
@@ -276,7 +282,8 @@ impl Vote {
             wire::Choice::Abort => Choice::Abort,
             wire::Choice::Unspecified => return Err(VoteError::Malformed("choice")),
         };
-        let named: BTreeSet<_> = vote.named.iter().map(|i| OperatorIndex::from_wire(*i)).collect::<Result<_, _>>()?;
+        let named: BTreeSet<_> =
+            vote.named.iter().map(|i| OperatorIndex::from_wire(*i)).collect::<Result<_, _>>()?;
         if named.len() != vote.named.len() {
             return Err(VoteError::Malformed("named"));
         }

@@ -36,8 +36,14 @@ impl Shared {
                 phase => return Err(EngineError::Decided(phase.name())),
             },
         };
-        let ballot =
-            Ballot { operation: id, attempt: request.attempt, kind, choice: Choice::Abort, digest: [0; 32], named };
+        let ballot = Ballot {
+            operation: id,
+            attempt: request.attempt,
+            kind,
+            choice: Choice::Abort,
+            digest: [0; 32],
+            named,
+        };
         let vote = self.sign_vote(txn, ballot, "ABORT".to_owned())?;
         let record = match previous {
             // Still locked: only a proof of abort unlocks. The shares can never be released, so they die now.
@@ -59,10 +65,15 @@ impl Shared {
     }
 
     /// Unlocks an attempt on a proof of abort and destroys what it staged.
-    pub(super) fn abort(&mut self, txn: &mut Txn<'_>, request: &wire::AbortRequest) -> Result<wire::AbortResponse, EngineError> {
+    pub(super) fn abort(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: &wire::AbortRequest,
+    ) -> Result<wire::AbortResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let mut attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        let mut attempt =
+            ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
         match attempt.phase {
             Phase::Aborted => {
                 return Ok(wire::AbortResponse { position: Some(self.committed_position(txn).to_wire()) });

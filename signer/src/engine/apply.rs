@@ -19,13 +19,21 @@ use super::{
 use crate::vault::Txn;
 
 impl Shared {
-    pub(super) fn apply(&mut self, txn: &mut Txn<'_>, request: &wire::ApplyRequest) -> Result<wire::ApplyResponse, EngineError> {
+    pub(super) fn apply(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: &wire::ApplyRequest,
+    ) -> Result<wire::ApplyResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let mut attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        let mut attempt =
+            ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
         if attempt.phase == Phase::Applied {
             let receipts = deletion_log::of_operation(txn, &id, request.attempt)?;
-            return Ok(wire::ApplyResponse { position: Some(self.committed_position(txn).to_wire()), receipts });
+            return Ok(wire::ApplyResponse {
+                position: Some(self.committed_position(txn).to_wire()),
+                receipts,
+            });
         }
         let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
         let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
@@ -56,7 +64,10 @@ impl Shared {
         attempt.phase = Phase::Applied;
         attempt.proof = Some(proof.clone());
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
-        journal::append(txn, entry("applied", &id, request.attempt, &attempt.vote, Some(proof.clone()), Vec::new()))?;
+        journal::append(
+            txn,
+            entry("applied", &id, request.attempt, &attempt.vote, Some(proof.clone()), Vec::new()),
+        )?;
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts })
     }
 
@@ -83,7 +94,10 @@ impl Shared {
         if key.public_shares.get(self.me.as_usize()) != Some(&next.public_key()) {
             return Err(EngineError::Malformed("own public share"));
         }
-        txn.put_secret(keyshare_secret(&record.keyshare_id, key.version), Zeroizing::new(next.to_bytes().to_vec()))?;
+        txn.put_secret(
+            keyshare_secret(&record.keyshare_id, key.version),
+            Zeroizing::new(next.to_bytes().to_vec()),
+        )?;
         txn.delete_secret(&old);
         txn.delete_secret(&staged);
         Ok(())

@@ -49,18 +49,25 @@ impl PossessionNonces {
 fn payload(binding: &wire::Binding) -> Vec<u8> {
     let mut t = Transcript::new("spark/bind/v1");
     t.bytes(&binding.keyshare_id).bytes(binding.leaf_id.as_bytes()).bytes(&binding.user_public_key);
-    t.bytes(&binding.identity_public_key).u64(binding.network.unsigned_abs().into()).u64(binding.coordinator.into());
+    t.bytes(&binding.identity_public_key)
+        .u64(binding.network.unsigned_abs().into())
+        .u64(binding.coordinator.into());
     t.finish().to_vec()
 }
 
 impl Shared {
-    pub(super) fn bind(&mut self, txn: &mut Txn<'_>, request: wire::BindKeyshareRequest) -> Result<wire::BindKeyshareResponse, EngineError> {
+    pub(super) fn bind(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: wire::BindKeyshareRequest,
+    ) -> Result<wire::BindKeyshareResponse, EngineError> {
         self.unlocked()?;
         let wire = request.binding.ok_or(EngineError::Malformed("binding"))?;
         let coordinator = OperatorIndex::from_wire(wire.coordinator)?;
         self.check_authority(coordinator, &wire, request.position.as_ref(), &request.signature)?;
         let id = KeyshareId::parse(&wire.keyshare_id)?;
-        let keyshare = ledger::keyshare(txn, &id)?.filter(|k| k.confirmed).ok_or(EngineError::Unknown("keyshare"))?;
+        let keyshare =
+            ledger::keyshare(txn, &id)?.filter(|k| k.confirmed).ok_or(EngineError::Unknown("keyshare"))?;
         if keyshare.public.owner != wire.coordinator {
             return Err(EngineError::Binding("it belongs to another operator's pool"));
         }
@@ -127,7 +134,9 @@ impl Shared {
         if bound.network.bitcoin() != self.federation.network() {
             return Err(EngineError::Malformed("network"));
         }
-        if ledger::keyshare_of_leaf(txn, &bound.leaf_id)?.is_some() || ledger::leaf(txn, &bound.leaf_id)?.is_some() {
+        if ledger::keyshare_of_leaf(txn, &bound.leaf_id)?.is_some()
+            || ledger::leaf(txn, &bound.leaf_id)?.is_some()
+        {
             return Err(EngineError::Binding("the leaf id is taken"));
         }
         ledger::bind_keyshare(txn, &bound, wire, owner);

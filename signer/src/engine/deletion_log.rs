@@ -17,9 +17,9 @@ const SIZE: &[u8] = b"log-size";
 
 fn size(txn: &Txn<'_>) -> Result<u64, EngineError> {
     match txn.record(SIZE)? {
-        Some(bytes) => {
-            Ok(u64::from_be_bytes(bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("log size"))?))
-        }
+        Some(bytes) => Ok(u64::from_be_bytes(
+            bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("log size"))?,
+        )),
         None => Ok(0),
     }
 }
@@ -39,7 +39,8 @@ impl HashReader for Hashes<'_, '_> {
         indexes
             .iter()
             .map(|index| {
-                let bytes = self.0.record(&hash_key(*index)).ok().flatten().ok_or(LogError::IndexesNotInTree)?;
+                let bytes =
+                    self.0.record(&hash_key(*index)).ok().flatten().ok_or(LogError::IndexesNotInTree)?;
                 Ok(Hash(bytes.as_slice().try_into().map_err(|_| LogError::MalformedHash)?))
             })
             .collect()
@@ -47,7 +48,12 @@ impl HashReader for Hashes<'_, '_> {
 }
 
 /// Receipts of an applied attempt, by index list.
-pub(super) fn index_operation(txn: &mut Txn<'_>, operation: &OperationId, attempt: u32, receipts: &[peer::Receipt]) {
+pub(super) fn index_operation(
+    txn: &mut Txn<'_>,
+    operation: &OperationId,
+    attempt: u32,
+    receipts: &[peer::Receipt],
+) {
     let list: Vec<u8> = receipts.iter().flat_map(|r| r.log_index.to_be_bytes()).collect();
     txn.put_record(&operation_key(operation, attempt), list);
 }
@@ -65,10 +71,14 @@ pub(super) fn of_operation(
     read(txn, list.chunks_exact(8))
 }
 
-fn read<'a>(txn: &Txn<'_>, indexes: impl Iterator<Item = &'a [u8]>) -> Result<Vec<peer::Receipt>, EngineError> {
+fn read<'a>(
+    txn: &Txn<'_>,
+    indexes: impl Iterator<Item = &'a [u8]>,
+) -> Result<Vec<peer::Receipt>, EngineError> {
     let mut receipts = Vec::new();
     for index in indexes {
-        let index = u64::from_be_bytes(index.try_into().map_err(|_| EngineError::Malformed("receipt index"))?);
+        let index =
+            u64::from_be_bytes(index.try_into().map_err(|_| EngineError::Malformed("receipt index"))?);
         let bytes = txn.record(&receipt_key(index))?.ok_or(EngineError::Unknown("receipt"))?;
         receipts.push(peer::Receipt::decode(bytes.as_slice())?);
     }
@@ -78,7 +88,11 @@ fn read<'a>(txn: &Txn<'_>, indexes: impl Iterator<Item = &'a [u8]>) -> Result<Ve
 impl Shared {
     /// Completes a receipt and appends it. It stays *pending* until the destruction is confirmed independently;
     /// nothing here says *destroyed*.
-    pub(super) fn append_receipt(&self, txn: &mut Txn<'_>, mut receipt: peer::Receipt) -> Result<peer::Receipt, EngineError> {
+    pub(super) fn append_receipt(
+        &self,
+        txn: &mut Txn<'_>,
+        mut receipt: peer::Receipt,
+    ) -> Result<peer::Receipt, EngineError> {
         let index = size(txn)?;
         receipt.incarnation = self.incarnation.as_bytes().to_vec();
         receipt.sequence = journal::head(txn)?;
@@ -133,7 +147,11 @@ impl Shared {
     }
 
     /// All receipts of a leaf with inclusion proofs into the present head.
-    pub(super) fn receipts(&self, txn: &Txn<'_>, request: &wire::GetReceiptsRequest) -> Result<wire::GetReceiptsResponse, EngineError> {
+    pub(super) fn receipts(
+        &self,
+        txn: &Txn<'_>,
+        request: &wire::GetReceiptsRequest,
+    ) -> Result<wire::GetReceiptsResponse, EngineError> {
         let leaf = LeafId::parse(&request.leaf_id)?;
         let size = size(txn)?;
         let prefix = [b"receipts-leaf/".as_slice(), leaf.as_bytes()].concat();

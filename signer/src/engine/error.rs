@@ -27,7 +27,9 @@ pub enum EngineError {
     #[error("signer is locked until its peers confirm that it was not rolled back")]
     Locked,
     /// A peer remembers more than this store holds.
-    #[error("store is behind what operator {witness} remembers: epoch {seen_epoch}, sequence {seen_sequence}")]
+    #[error(
+        "store is behind what operator {witness} remembers: epoch {seen_epoch}, sequence {seen_sequence}"
+    )]
     RolledBack {
         /// Who remembers.
         witness: u16,

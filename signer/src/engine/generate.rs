@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use prost::Message as _;
 use rand_core::OsRng;
 use spark_proto::signer::v1 as wire;
 use spark_rules::{
@@ -14,7 +15,6 @@ use spark_rules::{
     transcript::Transcript,
     vote::Position,
 };
-use prost::Message as _;
 use zeroize::Zeroizing;
 
 use super::{EngineError, Shared, journal, ledger, prepare::keyshare_secret};
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Most keys of one batch.
-pub const MAX_BATCH: u32 = 64;
+const MAX_BATCH: u32 = 64;
 /// Sessions kept in memory; the oldest goes.
 const MOST_SESSIONS: usize = 16;
 
@@ -73,7 +73,11 @@ fn session_id(bytes: &[u8]) -> Result<[u8; 16], EngineError> {
 
 fn round_1_payload(m: &wire::DkgRound1) -> Vec<u8> {
     let mut t = Transcript::new("spark/dkg/round-1");
-    t.bytes(&m.session_id).u64(m.sender.into()).u64(m.initiator.into()).u64(m.count.into()).bytes(&m.encryption_key);
+    t.bytes(&m.session_id)
+        .u64(m.sender.into())
+        .u64(m.initiator.into())
+        .u64(m.count.into())
+        .bytes(&m.encryption_key);
     t.u64(m.packages.len() as u64);
     for package in &m.packages {
         t.bytes(package);
@@ -99,7 +103,11 @@ fn echo(messages: &BTreeMap<OperatorIndex, wire::DkgRound1>) -> [u8; 32] {
 }
 
 impl Shared {
-    pub(super) fn dkg_start(&mut self, txn: &Txn<'_>, request: &wire::DkgStartRequest) -> Result<wire::DkgRound1, EngineError> {
+    pub(super) fn dkg_start(
+        &mut self,
+        txn: &Txn<'_>,
+        request: &wire::DkgStartRequest,
+    ) -> Result<wire::DkgRound1, EngineError> {
         self.unlocked()?;
         let id = session_id(&request.session_id)?;
         let initiator = OperatorIndex::from_wire(request.initiator)?;
@@ -107,7 +115,8 @@ impl Shared {
             return Err(EngineError::Malformed("count"));
         }
         if let Some(session) = self.generation.open.get(&id) {
-            let same = session.round_1.count == request.count && session.round_1.initiator == request.initiator;
+            let same =
+                session.round_1.count == request.count && session.round_1.initiator == request.initiator;
             return if same { Ok(session.round_1.clone()) } else { Err(EngineError::Differs) };
         }
         if txn.record(&batch_key(&id))?.is_some() {
@@ -139,7 +148,11 @@ impl Shared {
         Ok(message)
     }
 
-    pub(super) fn dkg_respond(&mut self, txn: &Txn<'_>, set: wire::DkgRound1Set) -> Result<wire::DkgRound2, EngineError> {
+    pub(super) fn dkg_respond(
+        &mut self,
+        txn: &Txn<'_>,
+        set: wire::DkgRound1Set,
+    ) -> Result<wire::DkgRound2, EngineError> {
         self.unlocked()?;
         let id = session_id(&set.session_id)?;
         let messages = self.check_round_1(&id, set.messages)?;
@@ -200,7 +213,11 @@ impl Shared {
         Ok(by_sender)
     }
 
-    pub(super) fn dkg_finish(&mut self, txn: &mut Txn<'_>, set: wire::DkgRound2Set) -> Result<wire::DkgTranscript, EngineError> {
+    pub(super) fn dkg_finish(
+        &mut self,
+        txn: &mut Txn<'_>,
+        set: wire::DkgRound2Set,
+    ) -> Result<wire::DkgTranscript, EngineError> {
         self.unlocked()?;
         let id = session_id(&set.session_id)?;
         if let Some(bytes) = txn.record(&batch_key(&id))? {
@@ -213,8 +230,10 @@ impl Shared {
         let initiator = OperatorIndex::from_wire(session.round_1.initiator)?;
         let mut packages = BTreeMap::new();
         for (sender, message) in &messages {
-            let parsed = message.packages.iter().map(|p| Round1Package::parse(p, self.federation.threshold()));
-            let parsed = parsed.collect::<Option<Vec<_>>>().ok_or(EngineError::Generation("round-1 package"))?;
+            let parsed =
+                message.packages.iter().map(|p| Round1Package::parse(p, self.federation.threshold()));
+            let parsed =
+                parsed.collect::<Option<Vec<_>>>().ok_or(EngineError::Generation("round-1 package"))?;
             packages.insert(*sender, parsed);
         }
         let mut shares = BTreeMap::new();
@@ -247,7 +266,8 @@ impl Shared {
         answers: Vec<wire::DkgRound2>,
     ) -> Result<BTreeMap<OperatorIndex, wire::DkgRound2>, EngineError> {
         let session = self.generation.open.get(id).ok_or(EngineError::Generation("session is unknown"))?;
-        let (_, own) = session.responded.as_ref().ok_or(EngineError::Generation("session is not that far"))?;
+        let (_, own) =
+            session.responded.as_ref().ok_or(EngineError::Generation("session is not that far"))?;
         let mut by_sender = BTreeMap::new();
         for answer in answers {
             let sender = OperatorIndex::from_wire(answer.sender)?;
@@ -298,7 +318,11 @@ impl Shared {
         t.finish()
     }
 
-    pub(super) fn dkg_confirm(&mut self, txn: &mut Txn<'_>, set: &wire::DkgTranscriptSet) -> Result<wire::DkgConfirmResponse, EngineError> {
+    pub(super) fn dkg_confirm(
+        &mut self,
+        txn: &mut Txn<'_>,
+        set: &wire::DkgTranscriptSet,
+    ) -> Result<wire::DkgConfirmResponse, EngineError> {
         self.unlocked()?;
         let id = session_id(&set.session_id)?;
         let bytes = txn.record(&batch_key(&id))?.ok_or(EngineError::Generation("session is unknown"))?;

@@ -13,9 +13,9 @@ const MOST: u32 = 1000;
 
 pub(super) fn head(txn: &Txn<'_>) -> Result<u64, EngineError> {
     match txn.record(HEAD)? {
-        Some(bytes) => {
-            Ok(u64::from_be_bytes(bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("journal head"))?))
-        }
+        Some(bytes) => Ok(u64::from_be_bytes(
+            bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("journal head"))?,
+        )),
         None => Ok(0),
     }
 }
@@ -28,7 +28,10 @@ pub(super) fn append(txn: &mut Txn<'_>, mut entry: wire::JournalEntry) -> Result
     Ok(sequence)
 }
 
-pub(super) fn read(txn: &Txn<'_>, request: &wire::ReadJournalRequest) -> Result<wire::ReadJournalResponse, EngineError> {
+pub(super) fn read(
+    txn: &Txn<'_>,
+    request: &wire::ReadJournalRequest,
+) -> Result<wire::ReadJournalResponse, EngineError> {
     let head = head(txn)?;
     let limit = u64::from(request.limit.clamp(1, MOST));
     let last = head.min(request.after.saturating_add(limit));

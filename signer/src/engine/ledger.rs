@@ -52,7 +52,9 @@ impl Keyshare {
             network: Network::from_wire(wire.network).map_err(|_| EngineError::Malformed("network"))?,
             group_key,
             public_shares: self.public_shares()?,
-            verifying_key: group_key.combine(&user_key).map_err(|_| EngineError::Binding("keys cancel out"))?,
+            verifying_key: group_key
+                .combine(&user_key)
+                .map_err(|_| EngineError::Binding("keys cancel out"))?,
         }))
     }
 }
@@ -85,9 +87,17 @@ pub(super) fn free_keyshares(txn: &Txn<'_>, owner: OperatorIndex) -> Result<usiz
     Ok(txn.scan_records(&[b"free/".as_slice(), &owner.get().to_be_bytes()].concat())?.len())
 }
 
-pub(super) fn bind_keyshare(txn: &mut Txn<'_>, binding: &Binding, wire: &wire::Binding, owner: OperatorIndex) {
+pub(super) fn bind_keyshare(
+    txn: &mut Txn<'_>,
+    binding: &Binding,
+    wire: &wire::Binding,
+    owner: OperatorIndex,
+) {
     txn.put_record(&key(b"bound/", binding.keyshare_id.as_bytes()), wire.encode_to_vec());
-    txn.put_record(&key(b"script/", p2tr_script(&binding.verifying_key).as_bytes()), binding.keyshare_id.as_bytes().to_vec());
+    txn.put_record(
+        &key(b"script/", p2tr_script(&binding.verifying_key).as_bytes()),
+        binding.keyshare_id.as_bytes().to_vec(),
+    );
     txn.put_record(&key(b"leaf-key/", binding.leaf_id.as_bytes()), binding.keyshare_id.as_bytes().to_vec());
     txn.delete_record(&free_key(owner, &binding.keyshare_id));
 }
@@ -151,7 +161,8 @@ impl Holder {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
-        let (operation, attempt) = bytes.split_first_chunk::<16>().ok_or(EngineError::Malformed("stored claim"))?;
+        let (operation, attempt) =
+            bytes.split_first_chunk::<16>().ok_or(EngineError::Malformed("stored claim"))?;
         let attempt = attempt.try_into().map_err(|_| EngineError::Malformed("stored claim"))?;
         Ok(Self { operation: OperationId::from_bytes(*operation), attempt: u32::from_be_bytes(attempt) })
     }
@@ -300,5 +311,8 @@ pub(super) fn put_attempt(txn: &mut Txn<'_>, operation: &OperationId, number: u3
     };
     txn.put_record(&attempt_key(operation, number), entry.encode_to_vec());
     let opened = wire::PrepareResponse { vote: None, opened: attempt.opened.clone() };
-    txn.put_record(&[b"opened/".as_slice(), &attempt_key(operation, number)].concat(), opened.encode_to_vec());
+    txn.put_record(
+        &[b"opened/".as_slice(), &attempt_key(operation, number)].concat(),
+        opened.encode_to_vec(),
+    );
 }

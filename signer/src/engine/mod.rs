@@ -15,6 +15,8 @@ mod ledger;
 mod prepare;
 mod release;
 mod status;
+#[cfg(test)]
+mod tests;
 mod witness;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -31,11 +33,12 @@ pub use error::EngineError;
 
 use crate::{
     nonce::NonceBook,
-    vault::{Token, Txn, Vault},
+    vault::{Destruction, Token, Txn, Vault},
 };
 
 /// A call.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once, from the queue to its handler")]
 pub enum Request {
     /// Where the signer stands.
     GetStatus(wire::GetStatusRequest),
@@ -137,7 +140,10 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("me", &self.shared.me).field("vault", &self.vault).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("me", &self.shared.me)
+            .field("vault", &self.vault)
+            .finish_non_exhaustive()
     }
 }
 
@@ -189,37 +195,63 @@ impl Engine {
         self.vault
     }
 
-    /// Runs calls in order in one batch. Each fails alone; if the batch itself cannot be made durable, all fail.
+    /// Runs calls in order, in one batch. Each fails alone; if the batch itself cannot be made durable, all of it
+    /// fails. An acceptance of witnesses is a batch of its own: before it nothing can be written.
     pub fn run(&mut self, requests: Vec<Request>, now: u64) -> Vec<Result<Reply, EngineError>> {
         self.shared.now = now;
         let mut replies = Vec::with_capacity(requests.len());
-        let mut accepted = false;
+        let mut batch = Vec::new();
+        for request in requests {
+            if matches!(request, Request::AcceptWitness(_)) {
+                replies.extend(self.run_batch(std::mem::take(&mut batch)));
+                replies.push(self.accept(request));
+            } else {
+                batch.push(request);
+            }
+        }
+        replies.extend(self.run_batch(batch));
+        replies
+    }
+
+    fn run_batch(&mut self, requests: Vec<Request>) -> Vec<Result<Reply, EngineError>> {
+        if requests.is_empty() {
+            return Vec::new();
+        }
         let mut txn = self.vault.begin();
+        let mut replies = Vec::with_capacity(requests.len());
         for request in requests {
             let savepoint = txn.savepoint();
-            let witness = matches!(request, Request::AcceptWitness(_));
             let reply = self.shared.handle(&mut txn, request);
             if reply.is_err() {
                 txn.rollback_to(savepoint);
-            } else if witness {
-                accepted = true;
             }
             replies.push(reply);
         }
-        let empty = txn.is_empty();
-        let result = if empty { Ok(()) } else { txn.commit().map(|_| ()) };
-        if let Err(error) = result {
-            let text = error.to_string();
-            return replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect();
+        if txn.is_empty() {
+            return replies;
         }
-        if accepted
-            && let Err(error) = self.vault.confirm_witnessed()
-        {
+        match txn.commit() {
+            Ok(committed) => {
+                if committed.destruction == Destruction::Pending {
+                    self.shared.alarm("destroy_pending");
+                }
+                replies
+            }
+            Err(error) => {
+                self.shared.alarm("commit_failed");
+                let text = error.to_string();
+                replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect()
+            }
+        }
+    }
+
+    fn accept(&mut self, request: Request) -> Result<Reply, EngineError> {
+        let reply = self.shared.handle(&mut self.vault.begin(), request)?;
+        if let Err(error) = self.vault.confirm_witnessed() {
             self.shared.gate.lock();
-            let text = error.to_string();
-            return replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect();
+            return Err(error.into());
         }
-        replies
+        Ok(reply)
     }
 }
 
@@ -267,11 +299,21 @@ impl Shared {
         if self.gate.is_locked() { Err(EngineError::Locked) } else { Ok(()) }
     }
 
-    fn sign_statement(&self, position: &Position, domain: &str, payload: &[u8]) -> Result<Vec<u8>, EngineError> {
+    fn sign_statement(
+        &self,
+        position: &Position,
+        domain: &str,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, EngineError> {
         Ok(self.token.sign_federation(&position.statement(domain, payload))?.to_vec())
     }
 
-    fn sign_vote(&self, txn: &Txn<'_>, ballot: Ballot, reason: String) -> Result<spark_proto::peer::v1::Vote, EngineError> {
+    fn sign_vote(
+        &self,
+        txn: &Txn<'_>,
+        ballot: Ballot,
+        reason: String,
+    ) -> Result<spark_proto::peer::v1::Vote, EngineError> {
         let position = self.position(txn);
         let signature = self.token.sign_federation(&ballot.statement(&position))?.to_vec();
         Ok(ballot.into_wire(position, signature, reason))

@@ -68,7 +68,11 @@ struct OpenedTweak {
 }
 
 impl Shared {
-    pub(super) fn prepare(&mut self, txn: &mut Txn<'_>, request: wire::PrepareRequest) -> Result<wire::PrepareResponse, EngineError> {
+    pub(super) fn prepare(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: wire::PrepareRequest,
+    ) -> Result<wire::PrepareResponse, EngineError> {
         self.unlocked()?;
         let request = request.operation.ok_or(EngineError::Malformed("operation"))?;
         let id = OperationId::parse(&request.operation_id)?;
@@ -101,7 +105,12 @@ impl Shared {
         }
     }
 
-    fn former_attempt_is_aborted(&self, txn: &Txn<'_>, id: &OperationId, attempt: u32) -> Result<bool, EngineError> {
+    fn former_attempt_is_aborted(
+        &self,
+        txn: &Txn<'_>,
+        id: &OperationId,
+        attempt: u32,
+    ) -> Result<bool, EngineError> {
         let former = ledger::attempt(txn, id, attempt.saturating_sub(1))?;
         Ok(former.is_none_or(|a| matches!(a.phase, Phase::Aborted | Phase::Refused)))
     }
@@ -115,10 +124,22 @@ impl Shared {
         kind: Kind,
         error: &EngineError,
     ) -> Result<wire::PrepareResponse, EngineError> {
-        let ballot =
-            Ballot { operation: id, attempt, kind, choice: Choice::No, digest: [0; 32], named: BTreeSet::new() };
+        let ballot = Ballot {
+            operation: id,
+            attempt,
+            kind,
+            choice: Choice::No,
+            digest: [0; 32],
+            named: BTreeSet::new(),
+        };
         let vote = self.sign_vote(txn, ballot, error.reason().to_owned())?;
-        let record = Attempt { phase: Phase::Refused, request: Vec::new(), opened: Vec::new(), vote: vote.clone(), proof: None };
+        let record = Attempt {
+            phase: Phase::Refused,
+            request: Vec::new(),
+            opened: Vec::new(),
+            vote: vote.clone(),
+            proof: None,
+        };
         ledger::put_attempt(txn, &id, attempt, &record);
         journal::append(txn, entry("refused", &id, attempt, &vote, None, Vec::new()))?;
         Ok(wire::PrepareResponse { vote: Some(vote), opened: Vec::new() })
@@ -186,7 +207,8 @@ impl Shared {
             if released.sighash == *job.session.message() {
                 continue;
             }
-            let version = operation.parts.iter().find(|p| p.record.leaf_id == job.leaf).map(|p| p.record.version);
+            let version =
+                operation.parts.iter().find(|p| p.record.leaf_id == job.leaf).map(|p| p.record.version);
             let next_of_same_owner = operation.kind == Kind::Claim
                 && released.owner == operation.receiver.serialize()
                 && version == Some(released.version.saturating_add(1));
@@ -216,8 +238,10 @@ impl Shared {
         let mut opened = Vec::with_capacity(leaves.len());
         for part in &operation.parts {
             let name = part.record.leaf_id.to_string();
-            let position =
-                leaves.iter().position(|l| l.leaf_id == name).ok_or(EngineError::Sealed("leaf missing or doubled"))?;
+            let position = leaves
+                .iter()
+                .position(|l| l.leaf_id == name)
+                .ok_or(EngineError::Sealed("leaf missing or doubled"))?;
             let leaf = leaves.swap_remove(position);
             opened.push(self.check_tweak(operation, leaf)?);
         }
@@ -295,10 +319,13 @@ impl Shared {
             }
             shares.push((part.record.leaf_id, share));
         }
-        let mut stages: Vec<Zeroizing<Vec<u8>>> = (0..operation.stages()).map(|_| Zeroizing::default()).collect();
+        let mut stages: Vec<Zeroizing<Vec<u8>>> =
+            (0..operation.stages()).map(|_| Zeroizing::default()).collect();
         for ((index, job), nonce) in operation.jobs.iter().enumerate().zip(nonces) {
-            let (_, share) =
-                shares.iter().find(|(leaf, _)| *leaf == job.leaf).ok_or(OperationError::Incomplete(job.leaf))?;
+            let (_, share) = shares
+                .iter()
+                .find(|(leaf, _)| *leaf == job.leaf)
+                .ok_or(OperationError::Incomplete(job.leaf))?;
             let signed = sign_operator(&job.session, self.me, nonce, share)?;
             if let Some(stage) = stages.get_mut(usize::from(job.stage)) {
                 stage.extend_from_slice(&(index as u32).to_be_bytes());
@@ -319,13 +346,20 @@ impl Shared {
     ) -> Result<wire::CommitNoncesResponse, EngineError> {
         self.unlocked()?;
         let identity = spark_rules::point::parse("identity", &request.identity)?;
-        if request.count == 0 || request.count > 1024 || request.leaf_ids.len() > spark_rules::operation::MAX_LEAVES {
+        if request.count == 0
+            || request.count > 1024
+            || request.leaf_ids.len() > spark_rules::operation::MAX_LEAVES
+        {
             return Err(EngineError::Malformed("count"));
         }
         let leaves: Vec<Option<LeafId>> = if request.leaf_ids.is_empty() {
             vec![None]
         } else {
-            request.leaf_ids.iter().map(|l| Ok(Some(LeafId::parse(l)?))).collect::<Result<_, EngineError>>()?
+            request
+                .leaf_ids
+                .iter()
+                .map(|l| Ok(Some(LeafId::parse(l)?)))
+                .collect::<Result<_, EngineError>>()?
         };
         for leaf in leaves.iter().flatten() {
             let record = ledger::leaf(txn, leaf)?.ok_or(EngineError::Unknown("leaf"))?;

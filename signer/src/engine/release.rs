@@ -18,10 +18,15 @@ use crate::vault::Txn;
 const ENTRY: usize = 36;
 
 impl Shared {
-    pub(super) fn release(&mut self, txn: &mut Txn<'_>, request: &wire::ReleaseRequest) -> Result<wire::ReleaseResponse, EngineError> {
+    pub(super) fn release(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: &wire::ReleaseRequest,
+    ) -> Result<wire::ReleaseResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let mut attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        let mut attempt =
+            ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
         match attempt.phase {
             Phase::Prepared | Phase::Released | Phase::Applied => {}
             phase => return Err(EngineError::Decided(phase.name())),
@@ -53,7 +58,10 @@ impl Shared {
             if attempt.phase == Phase::Prepared {
                 attempt.phase = Phase::Released;
                 ledger::put_attempt(txn, &id, request.attempt, &attempt);
-                journal::append(txn, entry("released", &id, request.attempt, &attempt.vote, None, Vec::new()))?;
+                journal::append(
+                    txn,
+                    entry("released", &id, request.attempt, &attempt.vote, None, Vec::new()),
+                )?;
             }
         }
         // The sealed shares stay until apply: an identical repeat gets the identical answer.
@@ -62,7 +70,8 @@ impl Shared {
         let shares = sealed
             .chunks_exact(ENTRY)
             .map(|chunk| {
-                let (job, share) = chunk.split_first_chunk::<4>().ok_or(EngineError::Malformed("stored shares"))?;
+                let (job, share) =
+                    chunk.split_first_chunk::<4>().ok_or(EngineError::Malformed("stored shares"))?;
                 Ok(peer::SignatureShare { job: u32::from_be_bytes(*job), share: share.to_vec() })
             })
             .collect::<Result<_, EngineError>>()?;
@@ -79,14 +88,19 @@ impl Shared {
     ) -> Result<Certificate, EngineError> {
         let certificate = Certificate::verify(certificate, &self.federation)?;
         let ballot = certificate.ballot();
-        if ballot.operation != *id || ballot.attempt != attempt || ballot.digest.as_slice() != own.vote.digest {
+        if ballot.operation != *id || ballot.attempt != attempt || ballot.digest.as_slice() != own.vote.digest
+        {
             return Err(VoteError::Disagree("digest").into());
         }
         Ok(certificate)
     }
 
     /// The operation as it was prepared: the leaves are held, so the records are still those of then.
-    pub(super) fn stored_operation(&self, txn: &Txn<'_>, attempt: &Attempt) -> Result<Operation, EngineError> {
+    pub(super) fn stored_operation(
+        &self,
+        txn: &Txn<'_>,
+        attempt: &Attempt,
+    ) -> Result<Operation, EngineError> {
         use prost::Message as _;
         let request = peer::Operation::decode(attempt.request.as_slice())?;
         Ok(Operation::derive(&request, &View(txn), &self.federation)?)

@@ -90,7 +90,8 @@ impl Shared {
             self.remember(txn, &asker, statement, &question.signature)?;
         }
         let position = self.committed_position(txn);
-        let signature = self.sign_statement(&position, ANSWER, &answer_payload(&question.nonce, seen.as_ref()))?;
+        let signature =
+            self.sign_statement(&position, ANSWER, &answer_payload(&question.nonce, seen.as_ref()))?;
         Ok(wire::WitnessAnswer {
             witness: self.me.get().into(),
             nonce: question.nonce.clone(),
@@ -101,7 +102,11 @@ impl Shared {
     }
 
     /// Unlocks if enough peers answered this process's question and none is ahead.
-    pub(super) fn accept_witness(&mut self, txn: &Txn<'_>, request: &wire::AcceptWitnessRequest) -> Result<(), EngineError> {
+    pub(super) fn accept_witness(
+        &mut self,
+        txn: &Txn<'_>,
+        request: &wire::AcceptWitnessRequest,
+    ) -> Result<(), EngineError> {
         let own = self.committed_position(txn);
         let mut heard = BTreeMap::new();
         for answer in &request.answers {
@@ -136,12 +141,17 @@ impl Shared {
     /// witness cannot invent one.
     fn own_statement(&self, seen: &wire::SeenStatement) -> Option<Position> {
         let position = Position::of_statement(&seen.statement)?;
-        let own = position.signer == self.me
-            && self.federation.verify(self.me, &seen.statement, &seen.signature);
+        let own =
+            position.signer == self.me && self.federation.verify(self.me, &seen.statement, &seen.signature);
         own.then_some(position)
     }
 
-    fn check_not_ahead(&mut self, witness: OperatorIndex, own: &Position, seen: &Position) -> Result<(), EngineError> {
+    fn check_not_ahead(
+        &mut self,
+        witness: OperatorIndex,
+        own: &Position,
+        seen: &Position,
+    ) -> Result<(), EngineError> {
         let ahead = seen.incarnation != own.incarnation
             || (seen.root_epoch, seen.sequence) > (own.root_epoch, own.sequence)
             || seen.sequence > own.sequence

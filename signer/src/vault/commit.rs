@@ -9,11 +9,12 @@ use std::collections::btree_map::Entry;
 
 use zeroize::Zeroizing;
 
+use super::error::VaultError;
 use super::failpoint::Step;
 use super::header::{BodyRef, Head};
 use super::id::SecretId;
 use super::ledger::SetState;
-use super::open::{Vault, VaultError, derive_checked};
+use super::open::{Vault, derive_checked};
 use super::page::{Fill, Page};
 use super::seal::{DataKey, SealBroken};
 use super::store::{StoreCommit, StoreError};

@@ -8,6 +8,7 @@
 //! so a freshly opened vault is read-only until [`Vault::confirm_witnessed`].
 
 mod commit;
+mod error;
 mod failpoint;
 mod header;
 mod id;
@@ -24,9 +25,10 @@ mod token;
 mod txn;
 
 pub use commit::{CommitError, Committed, Destruction};
+pub use error::{CreateError, OpenError, VaultError};
 pub use failpoint::{FailPoint, Step};
 pub use id::{MAX_SECRET_BYTES, SecretId, SecretKind};
-pub use open::{ConfirmError, CreateError, OpenError, Position, Vault, VaultError};
+pub use open::{Position, Vault};
 pub use store::{Record, SealedStore, StoreCommit, StoreError};
 pub use token::{RootId, Token, TokenError, TreeId};
 pub use txn::{Savepoint, Txn};

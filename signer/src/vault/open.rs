@@ -9,6 +9,7 @@ use spark_rules::ids::Incarnation;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+use super::error::{CreateError, OpenError, VaultError};
 use super::failpoint::FailPoint;
 use super::header::{Body, BodyRef, Head};
 use super::id::{SecretId, SecretKind};
@@ -26,95 +27,6 @@ pub struct Position {
     pub epoch: u64,
     /// Grows by one with each commit.
     pub sequence: u64,
-}
-
-/// A read or a change of a batch that failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VaultError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A page or record is not what was written.
-    #[error("vault content is damaged: {0}")]
-    Damaged(&'static str),
-    /// Longer than [`super::MAX_SECRET_BYTES`].
-    #[error("secret is too long")]
-    SecretTooLong,
-    /// A commit was cut off: only opening the vault again tells where it stands.
-    #[error("vault must be opened again")]
-    MustReopen,
-}
-
-/// Why no vault was created.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CreateError {
-    /// The store has content.
-    #[error("store is not empty")]
-    StoreNotEmpty,
-    /// The token has roots.
-    #[error("token already holds roots: {0:?}")]
-    RootsExist(Vec<RootId>),
-    /// The token failed.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Sealing failed.
-    #[error("header could not be sealed")]
-    Seal,
-}
-
-/// Why a vault does not open. Nothing is repaired or begun anew by itself.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Neither store nor token knows a vault.
-    #[error("no vault here: run the ceremony")]
-    NotCreated,
-    /// The token has roots and the store is empty.
-    #[error("store is empty but the token holds roots {0:?}: the store was lost")]
-    StoreLost(Vec<RootId>),
-    /// The root of the store's epoch is not in the token.
-    #[error("store needs root {needed}, token has {found:?}: one of them was rolled back or lost")]
-    RootMissing {
-        /// Root that sealed the store's header.
-        needed: RootId,
-        /// Roots in the token.
-        found: Vec<RootId>,
-    },
-    /// The token holds roots of another vault, or one twice.
-    #[error("token holds roots that are not this vault's: {0:?}")]
-    ForeignRoots(Vec<RootId>),
-    /// The header is not of this format.
-    #[error("header is not of a known format")]
-    Format,
-    /// The header was not sealed under this root.
-    #[error("header does not open under its root")]
-    HeaderBroken,
-    /// Pages are missing, added or changed.
-    #[error("page {0} is not the one the header names")]
-    PageBroken(u32),
-    /// Records are missing, added or changed.
-    #[error("records are not those the header covers")]
-    RecordsBroken,
-    /// The token failed, or shows no objects.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a vault did not become writable.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfirmError {
-    /// A root that was never committed could not be destroyed; the next epoch needs its name.
-    #[error(transparent)]
-    Token(#[from] TokenError),
 }
 
 /// An open vault. One thread owns it.
@@ -269,12 +181,12 @@ impl Vault {
     /// Makes the vault writable and destroys the roots that a crash left behind: older ones to finish a
     /// deletion, a newer one because it was never committed. Call it only when every peer's witnessed
     /// position is at or below [`Self::position`].
-    pub fn confirm_witnessed(&mut self) -> Result<(), ConfirmError> {
+    pub fn confirm_witnessed(&mut self) -> Result<(), TokenError> {
         while let Some(stray) = self.strays.last().copied() {
             match self.token.destroy_root(&stray) {
                 Ok(()) => {}
                 Err(_) if stray.epoch < self.head.root.epoch => self.undestroyed.push(stray),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
             self.strays.pop();
         }

@@ -7,8 +7,9 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use super::commit::{CommitError, Committed};
+use super::error::VaultError;
 use super::id::{MAX_SECRET_BYTES, SecretId, SecretKind};
-use super::open::{Position, Vault, VaultError};
+use super::open::{Position, Vault};
 use super::store::Record;
 
 type Secret = Zeroizing<Vec<u8>>;

@@ -64,15 +64,14 @@ impl SigningTerms {
     }
 
     /// `z·G = ±(D + ρE) + a·Y + b·G`, arranged for one multiplication of a point.
-    fn holds(&self, share: &SignatureShare, bound_binding: &PublicKey, public_share: &PublicKey) -> bool {
+    fn holds(&self, share: &SignatureShare, nonce: &PublicKey, public_share: &PublicKey) -> bool {
         // ±(z − b)·G ∓ a·Y = D + ρE
         let response = signed(share.scalar() - &self.constant, self.negate_nonce);
         let factor = signed(-self.key_factor, self.negate_nonce);
         let left = public_share
             .mul_tweak(SECP256K1, &to_secp(&factor))
             .and_then(|key| key.add_exp_tweak(SECP256K1, &to_secp(&response)));
-        let right = self.commitment.hiding.combine(bound_binding);
-        matches!((left, right), (Ok(left), Ok(right)) if left == right)
+        left.is_ok_and(|left| left == *nonce)
     }
 }
 
@@ -80,9 +79,34 @@ impl SigningTerms {
 struct Participant {
     commitment: Commitment,
     binding_factor: Scalar,
-    /// ρ·E.
-    bound_binding: PublicKey,
+    nonce: NonceShare,
     lambda: Scalar,
+}
+
+/// A participant's part of R. Sums are put off until all points are added at once.
+#[derive(Debug, Clone)]
+enum NonceShare {
+    /// ρ·E, still to be added to D.
+    Bound(PublicKey),
+    /// D + ρ·E.
+    Sum(PublicKey),
+}
+
+impl Participant {
+    fn points(&self) -> impl Iterator<Item = &PublicKey> {
+        let (first, second) = match &self.nonce {
+            NonceShare::Bound(bound) => (&self.commitment.hiding, Some(bound)),
+            NonceShare::Sum(sum) => (sum, None),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    fn nonce_sum(&self) -> Option<PublicKey> {
+        match &self.nonce {
+            NonceShare::Bound(bound) => self.commitment.hiding.combine(bound).ok(),
+            NonceShare::Sum(sum) => Some(*sum),
+        }
+    }
 }
 
 /// Binding factors, group commitment, challenge and coefficients of a package.
@@ -111,6 +135,30 @@ impl Session {
         key: &KeyContext,
         coefficients: &Coefficients,
     ) -> Result<Self, PackageError> {
+        Self::compute(package, key, coefficients, |_, _| None)
+    }
+
+    /// As [`Self::with`] for a signer, who knows the nonces of `me`: `nonce_sum` gives D + ρ·E for ρ by a
+    /// multiplication of the base point, which is cheaper than that of E.
+    pub fn with_own_nonce(
+        package: &SigningPackage,
+        key: &KeyContext,
+        coefficients: &Coefficients,
+        me: OperatorIndex,
+        nonce_sum: impl Fn(&Scalar) -> Option<PublicKey>,
+    ) -> Result<Self, PackageError> {
+        let me = me.identifier();
+        Self::compute(package, key, coefficients, |identifier, factor| {
+            (*identifier == me).then(|| nonce_sum(factor)).flatten()
+        })
+    }
+
+    fn compute(
+        package: &SigningPackage,
+        key: &KeyContext,
+        coefficients: &Coefficients,
+        known: impl Fn(&[u8; 32], &Scalar) -> Option<PublicKey>,
+    ) -> Result<Self, PackageError> {
         if key.verifying_key() != package.verifying_key()
             || !coefficients.covers(package.operators().keys().copied())
         {
@@ -119,11 +167,16 @@ impl Session {
         let prefix = binding_prefix(package, key);
         let bind = |identifier: &[u8; 32], commitment: &Commitment, lambda: Scalar| {
             let binding_factor = hash::binding_factor(&prefix, identifier);
-            let bound_binding = commitment
-                .binding
-                .mul_tweak(SECP256K1, &to_secp(&binding_factor))
-                .map_err(|_| PackageError::Identity)?;
-            Ok(Participant { commitment: *commitment, binding_factor, bound_binding, lambda })
+            let nonce = match known(identifier, &binding_factor) {
+                Some(sum) => NonceShare::Sum(sum),
+                None => NonceShare::Bound(
+                    commitment
+                        .binding
+                        .mul_tweak(SECP256K1, &to_secp(&binding_factor))
+                        .map_err(|_| PackageError::Identity)?,
+                ),
+            };
+            Ok(Participant { commitment: *commitment, binding_factor, nonce, lambda })
         };
         let mut operators = BTreeMap::new();
         for (index, commitment) in package.operators() {
@@ -133,12 +186,8 @@ impl Session {
         let user =
             package.user().map(|commitment| bind(&USER_IDENTIFIER, commitment, Scalar::ONE)).transpose()?;
 
-        let points: Vec<&PublicKey> = operators
-            .values()
-            .chain(&user)
-            .flat_map(|p| [&p.commitment.hiding, &p.bound_binding])
-            .chain(package.adaptor())
-            .collect();
+        let points: Vec<&PublicKey> =
+            operators.values().chain(&user).flat_map(Participant::points).chain(package.adaptor()).collect();
         let group_commitment = PublicKey::combine_keys(&points).map_err(|_| PackageError::Identity)?;
         let (r, _) = group_commitment.x_only_public_key();
         let challenge = hash::challenge(&r.serialize(), &key.output_key().serialize(), package.message());
@@ -232,14 +281,16 @@ impl Session {
     ) -> Result<(), ShareError> {
         let participant = self.operators.get(&index).ok_or(ShareError::NotAParticipant)?;
         let terms = self.operator_terms(index).ok_or(ShareError::NotAParticipant)?;
-        terms.holds(share, &participant.bound_binding, public_share).then_some(()).ok_or(ShareError::Invalid)
+        let nonce = participant.nonce_sum().ok_or(ShareError::Invalid)?;
+        terms.holds(share, &nonce, public_share).then_some(()).ok_or(ShareError::Invalid)
     }
 
     /// Verifies the user's share against the user's key of the leaf.
     pub fn verify_user_share(&self, user_key: &PublicKey, share: &SignatureShare) -> Result<(), ShareError> {
         let participant = self.user.as_ref().ok_or(ShareError::NotAParticipant)?;
         let terms = self.user_terms().ok_or(ShareError::NotAParticipant)?;
-        terms.holds(share, &participant.bound_binding, user_key).then_some(()).ok_or(ShareError::Invalid)
+        let nonce = participant.nonce_sum().ok_or(ShareError::Invalid)?;
+        terms.holds(share, &nonce, user_key).then_some(()).ok_or(ShareError::Invalid)
     }
 
     pub(super) fn commitment_odd(&self) -> bool {
@@ -251,7 +302,7 @@ impl Session {
     }
 
     pub(super) fn nonce_points(&self) -> impl Iterator<Item = &PublicKey> {
-        self.operators.values().chain(&self.user).flat_map(|p| [&p.commitment.hiding, &p.bound_binding])
+        self.operators.values().chain(&self.user).flat_map(Participant::points)
     }
 }
 

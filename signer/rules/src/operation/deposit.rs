@@ -31,7 +31,9 @@ fn spend(utxo: Option<&spark::Utxo>) -> Result<Spend, OperationError> {
 }
 
 /// One deposit per first outpoint.
-pub(super) fn operation_id(request: &spark::FinalizeDepositTreeCreationRequest) -> Result<OperationId, OperationError> {
+pub(super) fn operation_id(
+    request: &spark::FinalizeDepositTreeCreationRequest,
+) -> Result<OperationId, OperationError> {
     Ok(id_of(&spend(request.on_chain_utxo.as_ref())?))
 }
 
@@ -55,7 +57,8 @@ pub(super) fn derive(
     let first = inputs.first().ok_or(OperationError::Malformed("on_chain_utxo"))?.clone();
     context.expect_id(id_of(&first))?;
     let owner = point::parse("identity_public_key", &request.identity_public_key)?;
-    let binding = records.binding(&first.txout.script_pubkey).ok_or(OperationError::Unknown("deposit address"))?;
+    let binding =
+        records.binding(&first.txout.script_pubkey).ok_or(OperationError::Unknown("deposit address"))?;
     if binding.identity != owner {
         return Err(OperationError::Unknown("deposit address"));
     }
@@ -74,10 +77,8 @@ pub(super) fn derive(
     if jobs.signing_key(leaf)? != binding.user_key {
         return Err(OperationError::SigningKey(leaf));
     }
-    let resources = inputs
-        .iter()
-        .map(|i| Resource { kind: "outpoint", key: encode::serialize(&i.outpoint) })
-        .collect();
+    let resources =
+        inputs.iter().map(|i| Resource { kind: "outpoint", key: encode::serialize(&i.outpoint) }).collect();
     let plan = Plan::deposit(Source::Check(jobs.raws()?), inputs, &binding.user_key)?;
     let record = record(&binding, &plan, &first)?;
     let mut work = Work::default();

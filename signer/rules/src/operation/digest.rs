@@ -44,7 +44,10 @@ impl Operation {
             t.bytes(&job.package.digest()).bytes(&job.user_key.serialize()).bytes(&job.user_share.to_bytes());
         }
         for (leaf, key) in keys.iter() {
-            t.bytes(leaf.as_bytes()).u64(key.version).bytes(&key.group_key.serialize()).bytes(&key.owner_key.serialize());
+            t.bytes(leaf.as_bytes())
+                .u64(key.version)
+                .bytes(&key.group_key.serialize())
+                .bytes(&key.owner_key.serialize());
             for share in &key.public_shares {
                 t.bytes(&share.serialize());
             }

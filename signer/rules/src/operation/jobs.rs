@@ -7,8 +7,8 @@ use spark_proto::{common, spark};
 
 use super::{OperationError, Part};
 use crate::{
-    frost::{AggregateError, Commitment, Session, SignatureShare, SigningPackage},
     federation::Federation,
+    frost::{AggregateError, Commitment, Session, SignatureShare, SigningPackage},
     ids::{LeafId, OperatorIndex},
     leaf::LeafRecord,
     tx::{Maturity, Plan, Planned, Purpose, RawSet, sighash},
@@ -92,7 +92,8 @@ pub fn parse_commitments(
     wire.signing_commitments
         .iter()
         .map(|(id, pair)| {
-            let index = OperatorIndex::from_identifier(id).map_err(|_| OperationError::Malformed("signing_commitments"))?;
+            let index = OperatorIndex::from_identifier(id)
+                .map_err(|_| OperationError::Malformed("signing_commitments"))?;
             Ok((index, parse_commitment(Some(pair))?))
         })
         .collect()
@@ -144,7 +145,8 @@ impl<'a> LeafJobs<'a> {
     ) -> Result<(), OperationError> {
         for planned in plan.transactions() {
             let wire = self.0.get(&planned.purpose()).ok_or(OperationError::Incomplete(record.leaf_id))?;
-            let inputs = std::iter::once(UserInput::first(wire)).chain(wire.additional_inputs.iter().map(UserInput::additional));
+            let inputs = std::iter::once(UserInput::first(wire))
+                .chain(wire.additional_inputs.iter().map(UserInput::additional));
             if wire.additional_inputs.len().saturating_add(1) != planned.tx.input.len() {
                 return Err(OperationError::Malformed("additional_inputs"));
             }
@@ -178,7 +180,8 @@ fn job(
         federation.size(),
     )?;
     let session = package.session()?;
-    let user_share = SignatureShare::parse(user.share).map_err(|_| OperationError::Malformed("user_signature"))?;
+    let user_share =
+        SignatureShare::parse(user.share).map_err(|_| OperationError::Malformed("user_signature"))?;
     session
         .verify_user_share(&user_key, &user_share)
         .map_err(|source| OperationError::UserShare { job: index, source })?;

@@ -39,7 +39,9 @@ impl Keys {
             if !opened.is_empty() {
                 return Err(OperationError::Opened("no package expected"));
             }
-            return Ok(Self(operation.parts.iter().map(|p| (p.record.leaf_id, unchanged(operation.kind, p))).collect()));
+            return Ok(Self(
+                operation.parts.iter().map(|p| (p.record.leaf_id, unchanged(operation.kind, p))).collect(),
+            ));
         };
         if opened.len() != operation.parts.len() {
             return Err(OperationError::Opened("number of leaves"));
@@ -63,7 +65,11 @@ impl Keys {
                 .map_err(|_| OperationError::Opened("owner key is the point at infinity"))?;
             match operation.kind {
                 Kind::Claim => {
-                    let signs = operation.jobs.iter().filter(|j| j.leaf == record.leaf_id).all(|j| j.user_key == owner_key);
+                    let signs = operation
+                        .jobs
+                        .iter()
+                        .filter(|j| j.leaf == record.leaf_id)
+                        .all(|j| j.user_key == owner_key);
                     if !signs {
                         return Err(OperationError::SigningKey(record.leaf_id));
                     }
@@ -112,7 +118,11 @@ impl Operation {
     pub fn signing_shares<'a>(&'a self, leaf: &LeafId, keys: &'a Keys) -> Option<&'a [PublicKey]> {
         match self.kind {
             Kind::Claim => keys.get(leaf).map(|k| k.public_shares.as_slice()),
-            _ => self.parts.iter().find(|p| p.record.leaf_id == *leaf).map(|p| p.record.public_shares.as_slice()),
+            _ => self
+                .parts
+                .iter()
+                .find(|p| p.record.leaf_id == *leaf)
+                .map(|p| p.record.public_shares.as_slice()),
         }
     }
 }

@@ -143,11 +143,16 @@ impl Operation {
 }
 
 /// The id that a request must carry, and its kind: known before anything is checked.
-pub fn identify(request: &wire::Operation, records: &impl Records) -> Result<(OperationId, Kind), OperationError> {
+pub fn identify(
+    request: &wire::Operation,
+    records: &impl Records,
+) -> Result<(OperationId, Kind), OperationError> {
     Ok(match request.request.as_ref().ok_or(OperationError::Malformed("request"))? {
         wire::operation::Request::Deposit(deposit) => (deposit::operation_id(deposit)?, Kind::Deposit),
         wire::operation::Request::Send(send) => (transfer_id(&send.transfer_id)?, Kind::Send),
-        wire::operation::Request::Claim(claim) => (claim::operation_id(&transfer_id(&claim.transfer_id)?), Kind::Claim),
+        wire::operation::Request::Claim(claim) => {
+            (claim::operation_id(&transfer_id(&claim.transfer_id)?), Kind::Claim)
+        }
         wire::operation::Request::Renew(renew) => (renew::operation_id(renew, records)?, Kind::Renew),
     })
 }
@@ -169,13 +174,17 @@ struct Context<'a> {
 impl<'a> Context<'a> {
     fn new(request: &wire::Operation, federation: &'a Federation) -> Result<Self, OperationError> {
         if request.federation_epoch != federation.epoch() {
-            return Err(OperationError::Epoch { expected: federation.epoch(), actual: request.federation_epoch });
+            return Err(OperationError::Epoch {
+                expected: federation.epoch(),
+                actual: request.federation_epoch,
+            });
         }
         let coordinator = OperatorIndex::from_wire(request.coordinator)
             .ok()
             .filter(|c| federation.member(*c).is_some())
             .ok_or(OperationError::Malformed("coordinator"))?;
-        let id = OperationId::parse(&request.operation_id).map_err(|_| OperationError::Malformed("operation_id"))?;
+        let id = OperationId::parse(&request.operation_id)
+            .map_err(|_| OperationError::Malformed("operation_id"))?;
         Ok(Self { id, attempt: request.attempt, coordinator, federation })
     }
 
@@ -195,7 +204,12 @@ impl<'a> Context<'a> {
         let ciphertexts = self
             .federation
             .indices()
-            .map(|i| packages.get(&i.identifier_hex()).cloned().ok_or(OperationError::Malformed("key_tweak_package")))
+            .map(|i| {
+                packages
+                    .get(&i.identifier_hex())
+                    .cloned()
+                    .ok_or(OperationError::Malformed("key_tweak_package"))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Sealed { transfer_id: transfer_id.to_owned(), ciphertexts })
     }

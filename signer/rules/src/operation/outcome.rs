@@ -85,7 +85,8 @@ impl Operation {
             return Err(OperationError::Final(signatures.len()));
         }
         let last_proof = proof_hash(self, digest);
-        let mut outcome = Outcome { leaves: Vec::new(), nodes: Vec::new(), transfer: self.transfer(), signed: Vec::new() };
+        let mut outcome =
+            Outcome { leaves: Vec::new(), nodes: Vec::new(), transfer: self.transfer(), signed: Vec::new() };
         for part in &self.parts {
             let plan = self.signed_plan(part, signatures)?;
             outcome.signed.extend(plan.transactions().iter().map(|p| SignedTx {
@@ -140,7 +141,8 @@ impl Operation {
         for (index, (job, signature)) in self.jobs.iter().zip(signatures).enumerate() {
             if job.leaf == part.record.leaf_id {
                 let planned = plan.get_mut(job.purpose).ok_or(OperationError::Final(index))?;
-                attach_signature(&mut planned.tx, job.input, *signature).map_err(|_| OperationError::Final(index))?;
+                attach_signature(&mut planned.tx, job.input, *signature)
+                    .map_err(|_| OperationError::Final(index))?;
             }
         }
         for (index, job) in self.jobs.iter().enumerate() {

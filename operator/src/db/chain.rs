@@ -1,0 +1,198 @@
+//! Facts from blocks and the mempool.
+
+use sqlx::{FromRow, PgExecutor};
+use uuid::Uuid;
+
+use super::DbError;
+
+/// An outpoint whose spend must be noticed.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct WatchedRow {
+    /// 32 bytes, internal order.
+    pub txid: Vec<u8>,
+    /// Output.
+    pub vout: i64,
+    /// `DEPOSIT`, `BASE`, `NODE`, `REFUND`, `EXIT` or `CONNECTOR`.
+    pub kind: String,
+    /// Leaf that depends on it.
+    pub leaf_id: Option<Uuid>,
+}
+
+/// A spend of a watched outpoint.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct SpendRow {
+    /// Outpoint's transaction.
+    pub txid: Vec<u8>,
+    /// Outpoint's output.
+    pub vout: i64,
+    /// Who spends it.
+    pub spender_txid: Vec<u8>,
+    /// Class of the spend (D21).
+    pub kind: String,
+    /// Leaf concerned.
+    pub leaf_id: Option<Uuid>,
+}
+
+/// An output that pays a deposit address.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct DepositRow {
+    /// 32 bytes, internal order.
+    pub txid: Vec<u8>,
+    /// Output.
+    pub vout: i64,
+    /// 34 bytes.
+    pub script: Vec<u8>,
+    /// Satoshis.
+    pub amount: i64,
+    /// Block height; absent in the mempool.
+    pub height: Option<i32>,
+    /// Block hash; absent in the mempool.
+    pub block_hash: Option<Vec<u8>>,
+    /// The whole transaction.
+    pub raw_tx: Vec<u8>,
+}
+
+/// Starts to watch an outpoint; a repeat changes nothing.
+pub async fn watch(ex: impl PgExecutor<'_>, row: &WatchedRow) -> Result<(), DbError> {
+    sqlx::query("INSERT INTO watched_outpoint (txid, vout, kind, leaf_id) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
+        .bind(&row.txid)
+        .bind(row.vout)
+        .bind(&row.kind)
+        .bind(row.leaf_id)
+        .execute(ex)
+        .await?;
+    Ok(())
+}
+
+/// Which of these outpoints are watched. `txids` and `vouts` are parallel.
+pub async fn watched(
+    ex: impl PgExecutor<'_>,
+    txids: &[Vec<u8>],
+    vouts: &[i64],
+) -> Result<Vec<WatchedRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT w.txid, w.vout, w.kind, w.leaf_id FROM watched_outpoint w \
+         JOIN unnest($1::bytea[], $2::bigint[]) AS o(txid, vout) ON w.txid = o.txid AND w.vout = o.vout",
+    )
+    .bind(txids)
+    .bind(vouts)
+    .fetch_all(ex)
+    .await?)
+}
+
+/// A spend in a block that `header` holds.
+pub async fn insert_event(
+    ex: impl PgExecutor<'_>,
+    row: &SpendRow,
+    height: i32,
+    block_hash: &[u8],
+) -> Result<(), DbError> {
+    sqlx::query(
+        "INSERT INTO chain_event (block_hash, txid, vout, spender_txid, height, kind, leaf_id) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (txid, vout) DO NOTHING",
+    )
+    .bind(block_hash)
+    .bind(&row.txid)
+    .bind(row.vout)
+    .bind(&row.spender_txid)
+    .bind(height)
+    .bind(&row.kind)
+    .bind(row.leaf_id)
+    .execute(ex)
+    .await?;
+    Ok(())
+}
+
+/// Spends in blocks that concern a leaf.
+pub async fn events_of_leaf(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Vec<SpendRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT txid, vout, spender_txid, kind, leaf_id FROM chain_event WHERE leaf_id = $1 ORDER BY height, txid, vout",
+    )
+    .bind(leaf_id)
+    .fetch_all(ex)
+    .await?)
+}
+
+/// A spend in the mempool; a repeat changes nothing.
+pub async fn insert_mempool_spend(ex: impl PgExecutor<'_>, row: &SpendRow) -> Result<(), DbError> {
+    sqlx::query(
+        "INSERT INTO mempool_spend (txid, vout, spender_txid, kind, leaf_id) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&row.txid)
+    .bind(row.vout)
+    .bind(&row.spender_txid)
+    .bind(&row.kind)
+    .bind(row.leaf_id)
+    .execute(ex)
+    .await?;
+    Ok(())
+}
+
+/// Forgets mempool spends by transactions that left the mempool.
+pub async fn delete_mempool_spends(ex: impl PgExecutor<'_>, spenders: &[Vec<u8>]) -> Result<u64, DbError> {
+    Ok(sqlx::query("DELETE FROM mempool_spend WHERE spender_txid = ANY($1)")
+        .bind(spenders)
+        .execute(ex)
+        .await?
+        .rows_affected())
+}
+
+/// Transactions in the mempool that spend something watched.
+pub async fn mempool_spenders(ex: impl PgExecutor<'_>) -> Result<Vec<Vec<u8>>, DbError> {
+    Ok(sqlx::query_scalar("SELECT DISTINCT spender_txid FROM mempool_spend").fetch_all(ex).await?)
+}
+
+/// Leaves among these on which no vote may be YES: a foreign or stale spend, or their own node transaction, is in a
+/// block or in the mempool (D21). Spends of class `MOVE` only move the tree on chain and do not count.
+pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT leaf_id FROM chain_event WHERE leaf_id = ANY($1) AND kind <> 'MOVE' \
+         UNION SELECT leaf_id FROM mempool_spend WHERE leaf_id = ANY($1) AND kind <> 'MOVE'",
+    )
+    .bind(leaf_ids)
+    .fetch_all(ex)
+    .await?)
+}
+
+/// Records an output that pays a deposit address; a later sighting (mempool, then block) updates the place.
+pub async fn upsert_deposit(ex: impl PgExecutor<'_>, row: &DepositRow) -> Result<(), DbError> {
+    sqlx::query(
+        "INSERT INTO deposit_output (txid, vout, script, amount, height, block_hash, raw_tx) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (txid, vout) DO UPDATE \
+         SET height = coalesce(EXCLUDED.height, deposit_output.height), \
+             block_hash = coalesce(EXCLUDED.block_hash, deposit_output.block_hash)",
+    )
+    .bind(&row.txid)
+    .bind(row.vout)
+    .bind(&row.script)
+    .bind(row.amount)
+    .bind(row.height)
+    .bind(&row.block_hash)
+    .bind(&row.raw_tx)
+    .execute(ex)
+    .await?;
+    Ok(())
+}
+
+/// One deposit output.
+pub async fn deposit(ex: impl PgExecutor<'_>, txid: &[u8], vout: i64) -> Result<Option<DepositRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT txid, vout, script, amount, height, block_hash, raw_tx FROM deposit_output WHERE txid = $1 AND vout = $2",
+    )
+    .bind(txid)
+    .bind(vout)
+    .fetch_optional(ex)
+    .await?)
+}
+
+/// Outputs that pay a script, confirmed ones first.
+pub async fn deposits_of(ex: impl PgExecutor<'_>, script: &[u8]) -> Result<Vec<DepositRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT txid, vout, script, amount, height, block_hash, raw_tx FROM deposit_output WHERE script = $1 \
+         ORDER BY height NULLS LAST, txid, vout",
+    )
+    .bind(script)
+    .fetch_all(ex)
+    .await?)
+}

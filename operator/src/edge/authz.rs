@@ -1,0 +1,216 @@
+//! The authorisation table: every public method and who may call it. What is not listed is denied.
+
+/// Who may call a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Anyone.
+    Open,
+    /// Any session. The handler limits the answer to what concerns the session's identity.
+    Session,
+    /// The request names an identity key in this field, and it must be the session's.
+    SessionEquals(Field),
+    /// If any of these fields is there, it must be the session's identity; if none is, the handler limits the
+    /// answer as under [`Rule::Session`].
+    SessionEqualsIfNamed(&'static [Field]),
+    /// Not offered.
+    Unimplemented,
+}
+
+/// A top-level `bytes` field of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// Its number on the wire.
+    pub number: u32,
+    /// Its name, for messages and for the test against the descriptors.
+    pub name: &'static str,
+}
+
+/// A public method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    /// Fully qualified service name.
+    pub service: &'static str,
+    /// Method name.
+    pub name: &'static str,
+    /// Who may call it.
+    pub rule: Rule,
+    /// How many calls it counts for against the quotas: 1, or more where it uses up keys.
+    pub cost: u32,
+}
+
+impl Method {
+    /// Whether a handler may ever see a call.
+    pub fn offered(&self) -> bool {
+        self.rule != Rule::Unimplemented
+    }
+}
+
+const fn field(number: u32, name: &'static str) -> Field {
+    Field { number, name }
+}
+
+const AUTHN: &str = "spark_authn.SparkAuthnService";
+const SPARK: &str = "spark.SparkService";
+const TOKEN: &str = "spark_token.SparkTokenService";
+
+const fn method(service: &'static str, name: &'static str, rule: Rule) -> Method {
+    Method { service, name, rule, cost: 1 }
+}
+
+const fn costly(service: &'static str, name: &'static str, rule: Rule, cost: u32) -> Method {
+    Method { service, name, rule, cost }
+}
+
+const PARTICIPANTS: &[Field] = &[
+    field(1, "receiver_identity_public_key"),
+    field(2, "sender_identity_public_key"),
+    field(60, "sender_or_receiver_identity_public_key"),
+];
+
+/// Every method of every public service.
+pub const TABLE: &[Method] = &[
+    method(AUTHN, "get_challenge", Rule::Open),
+    method(AUTHN, "verify_challenge", Rule::Open),
+    costly(SPARK, "generate_deposit_address", Rule::SessionEquals(field(2, "identity_public_key")), 10),
+    method(SPARK, "generate_static_deposit_address", Rule::Unimplemented),
+    method(SPARK, "rotate_static_deposit_address", Rule::Unimplemented),
+    method(SPARK, "start_deposit_tree_creation", Rule::Unimplemented),
+    costly(SPARK, "finalize_deposit_tree_creation", Rule::SessionEquals(field(1, "identity_public_key")), 4),
+    method(SPARK, "finalize_transfer_with_transfer_package", Rule::Unimplemented),
+    method(SPARK, "query_pending_transfers", Rule::SessionEqualsIfNamed(PARTICIPANTS)),
+    method(SPARK, "query_all_transfers", Rule::SessionEqualsIfNamed(PARTICIPANTS)),
+    method(SPARK, "claim_transfer_tweak_keys", Rule::Unimplemented),
+    method(SPARK, "store_preimage_share", Rule::Unimplemented),
+    method(SPARK, "store_preimage_share_v2", Rule::Unimplemented),
+    costly(SPARK, "get_signing_commitments", Rule::Session, 2),
+    method(SPARK, "provide_preimage", Rule::Unimplemented),
+    method(SPARK, "query_preimage", Rule::Unimplemented),
+    method(SPARK, "query_htlc", Rule::Unimplemented),
+    costly(SPARK, "renew_leaf", Rule::Session, 4),
+    method(SPARK, "get_signing_operator_list", Rule::Session),
+    method(SPARK, "query_nodes", Rule::SessionEqualsIfNamed(&[field(1, "owner_identity_pubkey")])),
+    method(SPARK, "query_balance", Rule::SessionEquals(field(1, "identity_public_key"))),
+    method(SPARK, "query_user_signed_refunds", Rule::Unimplemented),
+    method(SPARK, "query_unused_deposit_addresses", Rule::SessionEquals(field(1, "identity_public_key"))),
+    method(SPARK, "query_static_deposit_addresses", Rule::Unimplemented),
+    method(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key"))),
+    method(SPARK, "initiate_static_deposit_utxo_refund", Rule::Unimplemented),
+    method(SPARK, "exit_single_node_trees", Rule::Unimplemented),
+    method(SPARK, "cooperative_exit_v2", Rule::Unimplemented),
+    method(SPARK, "claim_transfer_sign_refunds_v2", Rule::Unimplemented),
+    method(SPARK, "finalize_node_signatures_v2", Rule::Unimplemented),
+    method(SPARK, "initiate_preimage_swap_v2", Rule::Unimplemented),
+    method(SPARK, "initiate_preimage_swap_v3", Rule::Unimplemented),
+    method(SPARK, "start_leaf_swap_v2", Rule::Unimplemented),
+    costly(SPARK, "start_transfer_v2", Rule::SessionEquals(field(2, "owner_identity_public_key")), 4),
+    method(SPARK, "start_transfer_v3", Rule::Unimplemented),
+    costly(SPARK, "claim_transfer", Rule::SessionEquals(field(2, "owner_identity_public_key")), 4),
+    method(SPARK, "get_utxos_for_address", Rule::Unimplemented),
+    method(SPARK, "get_utxos_for_identity", Rule::Unimplemented),
+    method(SPARK, "query_spark_invoices", Rule::Unimplemented),
+    method(SPARK, "initiate_swap_primary_transfer", Rule::Unimplemented),
+    method(SPARK, "update_wallet_setting", Rule::Unimplemented),
+    method(SPARK, "query_wallet_setting", Rule::Unimplemented),
+    method(SPARK, "query_spark_transaction_volumes", Rule::Unimplemented),
+    method(TOKEN, "start_transaction", Rule::Unimplemented),
+    method(TOKEN, "commit_transaction", Rule::Unimplemented),
+    method(TOKEN, "query_token_metadata", Rule::Unimplemented),
+    method(TOKEN, "query_token_transactions", Rule::Unimplemented),
+    method(TOKEN, "query_token_outputs", Rule::Session),
+    method(TOKEN, "freeze_tokens", Rule::Unimplemented),
+    method(TOKEN, "broadcast_transaction", Rule::Unimplemented),
+];
+
+/// The method behind an HTTP path, `/service/method`.
+pub fn lookup(path: &str) -> Option<&'static Method> {
+    let (service, name) = path.strip_prefix('/')?.split_once('/')?;
+    TABLE.iter().find(|method| method.service == service && method.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+    use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
+
+    use super::*;
+
+    fn descriptors() -> FileDescriptorSet {
+        FileDescriptorSet::decode(spark_proto::DESCRIPTORS).unwrap()
+    }
+
+    /// (service, method, input type) of the public packages.
+    fn public_methods() -> BTreeSet<(String, String, String)> {
+        let mut methods = BTreeSet::new();
+        for file in descriptors().file {
+            let package = file.package().to_owned();
+            if !package.starts_with("spark") {
+                continue;
+            }
+            for service in &file.service {
+                for method in &service.method {
+                    methods.insert((
+                        format!("{package}.{}", service.name()),
+                        method.name().to_owned(),
+                        method.input_type().to_owned(),
+                    ));
+                }
+            }
+        }
+        methods
+    }
+
+    fn message(full_name: &str) -> DescriptorProto {
+        descriptors()
+            .file
+            .into_iter()
+            .flat_map(|file| {
+                let package = file.package().to_owned();
+                file.message_type
+                    .into_iter()
+                    .map(move |message| (format!(".{package}.{}", message.name()), message))
+            })
+            .find_map(|(name, message)| (name == full_name).then_some(message))
+            .unwrap()
+    }
+
+    #[test]
+    fn every_public_method_is_listed_once() {
+        let described: BTreeSet<_> = public_methods().into_iter().map(|(s, m, _)| (s, m)).collect();
+        let listed: BTreeSet<_> =
+            TABLE.iter().map(|method| (method.service.to_owned(), method.name.to_owned())).collect();
+        assert_eq!(described, listed);
+        assert_eq!(listed.len(), TABLE.len());
+    }
+
+    #[test]
+    fn named_fields_exist_and_are_bytes() {
+        for (service, name, input) in public_methods() {
+            let method = lookup(&format!("/{service}/{name}")).unwrap();
+            let fields = match method.rule {
+                Rule::SessionEquals(field) => vec![field],
+                Rule::SessionEqualsIfNamed(fields) => fields.to_vec(),
+                Rule::Open | Rule::Session | Rule::Unimplemented => continue,
+            };
+            for field in fields {
+                let described = message(&input).field.into_iter().find(|f| f.name() == field.name).unwrap();
+                assert_eq!(u32::try_from(described.number()), Ok(field.number), "{name}.{}", field.name);
+                assert_eq!(described.r#type(), Type::Bytes, "{name}.{}", field.name);
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_paths_are_not_found() {
+        for path in [
+            "",
+            "/",
+            "/spark.SparkService",
+            "spark.SparkService/query_nodes",
+            "/spark.SparkService/query_nodes/",
+        ] {
+            assert!(lookup(path).is_none(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Size limit, session, per-identity quota and authorisation table, before any handler runs.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use secp256k1::PublicKey;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{
+    MAX_REQUEST_BYTES,
+    authz::{Field, Rule, lookup},
+    quota::Quotas,
+    wire,
+};
+use crate::{
+    authn::{Authn, Session, TokenState},
+    status::{Reason, Refused},
+};
+
+/// Flag and length before the message.
+const FRAME_BYTES: usize = 5;
+
+#[derive(Debug, Clone)]
+pub(super) struct GateLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    authn: Authn,
+    quotas: Arc<Quotas>,
+}
+
+impl GateLayer {
+    pub(super) fn new(authn: Authn, quotas: Arc<Quotas>) -> Self {
+        Self { shared: Arc::new(Shared { authn, quotas }) }
+    }
+}
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gate<S>;
+
+    fn layer(&self, inner: S) -> Gate<S> {
+        Gate { inner, shared: self.shared.clone() }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Gate<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> Service<Request<Body>> for Gate<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let shared = self.shared.clone();
+        // The clone that was polled ready is the one to call.
+        let other = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, other);
+        Box::pin(async move {
+            match shared.admit(request).await {
+                Ok(request) => inner.call(request).await,
+                Err(refused) => Ok(Status::from(refused).into_http()),
+            }
+        })
+    }
+}
+
+impl Shared {
+    /// The request as the handler may see it: its body read and within bounds, the session in its extensions.
+    async fn admit(&self, request: Request<Body>) -> Result<Request<Body>, Refused> {
+        let path = request.uri().path();
+        let method = lookup(path)
+            .filter(|method| method.offered())
+            .ok_or_else(|| Refused::unimplemented(path.trim_start_matches('/')))?;
+        // Before the body: a stranger must not make us hold ten megabytes.
+        let token = self.authn.session(request.headers());
+        let session = match method.rule {
+            Rule::Open => match token {
+                TokenState::Valid(session) => Some(session),
+                TokenState::Absent | TokenState::Expired => None,
+            },
+            _ => Some(token.required()?),
+        };
+        if let Some(session) = &session {
+            self.quotas.take_identity(&session.identity, method.cost)?;
+        }
+        let (mut parts, body) = request.into_parts();
+        let body = read(body).await?;
+        if let Some(session) = session {
+            authorize(method.rule, &session, &body)?;
+            parts.extensions.insert(session);
+        }
+        Ok(Request::from_parts(parts, Body::new(Full::new(body))))
+    }
+}
+
+async fn read(body: Body) -> Result<Bytes, Refused> {
+    match Limited::new(body, MAX_REQUEST_BYTES + FRAME_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Refused::new(
+            Reason::MessageTooLarge,
+            format!("requests may have at most {MAX_REQUEST_BYTES} bytes"),
+        )),
+        Err(_) => Err(Refused::field("request", "the body ended early")),
+    }
+}
+
+fn authorize(rule: Rule, session: &Session, body: &[u8]) -> Result<(), Refused> {
+    let one;
+    let (fields, needed): (&[Field], bool) = match rule {
+        Rule::Open | Rule::Session => return Ok(()),
+        Rule::SessionEquals(field) => {
+            one = [field];
+            (&one, true)
+        }
+        Rule::SessionEqualsIfNamed(fields) => (fields, false),
+        Rule::Unimplemented => return Err(Refused::new(Reason::Unimplemented, "not offered")),
+    };
+    let malformed = |error: wire::WireError| Refused::field("request", error.to_string());
+    let message = wire::unframe(body).map_err(malformed)?;
+    for field in fields {
+        let values = wire::bytes_fields(message, field.number).map_err(malformed)?;
+        if needed && values.is_empty() {
+            return Err(Refused::field(field.name, "is missing"));
+        }
+        for value in values {
+            let key = PublicKey::from_slice(value)
+                .map_err(|_| Refused::field(field.name, "must be a secp256k1 public key"))?;
+            if key != session.identity {
+                return Err(Refused::not_owner());
+            }
+        }
+    }
+    Ok(())
+}

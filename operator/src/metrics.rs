@@ -1,0 +1,462 @@
+//! What the operator counts, in a registry of its own.
+//!
+//! Label values come from enums and tables only: no ids, keys or addresses. Names and labels are API.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus::{
+    Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, core::Collector,
+};
+use tonic::Code;
+
+use crate::edge::TABLE;
+
+/// Seconds. From a cached read to an operation that waits for a slow token.
+const LATENCY: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const DEPTH: &[f64] = &[1.0, 2.0, 3.0, 6.0, 12.0, 50.0, 100.0];
+
+macro_rules! label_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The label's text.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+label_enum! {
+    /// Kinds of operations.
+    OperationKind {
+        /// A deposit becomes a leaf.
+        Deposit = "deposit",
+        /// A leaf is sent.
+        Transfer = "transfer",
+        /// A transfer is received.
+        Claim = "claim",
+        /// Timelocks are raised.
+        Renewal = "renewal",
+    }
+}
+label_enum! {
+    /// Steps of an operation.
+    Phase {
+        /// Checked and proposed.
+        Propose = "propose",
+        /// The signer votes.
+        Prepare = "prepare",
+        /// Votes become a certificate.
+        Certify = "certify",
+        /// Signature shares are released and aggregated.
+        Release = "release",
+        /// Signer and database change over.
+        Apply = "apply",
+    }
+}
+label_enum! {
+    /// How an operation ended.
+    Outcome {
+        /// Applied.
+        Committed = "committed",
+        /// Given up, with proof.
+        Aborted = "aborted",
+        /// Never prepared.
+        Refused = "refused",
+    }
+}
+label_enum! {
+    /// States of operations that have not ended.
+    OpenState {
+        /// Waiting for votes.
+        Proposed = "proposed",
+        /// Voted for here, undecided.
+        Prepared = "prepared",
+        /// Decided, not applied everywhere.
+        Decided = "decided",
+    }
+}
+label_enum! {
+    /// States of leaves.
+    LeafStatus {
+        /// Deposit not final.
+        Creating = "creating",
+        /// Spendable.
+        Available = "available",
+        /// In a transfer.
+        TransferLocked = "transfer_locked",
+        /// Being renewed.
+        RenewLocked = "renew_locked",
+        /// Replaced by children.
+        Split = "split",
+        /// Frozen by what the chain shows.
+        Frozen = "frozen",
+        /// Left to the chain.
+        Exited = "exited",
+    }
+}
+label_enum! {
+    /// States of database connections.
+    PoolState {
+        /// In use.
+        Busy = "busy",
+        /// Waiting for work.
+        Idle = "idle",
+    }
+}
+
+/// Service and method of a call; only values of the authorisation table, or `unknown`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RpcLabels {
+    pub(crate) service: &'static str,
+    pub(crate) method: &'static str,
+}
+
+impl RpcLabels {
+    /// Whatever is not in the table.
+    pub const UNKNOWN: Self = Self { service: "unknown", method: "unknown" };
+}
+
+/// What `spark_operator_build_info` says.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildInfo<'a> {
+    /// Version of the package.
+    pub version: &'a str,
+    /// Commit it was built from.
+    pub commit: &'a str,
+    /// Bitcoin network.
+    pub network: &'a str,
+    /// Epoch of the federation file.
+    pub epoch: u64,
+}
+
+/// All metrics. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    families: Arc<Families>,
+}
+
+#[derive(Debug)]
+struct Families {
+    rpc_requests: IntCounterVec,
+    rpc_duration: HistogramVec,
+    rpc_in_flight: IntGaugeVec,
+    operations: IntCounterVec,
+    phase_duration: HistogramVec,
+    operations_open: IntGaugeVec,
+    oldest_age: GaugeVec,
+    peer_requests: IntCounterVec,
+    peer_duration: HistogramVec,
+    peer_up: IntGaugeVec,
+    leaves: IntGaugeVec,
+    leaf_value: IntGaugeVec,
+    keys_available: IntGauge,
+    nonces_available: IntGauge,
+    chain_tip_height: IntGauge,
+    chain_tip_age: IntGauge,
+    reorg_depth: Histogram,
+    db_connections: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers every family, with a zero for every combination of labels that is known in advance, so that
+    /// rates and alerts work from the start. `peers` is the number of operators in the federation.
+    ///
+    /// # Errors
+    /// Only if two families share a name.
+    pub fn new(build: BuildInfo<'_>, peers: u16) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let r = &registry;
+        let families = Families {
+            rpc_requests: counters(
+                r,
+                "rpc_requests_total",
+                "Public calls that ended.",
+                &["service", "method", "code"],
+            )?,
+            rpc_duration: histograms(
+                r,
+                "rpc_duration_seconds",
+                "Time of public calls.",
+                &["service", "method", "code"],
+            )?,
+            rpc_in_flight: gauges(r, "rpc_in_flight", "Public calls under way.", &["service", "method"])?,
+            operations: counters(r, "operations_total", "Operations that ended.", &["kind", "outcome"])?,
+            phase_duration: histograms(
+                r,
+                "operation_phase_duration_seconds",
+                "Time of a step.",
+                &["kind", "phase"],
+            )?,
+            operations_open: gauges(r, "operations_open", "Operations that have not ended.", &["state"])?,
+            oldest_age: register(
+                r,
+                GaugeVec::new(
+                    opts("operation_oldest_age_seconds", "Age of the oldest open operation."),
+                    &["state"],
+                )?,
+            )?,
+            peer_requests: counters(
+                r,
+                "peer_requests_total",
+                "Calls to other operators.",
+                &["peer", "code"],
+            )?,
+            peer_duration: histograms(
+                r,
+                "peer_duration_seconds",
+                "Time of calls to other operators.",
+                &["peer"],
+            )?,
+            peer_up: gauges(r, "peer_up", "1 if the operator answered last time.", &["peer"])?,
+            leaves: gauges(r, "leaves", "Leaves.", &["status"])?,
+            leaf_value: gauges(r, "leaf_value_satoshis", "Value of leaves.", &["status"])?,
+            keys_available: gauge(r, "keys_available", "Unused keyshares.")?,
+            nonces_available: gauge(r, "nonce_commitments_available", "Unused nonce commitments.")?,
+            chain_tip_height: gauge(r, "chain_tip_height", "Height of the last block connected.")?,
+            chain_tip_age: gauge(r, "chain_tip_age_seconds", "Age of that block by its own clock.")?,
+            reorg_depth: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "spark_operator_chain_reorg_depth_blocks",
+                        "Blocks disconnected at once.",
+                    )
+                    .buckets(DEPTH.to_vec()),
+                )?,
+            )?,
+            db_connections: gauges(r, "db_connections", "Database connections.", &["state"])?,
+        };
+        let epoch = build.epoch.to_string();
+        gauges(r, "build_info", "Always 1.", &["version", "commit", "network", "epoch"])?
+            .with_label_values(&[build.version, build.commit, build.network, &epoch])
+            .set(1);
+        // Absent where there is no /proc.
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        families.start_at_zero(peers);
+        Ok(Self { registry, families: Arc::new(families) })
+    }
+
+    /// Prometheus text exposition.
+    ///
+    /// # Errors
+    /// Only if a family is inconsistent.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut buffer = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut buffer)?;
+        String::from_utf8(buffer).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+
+    pub(crate) fn rpc_started(&self, labels: RpcLabels) {
+        self.families.rpc_in_flight.with_label_values(&[labels.service, labels.method]).inc();
+    }
+
+    pub(crate) fn rpc_ended(&self, labels: RpcLabels, code: Code, elapsed: Duration) {
+        let values = [labels.service, labels.method, code_label(code)];
+        self.families.rpc_in_flight.with_label_values(&values[..2]).dec();
+        self.families.rpc_requests.with_label_values(&values).inc();
+        self.families.rpc_duration.with_label_values(&values).observe(elapsed.as_secs_f64());
+    }
+
+    /// An operation ended.
+    pub fn operation_ended(&self, kind: OperationKind, outcome: Outcome) {
+        self.families.operations.with_label_values(&[kind.label(), outcome.label()]).inc();
+    }
+
+    /// A step of an operation took this long.
+    pub fn phase(&self, kind: OperationKind, phase: Phase, elapsed: Duration) {
+        let labels = [kind.label(), phase.label()];
+        self.families.phase_duration.with_label_values(&labels).observe(elapsed.as_secs_f64());
+    }
+
+    /// Open operations in a state, and the age of the oldest.
+    pub fn operations_open(&self, state: OpenState, count: i64, oldest: Duration) {
+        self.families.operations_open.with_label_values(&[state.label()]).set(count);
+        self.families.oldest_age.with_label_values(&[state.label()]).set(oldest.as_secs_f64());
+    }
+
+    /// A call to the operator at this index ended. Unreachable peers are down, refusing ones are not.
+    pub fn peer_call(&self, peer: u16, code: Code, elapsed: Duration) {
+        let peer = peer.to_string();
+        self.families.peer_requests.with_label_values(&[peer.as_str(), code_label(code)]).inc();
+        self.families.peer_duration.with_label_values(&[peer.as_str()]).observe(elapsed.as_secs_f64());
+        let up = !matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Unknown);
+        self.families.peer_up.with_label_values(&[peer.as_str()]).set(i64::from(up));
+    }
+
+    /// Leaves in a status, and their value.
+    pub fn leaves(&self, status: LeafStatus, count: i64, satoshis: i64) {
+        self.families.leaves.with_label_values(&[status.label()]).set(count);
+        self.families.leaf_value.with_label_values(&[status.label()]).set(satoshis);
+    }
+
+    /// Unused keyshares.
+    pub fn keys_available(&self, count: i64) {
+        self.families.keys_available.set(count);
+    }
+
+    /// Unused nonce commitments.
+    pub fn nonces_available(&self, count: i64) {
+        self.families.nonces_available.set(count);
+    }
+
+    /// The last connected block.
+    pub fn chain_tip(&self, height: u32, age: Duration) {
+        self.families.chain_tip_height.set(i64::from(height));
+        self.families.chain_tip_age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// Blocks were disconnected.
+    pub fn reorganised(&self, depth: u32) {
+        self.families.reorg_depth.observe(f64::from(depth));
+    }
+
+    /// Database connections.
+    pub fn db_connections(&self, state: PoolState, count: i64) {
+        self.families.db_connections.with_label_values(&[state.label()]).set(count);
+    }
+}
+
+impl Families {
+    fn start_at_zero(&self, peers: u16) {
+        for method in TABLE.iter().filter(|method| method.offered()) {
+            self.rpc_in_flight.with_label_values(&[method.service, method.name]);
+            self.rpc_requests.with_label_values(&[method.service, method.name, code_label(Code::Ok)]);
+        }
+        for kind in OperationKind::ALL {
+            for outcome in Outcome::ALL {
+                self.operations.with_label_values(&[kind.label(), outcome.label()]);
+            }
+            for phase in Phase::ALL {
+                self.phase_duration.with_label_values(&[kind.label(), phase.label()]);
+            }
+        }
+        for state in OpenState::ALL {
+            self.operations_open.with_label_values(&[state.label()]);
+            self.oldest_age.with_label_values(&[state.label()]);
+        }
+        for status in LeafStatus::ALL {
+            self.leaves.with_label_values(&[status.label()]);
+            self.leaf_value.with_label_values(&[status.label()]);
+        }
+        for state in PoolState::ALL {
+            self.db_connections.with_label_values(&[state.label()]);
+        }
+        for peer in 0..peers {
+            self.peer_up.with_label_values(&[peer.to_string()]);
+        }
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("spark_operator_{name}"), help)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+fn counters(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    register(r, IntCounterVec::new(opts(name, help), labels)?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    register(r, IntGaugeVec::new(opts(name, help), labels)?)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    register(r, IntGauge::with_opts(opts(name, help))?)
+}
+
+fn histograms(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<HistogramVec, prometheus::Error> {
+    let opts = HistogramOpts::from(opts(name, help)).buckets(LATENCY.to_vec());
+    register(r, HistogramVec::new(opts, labels)?)
+}
+
+/// The code's name in the gRPC specification.
+fn code_label(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new(BuildInfo { version: "0.1.0", commit: "abc", network: "regtest", epoch: 1 }, 3).unwrap()
+    }
+
+    #[test]
+    fn families_exist_from_the_start() {
+        let text = metrics().render().unwrap();
+        for line in [
+            r#"spark_operator_build_info{commit="abc",epoch="1",network="regtest",version="0.1.0"} 1"#,
+            r#"spark_operator_operations_total{kind="transfer",outcome="committed"} 0"#,
+            r#"spark_operator_peer_up{peer="2"} 0"#,
+            r#"spark_operator_leaves{status="available"} 0"#,
+            "spark_operator_chain_tip_height 0",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        #[cfg(target_os = "linux")]
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+
+    #[test]
+    fn calls_are_counted() {
+        let metrics = metrics();
+        let labels = RpcLabels { service: "spark.SparkService", method: "query_nodes" };
+        metrics.rpc_started(labels);
+        metrics.rpc_ended(labels, Code::NotFound, Duration::from_millis(3));
+        metrics.peer_call(1, Code::Unavailable, Duration::from_millis(3));
+        metrics.peer_call(2, Code::Aborted, Duration::from_millis(3));
+        let text = metrics.render().unwrap();
+        for line in [
+            r#"spark_operator_rpc_requests_total{code="NOT_FOUND",method="query_nodes",service="spark.SparkService"} 1"#,
+            r#"spark_operator_rpc_in_flight{method="query_nodes",service="spark.SparkService"} 0"#,
+            r#"spark_operator_peer_up{peer="1"} 0"#,
+            r#"spark_operator_peer_up{peer="2"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
+    }
+}

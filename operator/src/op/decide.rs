@@ -1,0 +1,257 @@
+//! Proofs: collecting ABORTs, delivering what is decided, applying it.
+
+use futures::future::join_all;
+use prost::Message as _;
+use spark_proto::{peer::v1 as wire, signer::v1 as signer};
+use spark_rules::{
+    ids::OperatorIndex,
+    operation::{Keys, OperationError, Outcome as Applied},
+    vote::{Certificate, Kind},
+};
+
+use super::{
+    coordinate::refused,
+    engine::{Attempt, Engine, EngineError, Outcome, vote_write},
+    fail::{Point, fail_point},
+    outcome,
+    tally::{Tally, Verdict},
+};
+use crate::db::{
+    delivery::{self, Message},
+    operation::{self, AttemptId, OperationRow},
+    receipt, transfer, work,
+};
+
+impl Engine {
+    /// Asks every named signer for an ABORT. Without all of them nothing is decided.
+    pub(super) async fn collect_aborts(
+        &self,
+        row: &OperationRow,
+        tally: &mut Tally<'_>,
+        reason: &str,
+    ) -> Result<Outcome, EngineError> {
+        for tried in 0..self.inner.settings.tries {
+            if let Verdict::Aborted(proof) = tally.verdict() {
+                return self.conclude_abort(row, proof, reason).await;
+            }
+            self.pause(tried).await;
+            let request = signer::SignAbortRequest {
+                operation_id: row.id.op.as_bytes().to_vec(),
+                attempt: row.id.attempt,
+            };
+            let replies = join_all(tally.abort_missing().into_iter().map(|index| {
+                let request = request.clone();
+                async move { (index, self.inner.signers.sign_abort(index, request).await) }
+            }))
+            .await;
+            let mut keep = Vec::new();
+            let mut released = false;
+            for (index, reply) in replies {
+                match reply.map(|r| r.vote) {
+                    Ok(Some(vote)) => match tally.record(&vote) {
+                        Ok((signer, choice)) if signer == index => {
+                            keep.push(vote_write(signer, choice, &vote))
+                        }
+                        _ => tracing::warn!(signer = index.get(), "signer sent an ABORT that does not hold"),
+                    },
+                    Ok(None) => {}
+                    Err(error) => {
+                        released |= error.refused();
+                        tracing::warn!(signer = index.get(), %error, operation = %row.id, "no ABORT");
+                    }
+                }
+            }
+            work::keep_votes(self.db(), row.id, &keep).await?;
+            if released {
+                // A signer that has released does not abort: the attempt can only commit.
+                break;
+            }
+        }
+        match tally.verdict() {
+            Verdict::Aborted(proof) => self.conclude_abort(row, proof, reason).await,
+            _ => Ok(Outcome::Undecided(row.id.op)),
+        }
+    }
+
+    /// A proof of abort is known: own signer first, then own tables, then the peers.
+    pub(super) async fn conclude_abort(
+        &self,
+        row: &OperationRow,
+        proof: wire::ProofOfAbort,
+        reason: &str,
+    ) -> Result<Outcome, EngineError> {
+        let request = signer::AbortRequest {
+            operation_id: row.id.op.as_bytes().to_vec(),
+            attempt: row.id.attempt,
+            proof: Some(proof.clone()),
+        };
+        match self.inner.signers.own().abort(request).await {
+            Ok(_) => {}
+            // A signer that was never asked holds nothing to give back.
+            Err(error) if error.not_found() => {}
+            Err(error) => {
+                tracing::warn!(%error, operation = %row.id, "own signer did not take the proof of abort");
+                return Ok(Outcome::Undecided(row.id.op));
+            }
+        }
+        operation::set_reason(self.db().pool(), row.id, reason).await?;
+        let tell = if row.coordinates { self.peer_indices() } else { Vec::new() };
+        work::aborted(self.db(), row.id, &proof.encode_to_vec(), &tell).await?;
+        self.deliver_aborts(row.id).await?;
+        let kind = Kind::from_code(row.kind)?;
+        let row = operation::get(self.db().pool(), row.id).await?.ok_or(EngineError::Unknown)?;
+        Ok(refused(&row, kind))
+    }
+
+    /// Tells peers of a proof of abort that they have not yet acknowledged.
+    pub(super) async fn deliver_aborts(&self, id: AttemptId) -> Result<(), EngineError> {
+        let waiting = delivery::waiting(self.db().pool(), id, Message::Abort).await?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let row = operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?;
+        let proof =
+            wire::ProofOfAbort::decode(row.abort_proof.as_deref().ok_or(EngineError::State("no proof"))?)?;
+        let request = wire::AbortRequest {
+            operation_id: id.op.as_bytes().to_vec(),
+            attempt: id.attempt,
+            proof: Some(proof),
+        };
+        let replies = join_all(waiting.into_iter().map(|index| {
+            let request = request.clone();
+            async move {
+                match self.inner.signers.peer(index) {
+                    Ok(peer) => (index, peer.abort(request).await),
+                    Err(error) => (index, Err(error)),
+                }
+            }
+        }))
+        .await;
+        for (index, reply) in replies {
+            match reply {
+                Ok(_) => delivery::delivered(self.db().pool(), index, id, Message::Abort).await?,
+                Err(error) => {
+                    tracing::warn!(peer = index.get(), %error, operation = %id, "proof of abort not taken")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells peers of a proof of commit that they have not yet applied. Returns those that still have not.
+    pub(super) async fn deliver_applies(
+        &self,
+        id: AttemptId,
+        request: &wire::Operation,
+        proof: &wire::ProofOfCommit,
+    ) -> Result<Vec<OperatorIndex>, EngineError> {
+        let waiting = delivery::waiting(self.db().pool(), id, Message::Apply).await?;
+        let message = wire::ApplyRequest { operation: Some(request.clone()), proof: Some(proof.clone()) };
+        let replies = join_all(waiting.into_iter().map(|index| {
+            let message = message.clone();
+            async move {
+                match self.inner.signers.peer(index) {
+                    Ok(peer) => (index, peer.apply(message).await),
+                    Err(error) => (index, Err(error)),
+                }
+            }
+        }))
+        .await;
+        let mut left = Vec::new();
+        for (index, reply) in replies {
+            match reply {
+                Ok(reply) => {
+                    match outcome::receipts(index, &reply.receipts) {
+                        Ok(rows) => {
+                            for row in rows {
+                                receipt::upsert(self.db().pool(), &row).await?;
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(peer = index.get(), %error, "peer sent malformed receipts")
+                        }
+                    }
+                    delivery::delivered(self.db().pool(), index, id, Message::Apply).await?;
+                }
+                Err(error) => {
+                    tracing::warn!(peer = index.get(), %error, operation = %id, "peer did not apply");
+                    left.push(index);
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    /// Verifies a proof of commit against one's own records and says what it leads to.
+    pub(super) fn outcome(
+        &self,
+        attempt: &Attempt,
+        keys: &Keys,
+        proof: &wire::ProofOfCommit,
+    ) -> Result<Applied, EngineError> {
+        let certificate = proof.certificate.as_ref().ok_or(OperationError::Malformed("certificate"))?;
+        let certificate = Certificate::verify(certificate, self.federation())?;
+        let ballot = certificate.ballot();
+        let digest = attempt.operation.digest(keys);
+        if ballot.operation != attempt.id.op
+            || ballot.attempt != attempt.id.attempt
+            || ballot.digest != digest
+        {
+            return Err(EngineError::State("proof of commit is about something else"));
+        }
+        let signatures = attempt.operation.parse_signatures(&proof.signatures)?;
+        Ok(attempt.operation.outcome(&signatures, keys, &digest)?)
+    }
+
+    /// The own signer applies.
+    pub(super) async fn signer_apply(
+        &self,
+        id: AttemptId,
+        proof: &wire::ProofOfCommit,
+    ) -> Result<Vec<wire::Receipt>, EngineError> {
+        let request = signer::ApplyRequest {
+            operation_id: id.op.as_bytes().to_vec(),
+            attempt: id.attempt,
+            proof: Some(proof.clone()),
+        };
+        Ok(self.inner.signers.own().apply(request).await?.receipts)
+    }
+
+    /// Own tables follow the own signer.
+    pub(super) async fn write_applied(
+        &self,
+        attempt: &Attempt,
+        keys: &Keys,
+        proof: &wire::ProofOfCommit,
+        receipts: &[wire::Receipt],
+    ) -> Result<(), EngineError> {
+        let applied = self.outcome(attempt, keys, proof)?;
+        let mut write = outcome::rows(&attempt.operation, attempt.body()?, keys, &applied)?;
+        write.receipts = outcome::receipts(self.own(), receipts)?;
+        work::applied(self.db(), attempt.id, &write).await?;
+        fail_point(Point::Applied);
+        Ok(())
+    }
+
+    /// Shows the outcome here: events go out once.
+    pub(super) async fn close_own(
+        &self,
+        id: AttemptId,
+        body: &wire::operation::Request,
+        everywhere: bool,
+    ) -> Result<(), EngineError> {
+        let transfer_id = match body {
+            wire::operation::Request::Send(send) => Some(&send.transfer_id),
+            wire::operation::Request::Claim(claim) => Some(&claim.transfer_id),
+            wire::operation::Request::Deposit(_) | wire::operation::Request::Renew(_) => None,
+        };
+        let mut events = Vec::new();
+        if let Some(text) = transfer_id {
+            let transfer_id = spark_rules::operation::transfer_id(text)?;
+            let row = transfer::get(self.db().pool(), transfer_id.uuid()).await?;
+            events = row.as_ref().map(outcome::events).unwrap_or_default();
+        }
+        work::done(self.db(), id, &events, everywhere).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+//! The engine's parts, its errors and its answers.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use spark_proto::{peer::v1 as wire, signer::v1 as signer};
+use spark_rules::{
+    federation::Federation,
+    ids::{OperationId, OperatorIndex},
+    operation::{Keys, Operation, OperationError},
+    vote::{Choice, Kind, VoteError},
+};
+
+use super::records::Snapshot;
+use crate::{
+    call::CallError,
+    db::{
+        Db, DbError,
+        operation::{AttemptId, NewOperation, OperationRow},
+        work::{Claims, VoteWrite},
+    },
+    peer::Signers,
+};
+
+/// Why a step could not be done. None of these decides anything.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// Signer or peer.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A vote, certificate or proof does not hold.
+    #[error(transparent)]
+    Vote(#[from] VoteError),
+    /// The request breaks a rule.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// The attempt is not known here.
+    #[error("operation is not known")]
+    Unknown,
+    /// The caller may not ask for this.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// The step does not fit what is recorded.
+    #[error("{0}")]
+    State(&'static str),
+    /// A stored message does not decode.
+    #[error("stored message is malformed: {0}")]
+    Stored(#[from] prost::DecodeError),
+    /// The task that drove the attempt ended before its time.
+    #[error("operation task ended: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Why an attempt ended without effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which.
+    pub id: OperationId,
+    /// Of what kind.
+    pub kind: Kind,
+    /// Stable reason, for example `LEAF_UNAVAILABLE`.
+    pub reason: String,
+}
+
+/// What a handler tells the wallet (D7).
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub enum Outcome {
+    /// Every operator applied it: read the result from the database.
+    Applied(OperationId),
+    /// Refused before anybody was asked; nothing was written.
+    Invalid(OperationError),
+    /// Ended by a proof of abort, or another operation holds a leaf. Nothing changed.
+    Refused(Refusal),
+    /// The session's identity may not ask for this operation: PERMISSION_DENIED. Nothing was written.
+    NotRequester(OperationId),
+    /// Another request under this id is undecided: ABORTED.
+    Conflict(OperationId),
+    /// Another request under this id was committed: ALREADY_EXISTS.
+    Exists(OperationId),
+    /// Not decided, or not applied everywhere, in time: UNAVAILABLE. The same request again attaches to it.
+    Undecided(OperationId),
+}
+
+/// Waits and limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How often a peer or signer that was not reached is asked again within one run.
+    pub tries: u32,
+    /// Pause between these, growing linearly.
+    pub pause: Duration,
+    /// How long a repeated request waits for the running attempt.
+    pub attach: Duration,
+    /// After this many seconds a participant asks others about an undecided attempt.
+    pub ask_after: i64,
+    /// After this many seconds anybody may ask our signer for an ABORT, and the coordinator works on it again.
+    pub stale_after: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tries: 4,
+            pause: Duration::from_millis(250),
+            attach: Duration::from_secs(20),
+            ask_after: 10,
+            stale_after: 30,
+        }
+    }
+}
+
+/// The operation engine of one operator; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) db: Db,
+    pub(super) federation: Arc<Federation>,
+    pub(super) signers: Signers,
+    pub(super) settings: Settings,
+}
+
+/// One attempt with its request and what the rules make of it.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    pub(super) id: AttemptId,
+    pub(super) request: wire::Operation,
+    pub(super) operation: Operation,
+    pub(super) digest: [u8; 32],
+}
+
+impl Attempt {
+    pub(super) fn body(&self) -> Result<&wire::operation::Request, EngineError> {
+        self.request.request.as_ref().ok_or(EngineError::Operation(OperationError::Malformed("request")))
+    }
+
+    pub(super) fn new_row(&self, coordinates: bool) -> NewOperation {
+        NewOperation {
+            id: self.id,
+            kind: self.operation.kind.code(),
+            coordinates,
+            coordinator: self.operation.coordinator,
+            request: self.request.encode_to_vec(),
+            request_digest: self.digest,
+            named: self.operation.named.clone(),
+        }
+    }
+
+    /// A deposit makes its leaf, so there is no version to take: it claims the leaf id itself.
+    pub(super) fn claims(&self) -> Result<Claims, DbError> {
+        let mut claims = Claims::default();
+        for claim in self.operation.claims() {
+            if self.operation.kind == Kind::Deposit {
+                claims.resources.push(("leaf", claim.leaf.as_bytes().to_vec()));
+            } else {
+                let version = i64::try_from(claim.version).map_err(|_| DbError::Corrupt("leaf.version"))?;
+                claims.leaves.push((claim.leaf.uuid(), version));
+            }
+        }
+        claims.resources.extend(self.operation.resources.iter().map(|r| (r.kind, r.key.clone())));
+        // One order for all sessions: two operations over the same leaves wait for each other, never in a circle.
+        claims.leaves.sort_unstable();
+        claims.resources.sort_unstable();
+        Ok(claims)
+    }
+}
+
+/// Digest of a client's words, whatever attempt and coordinator carry them. Equal messages have equal bytes.
+pub(super) fn request_digest(request: &wire::operation::Request) -> [u8; 32] {
+    let bare = wire::Operation { request: Some(request.clone()), ..wire::Operation::default() };
+    Sha256::digest(bare.encode_to_vec()).into()
+}
+
+pub(super) const fn choice_column(choice: Choice) -> &'static str {
+    match choice {
+        Choice::Yes => "YES",
+        Choice::No => "NO",
+        Choice::Abort => "ABORT",
+    }
+}
+
+pub(super) fn vote_write(signer: OperatorIndex, choice: Choice, vote: &wire::Vote) -> VoteWrite {
+    VoteWrite { signer, choice: choice_column(choice), body: vote.encode_to_vec() }
+}
+
+impl Engine {
+    /// Over one database, one federation and the signers of its members.
+    pub fn new(db: Db, federation: Arc<Federation>, signers: Signers, settings: Settings) -> Self {
+        Self { inner: Arc::new(Inner { db, federation, signers, settings }) }
+    }
+
+    /// The database.
+    pub fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    /// The federation.
+    pub fn federation(&self) -> &Federation {
+        &self.inner.federation
+    }
+
+    /// The members' signers.
+    pub fn signers(&self) -> &Signers {
+        &self.inner.signers
+    }
+
+    pub(super) fn own(&self) -> OperatorIndex {
+        self.inner.signers.own_index()
+    }
+
+    pub(super) fn peer_indices(&self) -> Vec<OperatorIndex> {
+        self.inner.signers.peers().map(|(index, _)| index).collect()
+    }
+
+    /// Parses a request and derives the operation from one's own records.
+    pub(super) async fn derive(&self, request: wire::Operation) -> Result<(Attempt, Snapshot), EngineError> {
+        let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
+        let digest = request_digest(body);
+        let snapshot = Snapshot::load(self.db(), body).await?;
+        let operation = Operation::derive(&request, &snapshot, self.federation())?;
+        let id = AttemptId { op: operation.id, attempt: operation.attempt };
+        Ok((Attempt { id, request, operation, digest }, snapshot))
+    }
+
+    /// The attempt of a stored row.
+    pub(super) async fn reload(&self, row: &OperationRow) -> Result<Attempt, EngineError> {
+        let bytes = row.request.as_ref().ok_or(EngineError::State("the request is no longer stored"))?;
+        let request = wire::Operation::decode(bytes.as_slice())?;
+        Ok(self.derive(request).await?.0)
+    }
+
+    /// The keys that the operation makes, from what the own signer opened; asks the signer again if the row lost it.
+    pub(super) async fn keys(&self, attempt: &Attempt, row: &OperationRow) -> Result<Keys, EngineError> {
+        let opened = match &row.opened {
+            Some(bytes) => signer::PrepareResponse::decode(bytes.as_slice())?.opened,
+            None => {
+                let request = signer::PrepareRequest { operation: Some(attempt.request.clone()) };
+                self.inner.signers.own().prepare(request).await?.opened
+            }
+        };
+        Ok(Keys::derive(&attempt.operation, &opened)?)
+    }
+
+    pub(super) async fn pause(&self, tried: u32) {
+        tokio::time::sleep(self.inner.settings.pause.saturating_mul(tried)).await;
+    }
+}

@@ -1,0 +1,18 @@
+//! The operation engine (OPERATION.md D1-D10): one engine for every kind of operation.
+//!
+//! [`tally`] and [`shares`] are the transition core and do no I/O. [`Engine`] drives it: short SQL transactions,
+//! calls with deadlines, never one inside the other.
+
+mod coordinate;
+mod decide;
+mod engine;
+mod fail;
+mod outcome;
+mod participate;
+pub(crate) mod records;
+pub mod shares;
+pub mod tally;
+mod terminate;
+
+pub use engine::{Engine, EngineError, Outcome, Refusal, Settings};
+pub use records::Snapshot;

@@ -1,0 +1,170 @@
+//! From what the rules say an operation led to, to rows.
+
+use bitcoin::{Transaction, consensus::encode, hashes::Hash as _};
+use prost::Message as _;
+use spark_proto::peer::v1 as wire;
+use spark_rules::{
+    ids::{KeyshareId, LeafId, OperatorIndex},
+    leaf::LeafRecord,
+    operation::{Keys, Operation, OperationError, Outcome, transfer_id},
+    vote::Kind,
+};
+
+use crate::db::{
+    DbError,
+    chain::WatchedRow,
+    leaf::{LeafWrite, SignedTxRow},
+    operation::index_column,
+    receipt::ReceiptRow,
+    signed,
+    transfer::{self, TransferLeafRow, TransferRow},
+    work::{AppliedWrite, EventWrite},
+};
+
+/// Wire code of a plain transfer.
+const TYPE_TRANSFER: i16 = 2;
+
+fn leaf_write(record: &LeafRecord) -> Result<LeafWrite, DbError> {
+    Ok(LeafWrite {
+        leaf_id: record.leaf_id.uuid(),
+        tree_id: record.tree_id,
+        parent_id: record.parent_id.map(|id| id.uuid()),
+        version: signed("leaf.version", record.version)?,
+        owner_identity: record.owner_identity.serialize().to_vec(),
+        status: record.status.name().to_owned(),
+        value: signed("leaf.value", record.value)?,
+        node_txid: record.node_tx.compute_txid().to_byte_array().to_vec(),
+        record: record.encode(),
+    })
+}
+
+/// What spends a leaf's outputs must be noticed: the output under its node tx, and the node tx's own.
+fn watched(record: &LeafRecord) -> Vec<WatchedRow> {
+    let row = |outpoint: bitcoin::OutPoint, kind: &str| WatchedRow {
+        txid: outpoint.txid.to_byte_array().to_vec(),
+        vout: outpoint.vout.into(),
+        kind: kind.to_owned(),
+        leaf_id: Some(record.leaf_id.uuid()),
+    };
+    let below = if record.parent_id.is_none() { "BASE" } else { "NODE" };
+    let node = bitcoin::OutPoint { txid: record.node_tx.compute_txid(), vout: 0 };
+    record.node_tx.input.iter().map(|i| row(i.previous_output, below)).chain([row(node, "REFUND")]).collect()
+}
+
+fn optional(tx: Option<&Transaction>) -> Vec<u8> {
+    tx.map(encode::serialize).unwrap_or_default()
+}
+
+/// Rows of an applied operation.
+pub(super) fn rows(
+    operation: &Operation,
+    request: &wire::operation::Request,
+    keys: &Keys,
+    outcome: &Outcome,
+) -> Result<AppliedWrite, DbError> {
+    let mut write = AppliedWrite::default();
+    for record in outcome.nodes.iter().chain(&outcome.leaves) {
+        write.leaves.push(leaf_write(record)?);
+        write.watched.extend(watched(record));
+    }
+    for (job, tx) in outcome.signed.iter().enumerate() {
+        write.signed.push(SignedTxRow {
+            job: i32::try_from(job).map_err(|_| DbError::Corrupt("job"))?,
+            leaf_id: tx.leaf.uuid(),
+            leaf_version: signed("leaf.version", tx.version)?,
+            purpose: tx.purpose.tag().to_owned(),
+            txid: tx.tx.compute_txid().to_byte_array().to_vec(),
+            raw: encode::serialize(&tx.tx),
+        });
+    }
+    match (operation.kind, request) {
+        (Kind::Deposit, _) => {
+            write.used_addresses = outcome.leaves.iter().map(|l| l.leaf_id.uuid()).collect()
+        }
+        (Kind::Send, wire::operation::Request::Send(send)) => {
+            write.transfer = Some(transfer_rows(operation, &send.spark_invoice, keys, outcome)?);
+        }
+        (Kind::Claim, wire::operation::Request::Claim(claim)) => {
+            write.completed_transfer = transfer_id(&claim.transfer_id).ok().map(|id| id.uuid());
+        }
+        _ => {}
+    }
+    Ok(write)
+}
+
+fn transfer_rows(
+    operation: &Operation,
+    invoice: &str,
+    keys: &Keys,
+    outcome: &Outcome,
+) -> Result<(TransferRow, Vec<TransferLeafRow>), DbError> {
+    let mut total = 0i64;
+    let mut leaves = Vec::with_capacity(outcome.leaves.len());
+    for (position, record) in outcome.leaves.iter().enumerate() {
+        let key = keys.get(&record.leaf_id).ok_or(DbError::Missing("tweaked key"))?;
+        let value = signed("leaf.value", record.value)?;
+        total = total.saturating_add(value);
+        leaves.push(TransferLeafRow {
+            transfer_id: operation.id.uuid(),
+            leaf_id: record.leaf_id.uuid(),
+            position: i32::try_from(position).map_err(|_| DbError::Corrupt("position"))?,
+            leaf_version: signed("leaf.version", record.version)?,
+            value,
+            secret_cipher: key.secret_cipher.clone(),
+            signature: key.signature.clone(),
+            intermediate_refund_tx: encode::serialize(&record.refunds.cpfp),
+            intermediate_direct_refund_tx: optional(record.refunds.direct.as_ref()),
+            intermediate_direct_from_cpfp_refund_tx: encode::serialize(&record.refunds.direct_from_cpfp),
+            record: record.encode(),
+        });
+    }
+    let row = TransferRow {
+        transfer_id: operation.id.uuid(),
+        sender: operation.requester.serialize().to_vec(),
+        receiver: operation.receiver.serialize().to_vec(),
+        total,
+        status: transfer::SENDER_KEY_TWEAKED,
+        kind: TYPE_TRANSFER,
+        expiry: Some(operation.expiry_seconds.saturating_mul(1_000_000)).filter(|e| *e > 0),
+        invoice: invoice.to_owned(),
+        created_micros: 0,
+        updated_micros: 0,
+        completed_micros: None,
+    };
+    Ok((row, leaves))
+}
+
+/// Whom the outcome of a send or claim is announced to: both ends of the transfer.
+pub(super) fn events(transfer: &TransferRow) -> Vec<EventWrite> {
+    let id = transfer.transfer_id.as_bytes().to_vec();
+    vec![
+        (transfer.receiver.clone(), "TRANSFER", id.clone()),
+        (transfer.sender.clone(), "SENDER_TRANSFER", id),
+    ]
+}
+
+/// Receipts of one signer as rows. Entries with no legal ids are refused.
+pub(super) fn receipts(
+    signer: OperatorIndex,
+    receipts: &[wire::Receipt],
+) -> Result<Vec<ReceiptRow>, OperationError> {
+    receipts
+        .iter()
+        .map(|r| {
+            let malformed = |_| OperationError::Malformed("receipt");
+            let keyshare = KeyshareId::parse(&r.keyshare_id).map_err(malformed)?;
+            let too_large = |_| OperationError::Malformed("receipt");
+            Ok(ReceiptRow {
+                signer: index_column(signer),
+                incarnation: r.incarnation.clone(),
+                sequence: i64::try_from(r.sequence).map_err(too_large)?,
+                log_index: i64::try_from(r.log_index).map_err(too_large)?,
+                leaf_id: LeafId::parse(&r.leaf_id).ok().map(|id| id.uuid()),
+                keyshare_id: keyshare.uuid(),
+                op_id: spark_rules::ids::OperationId::parse(&r.operation_id).ok().map(|id| id.uuid()),
+                state: if r.state == "confirmed" { "confirmed" } else { "pending" }.to_owned(),
+                body: r.encode_to_vec(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,395 @@
+//! What an operator does when another one coordinates, and the own signer's vote in both roles.
+
+use prost::Message as _;
+use spark_proto::{peer::v1 as wire, signer::v1 as signer};
+use spark_rules::{
+    ids::{OperationId, OperatorIndex},
+    operation::{Keys, OperationError, identify},
+    vote::{Certificate, ProofOfAbort, Vote, VoteError},
+};
+
+use super::{
+    coordinate::LEAF_UNAVAILABLE,
+    engine::{Attempt, Engine, EngineError, Outcome, request_digest, vote_write},
+    fail::{Point, fail_point},
+};
+use crate::db::{
+    DbError,
+    operation::{self, AttemptId, NewOperation, OperationRow, State},
+    receipt, work,
+};
+
+fn attempt_id(operation_id: &[u8], attempt: u32) -> Result<AttemptId, EngineError> {
+    let op = OperationId::parse(operation_id).map_err(VoteError::from)?;
+    Ok(AttemptId { op, attempt })
+}
+
+impl Engine {
+    /// Own signer's vote on a proposed attempt, written before anybody hears it. Repeats give the stored vote.
+    pub(super) async fn prepare_own(&self, attempt: &Attempt) -> Result<wire::Vote, EngineError> {
+        let row = operation::get(self.db().pool(), attempt.id).await?.ok_or(EngineError::Unknown)?;
+        if let Some(vote) = &row.own_vote {
+            return Ok(wire::Vote::decode(vote.as_slice())?);
+        }
+        let request = signer::PrepareRequest { operation: Some(attempt.request.clone()) };
+        let response = self.inner.signers.own().prepare(request).await?;
+        fail_point(Point::SignerPrepared);
+        let vote = response.vote.ok_or(EngineError::State("signer gave no vote"))?;
+        let checked = self.own_vote(&vote, attempt.id)?;
+        let own = vote_write(self.own(), checked.ballot.choice, &vote);
+        if checked.ballot.choice.aborts() {
+            work::refused(self.db(), attempt.id, &own, &vote.reason).await?;
+            return Ok(vote);
+        }
+        let opened = signer::PrepareResponse { vote: None, opened: response.opened };
+        let keys = Keys::derive(&attempt.operation, &opened.opened)?;
+        if attempt.operation.digest(&keys) != checked.ballot.digest {
+            // Signer and tables disagree about a leaf: serve nothing on it (D10). The YES stays with the signer.
+            tracing::error!(operation = %attempt.id, "own signer voted on another digest than own tables give");
+            return Err(EngineError::State("own signer and own tables disagree"));
+        }
+        work::prepared(self.db(), attempt.id, &own, &checked.ballot.digest, &opened.encode_to_vec()).await?;
+        fail_point(Point::Prepared);
+        Ok(vote)
+    }
+
+    fn own_vote(&self, vote: &wire::Vote, id: AttemptId) -> Result<Vote, EngineError> {
+        let checked = Vote::verify(vote, self.federation())?;
+        let about = (checked.ballot.operation, checked.ballot.attempt) == (id.op, id.attempt);
+        if checked.position.signer != self.own() || !about {
+            return Err(EngineError::State("own signer voted on something else"));
+        }
+        Ok(checked)
+    }
+
+    /// A coordinator asks for a vote.
+    pub async fn on_prepare(
+        &self,
+        from: OperatorIndex,
+        request: wire::Operation,
+    ) -> Result<wire::Vote, EngineError> {
+        if request.coordinator != u32::from(from.get()) {
+            return Err(EngineError::Forbidden("only the coordinator asks for votes"));
+        }
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let digest = request_digest(request.request.as_ref().ok_or(OperationError::Malformed("request"))?);
+        if let Some(row) = operation::get(self.db().pool(), id).await? {
+            if row.request_digest != digest || row.coordinator != from {
+                return Err(EngineError::State("another request holds this attempt"));
+            }
+            if let Some(vote) = &row.own_vote {
+                return Ok(wire::Vote::decode(vote.as_slice())?);
+            }
+            if row.state == State::Refused {
+                return self.refuse_own(&row.id, &request, &row.reason).await;
+            }
+            let attempt = self.reload(&row).await?;
+            return self.prepare_own(&attempt).await;
+        }
+        match self.derive(request.clone()).await {
+            Ok((attempt, snapshot)) => {
+                if snapshot.frozen(attempt.operation.claims().iter().map(|c| c.leaf)).is_some() {
+                    return self.refuse(&attempt.new_row(false), &request, LEAF_UNAVAILABLE).await;
+                }
+                match work::propose(self.db(), &attempt.new_row(false), &attempt.claims()?).await {
+                    Ok(()) => {
+                        fail_point(Point::Proposed);
+                        self.prepare_own(&attempt).await
+                    }
+                    Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {
+                        self.refuse(&attempt.new_row(false), &request, LEAF_UNAVAILABLE).await
+                    }
+                    Err(DbError::AttemptLive) => {
+                        Err(EngineError::State("an earlier attempt is undecided here"))
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Err(EngineError::Operation(error)) => {
+                let new = self.bare_row(&request, id, digest, from).await?;
+                self.refuse(&new, &request, error.reason()).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A row for a request that one's own records refuse, with what can be known of it.
+    async fn bare_row(
+        &self,
+        request: &wire::Operation,
+        id: AttemptId,
+        request_digest: [u8; 32],
+        coordinator: OperatorIndex,
+    ) -> Result<NewOperation, EngineError> {
+        let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
+        let snapshot = super::records::Snapshot::load(self.db(), body).await?;
+        let (_, kind) = identify(request, &snapshot)?;
+        Ok(NewOperation {
+            id,
+            kind: kind.code(),
+            coordinates: false,
+            coordinator,
+            request: request.encode_to_vec(),
+            request_digest,
+            // The named signers could not be derived. A proof of abort by everybody holds for any of them.
+            named: self.federation().indices().collect(),
+        })
+    }
+
+    async fn refuse(
+        &self,
+        new: &NewOperation,
+        request: &wire::Operation,
+        reason: &str,
+    ) -> Result<wire::Vote, EngineError> {
+        work::refuse_new(self.db(), new, reason).await?;
+        self.refuse_own(&new.id, request, reason).await
+    }
+
+    /// The own signer's word that it will never release. It may not know the attempt yet: then it hears the request
+    /// first, and takes back a YES that its own ledger would have given.
+    async fn refuse_own(
+        &self,
+        id: &AttemptId,
+        request: &wire::Operation,
+        reason: &str,
+    ) -> Result<wire::Vote, EngineError> {
+        let ask = signer::SignAbortRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
+        let own = self.inner.signers.own();
+        let vote = match own.sign_abort(ask.clone()).await {
+            Ok(response) => response.vote,
+            Err(error) if error.refused() => {
+                let response =
+                    own.prepare(signer::PrepareRequest { operation: Some(request.clone()) }).await?;
+                match response.vote {
+                    Some(vote) if !self.own_vote(&vote, *id)?.ballot.choice.aborts() => {
+                        own.sign_abort(ask).await?.vote
+                    }
+                    vote => vote,
+                }
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut vote = vote.ok_or(EngineError::State("signer gave no vote"))?;
+        let checked = self.own_vote(&vote, *id)?;
+        if !checked.ballot.choice.aborts() {
+            return Err(EngineError::State("own signer does not abort"));
+        }
+        if vote.reason.is_empty() {
+            vote.reason = reason.to_owned();
+        }
+        work::refused(self.db(), *id, &vote_write(self.own(), checked.ballot.choice, &vote), reason).await?;
+        Ok(vote)
+    }
+
+    /// Somebody asks our signer for its shares, with a certificate.
+    pub async fn on_release(
+        &self,
+        request: signer::ReleaseRequest,
+    ) -> Result<signer::ReleaseResponse, EngineError> {
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let row = operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?;
+        let certificate = request.certificate.as_ref().ok_or(VoteError::Malformed("certificate"))?;
+        let checked = Certificate::verify(certificate, self.federation())?;
+        if checked.ballot().operation != id.op || checked.ballot().attempt != id.attempt {
+            return Err(VoteError::Disagree("operation").into());
+        }
+        if row.state < State::Certified {
+            work::certified(self.db(), id, &certificate.encode_to_vec()).await?;
+            fail_point(Point::Certified);
+        }
+        let response = self.inner.signers.own().release(request).await?;
+        fail_point(Point::Released);
+        Ok(response)
+    }
+
+    /// Somebody asks our signer for an ABORT: the coordinator at any time, others once the attempt is stale.
+    pub async fn on_sign_abort(
+        &self,
+        from: OperatorIndex,
+        request: signer::SignAbortRequest,
+    ) -> Result<signer::SignAbortResponse, EngineError> {
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let row = operation::get(self.db().pool(), id).await?;
+        if let Some(row) = &row {
+            if row.coordinator != from && row.age_seconds < self.inner.settings.stale_after {
+                return Err(EngineError::Forbidden("only the coordinator ends a fresh attempt"));
+            }
+            if row.state.committed() {
+                return Err(EngineError::State("a proof of commit is known"));
+            }
+        }
+        let response = self.inner.signers.own().sign_abort(request).await?;
+        if let (Some(row), Some(vote)) = (row, &response.vote) {
+            let checked = self.own_vote(vote, id)?;
+            if checked.ballot.choice.aborts() && row.state != State::Aborted {
+                let own = vote_write(self.own(), checked.ballot.choice, vote);
+                work::refused(self.db(), id, &own, "ABORT_ASKED").await?;
+            }
+        }
+        Ok(response)
+    }
+
+    /// Somebody hands over a proof of commit. Idempotent.
+    pub async fn on_apply(&self, request: wire::ApplyRequest) -> Result<Vec<wire::Receipt>, EngineError> {
+        let proof = request.proof.ok_or(VoteError::Malformed("proof"))?;
+        let certificate = proof.certificate.as_ref().ok_or(VoteError::Malformed("certificate"))?;
+        let checked = Certificate::verify(certificate, self.federation())?;
+        let id = AttemptId { op: checked.ballot().operation, attempt: checked.ballot().attempt };
+        let row = operation::get(self.db().pool(), id).await?;
+        if row.as_ref().is_some_and(|row| matches!(row.state, State::Applied | State::Done)) {
+            return self.own_receipts(id).await;
+        }
+        let attempt = match (&row, request.operation) {
+            (Some(row), _) if row.request.is_some() => self.reload(row).await?,
+            (_, Some(operation)) => self.derive(operation).await?.0,
+            (_, None) => return Err(EngineError::Unknown),
+        };
+        let row = match row {
+            Some(row) => row,
+            None => {
+                work::restore(self.db(), &attempt.new_row(false), &attempt.claims()?).await?;
+                operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?
+            }
+        };
+        let keys = self.keys(&attempt, &row).await?;
+        self.outcome(&attempt, &keys, &proof)?;
+        work::committed(self.db(), id, &proof.encode_to_vec(), &certificate.encode_to_vec(), &[]).await?;
+        fail_point(Point::Committed);
+        let receipts = self.signer_apply(id, &proof).await?;
+        fail_point(Point::SignerApplied);
+        self.write_applied(&attempt, &keys, &proof, &receipts).await?;
+        Ok(receipts)
+    }
+
+    async fn own_receipts(&self, id: AttemptId) -> Result<Vec<wire::Receipt>, EngineError> {
+        let own = operation::index_column(self.own());
+        let rows = receipt::of_operation(self.db().pool(), id.op.uuid()).await?;
+        rows.iter()
+            .filter(|r| r.signer == own)
+            .map(|r| Ok(wire::Receipt::decode(r.body.as_slice())?))
+            .collect()
+    }
+
+    /// Somebody hands over a proof of abort. Idempotent.
+    pub async fn on_abort(&self, request: wire::AbortRequest) -> Result<(), EngineError> {
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let proof = request.proof.ok_or(VoteError::Malformed("proof"))?;
+        let Some(row) = operation::get(self.db().pool(), id).await? else { return Ok(()) };
+        if row.state == State::Aborted {
+            return Ok(());
+        }
+        if row.state.committed() {
+            tracing::error!(operation = %id, "proofs of commit and of abort exist for one attempt");
+            return Err(EngineError::State("a proof of commit is known"));
+        }
+        // A row whose named signers could not be derived held no claim and no YES: the proof frees nothing here.
+        if row.state != State::Refused {
+            ProofOfAbort::verify(&proof, self.federation(), id.op, id.attempt, &row.named)?;
+        }
+        match self.conclude_abort(&row, proof, "ABORTED").await? {
+            Outcome::Undecided(_) => Err(EngineError::State("own signer has not taken the proof yet")),
+            _ => Ok(()),
+        }
+    }
+
+    /// What this operator can prove about an attempt.
+    pub async fn on_query(
+        &self,
+        request: wire::QueryProofRequest,
+    ) -> Result<wire::QueryProofReply, EngineError> {
+        use wire::query_proof_reply::{Outcome as Reply, Unknown};
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let outcome = match operation::get(self.db().pool(), id).await? {
+            None => Reply::Unknown(Unknown {}),
+            Some(row) => match (&row.proof, &row.abort_proof, &row.own_vote) {
+                (Some(proof), _, _) => Reply::Commit(wire::ApplyRequest {
+                    operation: row.request.as_deref().map(wire::Operation::decode).transpose()?,
+                    proof: Some(wire::ProofOfCommit::decode(proof.as_slice())?),
+                }),
+                (_, Some(proof), _) => Reply::Abort(wire::AbortRequest {
+                    operation_id: id.op.as_bytes().to_vec(),
+                    attempt: id.attempt,
+                    proof: Some(wire::ProofOfAbort::decode(proof.as_slice())?),
+                }),
+                (_, _, Some(vote)) => Reply::Vote(wire::Vote::decode(vote.as_slice())?),
+                _ => Reply::Unknown(Unknown {}),
+            },
+        };
+        Ok(wire::QueryProofReply { outcome: Some(outcome) })
+    }
+
+    /// The coordinator says that every operator applied it.
+    pub async fn on_close(
+        &self,
+        from: OperatorIndex,
+        request: wire::CloseRequest,
+    ) -> Result<(), EngineError> {
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let row = operation::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)?;
+        if row.coordinator != from {
+            return Err(EngineError::Forbidden("only the coordinator closes"));
+        }
+        self.close_row(&row).await
+    }
+
+    /// Closes an applied attempt of one's own tables.
+    pub(super) async fn close_row(&self, row: &OperationRow) -> Result<(), EngineError> {
+        let (State::Applied, Some(bytes)) = (row.state, &row.request) else { return Ok(()) };
+        let request = wire::Operation::decode(bytes.as_slice())?;
+        let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
+        self.close_own(row.id, body, true).await
+    }
+}
+
+/// Following the signer's journal (D10).
+impl Engine {
+    /// Writes again an attempt that the own signer prepared and these tables lost, and its vote. False: nothing was
+    /// missing.
+    pub(crate) async fn restore(&self, request: wire::Operation) -> Result<bool, EngineError> {
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let found = operation::get(self.db().pool(), id).await?;
+        if found.as_ref().is_some_and(|row| row.own_vote.is_some()) {
+            return Ok(false);
+        }
+        let attempt = self.derive(request).await?.0;
+        let coordinates = attempt.operation.coordinator == self.own();
+        work::restore(self.db(), &attempt.new_row(coordinates), &attempt.claims()?).await?;
+        self.prepare_own(&attempt).await?;
+        Ok(true)
+    }
+
+    /// Applies here what the own signer has applied. False: these tables show it already.
+    pub(crate) async fn reapply(
+        &self,
+        id: AttemptId,
+        proof: wire::ProofOfCommit,
+    ) -> Result<bool, EngineError> {
+        match operation::get(self.db().pool(), id).await? {
+            Some(row) if matches!(row.state, State::Applied | State::Done) => Ok(false),
+            Some(_) => {
+                self.on_apply(wire::ApplyRequest { operation: None, proof: Some(proof) }).await?;
+                Ok(true)
+            }
+            None => {
+                // Lost with an older database: a peer that has not closed the attempt still has the request.
+                let query =
+                    wire::QueryProofRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
+                for (_, peer) in self.inner.signers.peers() {
+                    let reply = peer.query_proof(query.clone()).await.ok().and_then(|r| r.outcome);
+                    if let Some(wire::query_proof_reply::Outcome::Commit(request)) = reply
+                        && request.operation.is_some()
+                    {
+                        self.on_apply(wire::ApplyRequest {
+                            operation: request.operation,
+                            proof: Some(proof),
+                        })
+                        .await?;
+                        return Ok(true);
+                    }
+                }
+                Err(EngineError::Unknown)
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Persistent channels to the peers, and one way to reach the signer of any member.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use spark_proto::{
+    peer::v1::{self as wire, peer_client::PeerClient as Client},
+    signer::v1 as signer,
+};
+use spark_rules::ids::OperatorIndex;
+use tonic::transport::Channel;
+
+use crate::{
+    call::{CallError, MAX_MESSAGE, unary},
+    signer_client::SignerClient,
+};
+
+/// One peer; clones share the channel.
+#[derive(Debug, Clone)]
+pub struct PeerClient {
+    client: Client<Channel>,
+    deadline: Duration,
+}
+
+impl PeerClient {
+    /// Over a channel made once; `deadline` bounds every call.
+    pub fn new(channel: Channel, deadline: Duration) -> Self {
+        let client = Client::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Self { client, deadline }
+    }
+}
+
+macro_rules! peer_calls {
+    ($($(#[$doc:meta])* $name:ident: $request:ty => $response:ty;)*) => {
+        impl PeerClient {
+            $($(#[$doc])*
+            pub async fn $name(&self, request: $request) -> Result<$response, CallError> {
+                let mut client = self.client.clone();
+                unary(self.deadline, request, |r| async move { client.$name(r).await }).await
+            })*
+        }
+    };
+}
+
+peer_calls! {
+    /// Same federation?
+    hello: wire::HelloRequest => wire::HelloResponse;
+    /// Asks for a vote.
+    prepare: wire::Operation => wire::PrepareReply;
+    /// Hands over a proof of commit.
+    apply: wire::ApplyRequest => wire::ApplyReply;
+    /// Hands over a proof of abort.
+    abort: wire::AbortRequest => wire::AbortReply;
+    /// What do you know?
+    query_proof: wire::QueryProofRequest => wire::QueryProofReply;
+    /// Everybody has applied it.
+    close: wire::CloseRequest => wire::CloseReply;
+    /// Nonce commitments of the peer's signer.
+    commit_nonces: signer::CommitNoncesRequest => signer::CommitNoncesResponse;
+    /// Binding by the peer's signer.
+    bind_keyshare: signer::BindKeyshareRequest => signer::BindKeyshareResponse;
+    /// Possession share of the peer's signer.
+    prove_possession: signer::ProvePossessionRequest => signer::ProvePossessionResponse;
+    /// Signature shares of the peer's signer.
+    release: signer::ReleaseRequest => signer::ReleaseResponse;
+    /// ABORT of the peer's signer.
+    sign_abort: signer::SignAbortRequest => signer::SignAbortResponse;
+    /// Key generation, first round.
+    dkg_start: signer::DkgStartRequest => signer::DkgRound1;
+    /// Key generation, second round.
+    dkg_respond: signer::DkgRound1Set => signer::DkgRound2;
+    /// Key generation, transcript.
+    dkg_finish: signer::DkgRound2Set => signer::DkgTranscript;
+    /// Key generation, end.
+    dkg_confirm: signer::DkgTranscriptSet => signer::DkgConfirmResponse;
+    /// The peer's signer as witness.
+    answer_witness: signer::WitnessQuestion => signer::WitnessAnswer;
+}
+
+/// The signers of all members: the own one directly, the others through their operators.
+#[derive(Debug, Clone)]
+pub struct Signers {
+    own: OperatorIndex,
+    signer: SignerClient,
+    peers: BTreeMap<OperatorIndex, PeerClient>,
+}
+
+impl Signers {
+    /// `peers` are all members but `own`.
+    pub fn new(own: OperatorIndex, signer: SignerClient, peers: BTreeMap<OperatorIndex, PeerClient>) -> Self {
+        Self { own, signer, peers }
+    }
+
+    /// This operator.
+    pub const fn own_index(&self) -> OperatorIndex {
+        self.own
+    }
+
+    /// The own signer.
+    pub const fn own(&self) -> &SignerClient {
+        &self.signer
+    }
+
+    /// One peer.
+    pub fn peer(&self, index: OperatorIndex) -> Result<&PeerClient, CallError> {
+        self.peers.get(&index).ok_or(CallError::Stranger(index.get()))
+    }
+
+    /// All peers.
+    pub fn peers(&self) -> impl Iterator<Item = (OperatorIndex, &PeerClient)> {
+        self.peers.iter().map(|(index, peer)| (*index, peer))
+    }
+
+    /// All members, ascending.
+    pub fn members(&self) -> Vec<OperatorIndex> {
+        let mut all: Vec<_> = self.peers.keys().copied().chain([self.own]).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+macro_rules! everywhere {
+    ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
+        impl Signers {
+            $($(#[$doc])*
+            pub async fn $name(
+                &self,
+                index: OperatorIndex,
+                request: signer::$request,
+            ) -> Result<signer::$response, CallError> {
+                if index == self.own {
+                    self.signer.$name(request).await
+                } else {
+                    self.peer(index)?.$name(request).await
+                }
+            })*
+        }
+    };
+}
+
+everywhere! {
+    /// Nonce commitments of a member's signer.
+    commit_nonces: CommitNoncesRequest -> CommitNoncesResponse;
+    /// Binding by a member's signer.
+    bind_keyshare: BindKeyshareRequest -> BindKeyshareResponse;
+    /// Possession share of a member's signer.
+    prove_possession: ProvePossessionRequest -> ProvePossessionResponse;
+    /// Signature shares of a member's signer.
+    release: ReleaseRequest -> ReleaseResponse;
+    /// ABORT of a member's signer.
+    sign_abort: SignAbortRequest -> SignAbortResponse;
+    /// Key generation, first round.
+    dkg_start: DkgStartRequest -> DkgRound1;
+    /// Key generation, second round.
+    dkg_respond: DkgRound1Set -> DkgRound2;
+    /// Key generation, transcript.
+    dkg_finish: DkgRound2Set -> DkgTranscript;
+    /// Key generation, end.
+    dkg_confirm: DkgTranscriptSet -> DkgConfirmResponse;
+}

@@ -1,0 +1,120 @@
+//! Start and failover: the signer's journal is the truth, Postgres follows it (D10), and the peers' memory decides
+//! whether the signer may work at all (D11).
+
+use futures::future::try_join_all;
+use prost::Message as _;
+use spark_proto::{peer::v1 as peer, signer::v1 as wire};
+use spark_rules::{
+    ids::OperationId,
+    vote::{Position, VoteError},
+};
+
+use crate::{
+    call::CallError,
+    db::{DbError, operation::AttemptId, projection},
+    op::{Engine, EngineError},
+};
+
+/// Entries read in one call.
+const PAGE: u32 = 256;
+
+/// Why recovery did not finish; nothing is served then.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// Signer or peer.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The signer's position is malformed.
+    #[error(transparent)]
+    Position(#[from] VoteError),
+    /// The signer's journal is behind what these tables have seen: one of the two was restored.
+    #[error("signer's journal ends at {head}, but these tables followed it to {seen}")]
+    Behind {
+        /// Last entry of the journal.
+        head: u64,
+        /// Last entry projected.
+        seen: u64,
+    },
+}
+
+/// What recovery found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Attempts written again.
+    pub restored: u32,
+    /// Attempts applied again.
+    pub applied: u32,
+    /// Attempts that these tables cannot follow: their leaves must not be served.
+    pub unresolved: Vec<(OperationId, u32)>,
+}
+
+/// Unlocks the signer with the peers' memory: asks, carries the question to every peer, hands over the answers.
+/// Does nothing when the signer is already unlocked.
+pub async fn unlock(engine: &Engine) -> Result<wire::GetStatusResponse, RecoveryError> {
+    let signers = engine.signers();
+    let status = signers.own().get_status(wire::GetStatusRequest {}).await?;
+    if !status.locked {
+        return Ok(status);
+    }
+    let question = signers.own().ask_witness(wire::AskWitnessRequest {}).await?;
+    let answers =
+        try_join_all(signers.peers().map(|(_, peer)| peer.answer_witness(question.clone()))).await?;
+    Ok(signers.own().accept_witness(wire::AcceptWitnessRequest { answers }).await?)
+}
+
+/// Follows the signer's journal from where these tables stand.
+pub async fn follow_journal(engine: &Engine) -> Result<Recovered, RecoveryError> {
+    let own = engine.signers().own();
+    let status = own.get_status(wire::GetStatusRequest {}).await?;
+    let position = Position::parse(status.position.as_ref())?;
+    let incarnation = *position.incarnation.as_bytes();
+    let mut after = match projection::get(engine.db().pool()).await? {
+        Some((seen, sequence)) if seen == incarnation => sequence,
+        _ => 0,
+    };
+    let mut recovered = Recovered::default();
+    loop {
+        let page = own.read_journal(wire::ReadJournalRequest { after, limit: PAGE }).await?;
+        if page.head < after {
+            return Err(RecoveryError::Behind { head: page.head, seen: after });
+        }
+        let Some(last) = page.entries.last().map(|e| e.sequence) else { return Ok(recovered) };
+        for entry in &page.entries {
+            project(engine, entry, &mut recovered).await;
+        }
+        if last <= after {
+            return Ok(recovered);
+        }
+        projection::set(engine.db().pool(), &incarnation, last).await?;
+        after = last;
+    }
+}
+
+async fn project(engine: &Engine, entry: &wire::JournalEntry, recovered: &mut Recovered) {
+    let Ok(op) = OperationId::parse(&entry.operation_id) else { return };
+    let id = AttemptId { op, attempt: entry.attempt };
+    let outcome = match entry.kind.as_str() {
+        "prepared" if !entry.operation.is_empty() => {
+            match peer::Operation::decode(entry.operation.as_slice()) {
+                Ok(request) => {
+                    engine.restore(request).await.map(|written| recovered.restored += u32::from(written))
+                }
+                Err(error) => Err(EngineError::Stored(error)),
+            }
+        }
+        "applied" => match &entry.proof {
+            Some(proof) => {
+                engine.reapply(id, proof.clone()).await.map(|written| recovered.applied += u32::from(written))
+            }
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    };
+    if let Err(error) = outcome {
+        tracing::error!(%error, operation = %id, kind = %entry.kind, "signer's journal entry cannot be followed");
+        recovered.unresolved.push((op, entry.attempt));
+    }
+}

@@ -1,0 +1,113 @@
+//! Handlers over a real database, with an engine and signers that only take note.
+
+mod queries;
+mod writes;
+
+use std::sync::{Arc, Mutex};
+
+use secp256k1::PublicKey;
+use spark_proto::{
+    peer::v1::operation::Request as Operation,
+    signer::v1::{CommitNoncesRequest, CommitNoncesResponse},
+    spark,
+};
+use spark_rules::{
+    address::Network,
+    ids::{LeafId, OperatorIndex},
+};
+use tonic::Request;
+
+use super::{Api, DepositAddresses, Nonces, Operations, Parts, testing};
+use crate::{
+    convert::Converter,
+    db::{Db, address::AddressRow, testing::database},
+    events::Events,
+    status::{Reason, Refused},
+};
+
+/// Takes note of operations; succeeds unless told otherwise.
+#[derive(Default)]
+struct Engine {
+    seen: Mutex<Vec<Operation>>,
+    refuse: Mutex<Option<Refused>>,
+}
+
+#[tonic::async_trait]
+impl Operations for Engine {
+    async fn run(&self, request: Operation, _: &PublicKey) -> Result<(), Refused> {
+        self.seen.lock().unwrap().push(request);
+        self.refuse.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+}
+
+/// Signers that are not there.
+struct Unreachable;
+
+#[tonic::async_trait]
+impl Nonces for Unreachable {
+    async fn commit(
+        &self,
+        _: OperatorIndex,
+        _: CommitNoncesRequest,
+    ) -> Result<CommitNoncesResponse, Refused> {
+        Err(Refused::new(Reason::SignerUnreachable, "not there"))
+    }
+}
+
+#[tonic::async_trait]
+impl DepositAddresses for Unreachable {
+    async fn generate(
+        &self,
+        leaf: LeafId,
+        user: &PublicKey,
+        identity: &PublicKey,
+    ) -> Result<AddressRow, Refused> {
+        Ok(AddressRow {
+            keyshare_id: leaf.uuid(),
+            leaf_id: leaf.uuid(),
+            address: "bcrt1p".into(),
+            script: vec![0; 34],
+            network: "regtest".into(),
+            identity: identity.serialize().to_vec(),
+            user_key: user.serialize().to_vec(),
+            verifying_key: testing::key(5).serialize().to_vec(),
+            coordinator: 0,
+            address_signatures: format!("{{\"{:064x}\":\"3006\"}}", 1),
+            possession_signature: Some(vec![7; 64]),
+            state: "READY".into(),
+            created_micros: 0,
+        })
+    }
+}
+
+struct Bench {
+    api: Api,
+    db: Db,
+    engine: Arc<Engine>,
+}
+
+async fn bench() -> Bench {
+    let db = database().await;
+    let federation = Arc::new(testing::federation(3, 2));
+    let engine = Arc::new(Engine::default());
+    let events =
+        Events::start(db.clone(), Converter::new(&federation), spark::Network::Regtest).await.unwrap();
+    let api = Api::new(Parts {
+        federation,
+        own: OperatorIndex::new(0),
+        network: Network::Regtest,
+        db: db.clone(),
+        events,
+        operations: engine.clone(),
+        nonces: Arc::new(Unreachable),
+        addresses: Arc::new(Unreachable),
+    });
+    Bench { api, db, engine }
+}
+
+/// A request as the public edge hands it on for the session of an identity.
+fn from<T>(identity: u8, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(testing::session(identity));
+    request
+}

@@ -1,0 +1,220 @@
+//! Queries of transfers.
+
+use spark_proto::spark::{
+    self, TransferStatus as Status,
+    transfer_filter::{Participant, TimeFilter},
+};
+use uuid::Uuid;
+
+use super::{Api, input, page::Page};
+use crate::{
+    authn::Session,
+    convert::{self, by_transfer},
+    db::{
+        query_transfer::{self, Listing},
+        transfer::{self, TransferRow},
+    },
+    status::{Reason, Refused},
+};
+
+/// What a receiver has to claim.
+const RECEIVER_PENDING: [Status; 5] = [
+    Status::SenderKeyTweaked,
+    Status::ReceiverKeyTweaked,
+    Status::ReceiverKeyTweakLocked,
+    Status::ReceiverKeyTweakApplied,
+    Status::ReceiverRefundSigned,
+];
+/// What a sender waits for.
+const SENDER_PENDING: [Status; 2] = [Status::SenderKeyTweakPending, Status::SenderInitiated];
+
+/// Which of the two queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    All,
+    Pending,
+}
+
+impl Api {
+    pub(super) async fn transfers(
+        &self,
+        session: &Session,
+        request: spark::TransferFilter,
+        scope: Scope,
+    ) -> Result<spark::QueryTransfersResponse, Refused> {
+        input::network_if_named("network", request.network, self.parts.network)?;
+        let page = Page::parse(request.limit, request.offset)?;
+        let listing = listing(session, &request, scope)?;
+        let rows = query_transfer::page(self.parts.db.pool(), &listing, page.fetch(), page.offset()).await?;
+        let (rows, offset) = page.cut(rows);
+        Ok(spark::QueryTransfersResponse { transfers: self.shown(&rows).await?, offset })
+    }
+
+    /// A transfer in which the identity takes part.
+    pub(super) async fn transfer_of(&self, id: Uuid, session: &Session) -> Result<TransferRow, Refused> {
+        let identity = session.identity.serialize();
+        transfer::get(self.parts.db.pool(), id)
+            .await?
+            .filter(|row| row.sender == identity || row.receiver == identity)
+            .ok_or_else(|| Refused::new(Reason::TransferUnknown, "transfer is not known"))
+    }
+
+    /// Transfers with their leaves, in the same order.
+    pub(super) async fn shown(&self, rows: &[TransferRow]) -> Result<Vec<spark::Transfer>, Refused> {
+        let ids: Vec<_> = rows.iter().map(|row| row.transfer_id).collect();
+        let mut leaves = by_transfer(query_transfer::leaves(self.parts.db.pool(), &ids).await?);
+        rows.iter()
+            .map(|row| {
+                let leaves = leaves.remove(&row.transfer_id).unwrap_or_default();
+                Ok(self.converter.transfer(row, &leaves, self.parts.network.to_wire())?)
+            })
+            .collect()
+    }
+}
+
+fn listing(session: &Session, request: &spark::TransferFilter, scope: Scope) -> Result<Listing, Refused> {
+    let own = |field, key: &[u8]| {
+        input::own_identity(field, key, session).map(|key| Some(key.serialize().to_vec()))
+    };
+    let (sender, receiver) = match &request.participant {
+        Some(Participant::SenderIdentityPublicKey(key)) => (own("sender_identity_public_key", key)?, None),
+        Some(Participant::ReceiverIdentityPublicKey(key)) => {
+            (None, own("receiver_identity_public_key", key)?)
+        }
+        Some(Participant::SenderOrReceiverIdentityPublicKey(key)) => {
+            let key = own("sender_or_receiver_identity_public_key", key)?;
+            (key.clone(), key)
+        }
+        // Nobody sees transfers of others, so nobody named is the session itself.
+        None => {
+            let key = Some(session.identity.serialize().to_vec());
+            (key.clone(), key)
+        }
+    };
+    if request.types.len() > 16 || request.statuses.len() > 16 {
+        return Err(Refused::field("types", "at most 16 types and 16 statuses"));
+    }
+    let kinds = codes("types", &request.types, |code| spark::TransferType::try_from(code).is_ok())?;
+    let named = codes("statuses", &request.statuses, |code| Status::try_from(code).is_ok())?;
+    let (sender_statuses, receiver_statuses) = match scope {
+        Scope::All => (named.clone(), named),
+        Scope::Pending => (SENDER_PENDING.map(code).to_vec(), RECEIVER_PENDING.map(code).to_vec()),
+    };
+    let (created_after, created_before) = match &request.time_filter {
+        None => (None, None),
+        Some(TimeFilter::CreatedAfter(time)) => (Some(micros("created_after", time)?), None),
+        // Rows have microseconds: a limit between two of them excludes the later one only.
+        Some(TimeFilter::CreatedBefore(time)) => {
+            let rest = i64::from(time.nanos % 1_000 != 0);
+            (None, Some(micros("created_before", time)?.saturating_add(rest)))
+        }
+    };
+    Ok(Listing {
+        sender,
+        receiver,
+        sender_statuses,
+        receiver_statuses,
+        ids: input::transfer_ids(&request.transfer_ids)?.iter().map(|id| id.uuid()).collect(),
+        kinds,
+        created_after,
+        created_before,
+        ascending: request.order == spark::Order::Ascending as i32,
+    })
+}
+
+const fn code(status: Status) -> i16 {
+    status as i16
+}
+
+fn codes(field: &'static str, wire: &[i32], known: impl Fn(i32) -> bool) -> Result<Vec<i16>, Refused> {
+    wire.iter()
+        .map(|code| {
+            i16::try_from(*code)
+                .ok()
+                .filter(|_| known(*code))
+                .ok_or_else(|| Refused::field(field, format!("{code} is not known")))
+        })
+        .collect()
+}
+
+fn micros(field: &'static str, time: &prost_types::Timestamp) -> Result<i64, Refused> {
+    // Years 1 to 9999, the range of a Timestamp, which is also within Postgres's.
+    if !(-62_135_596_800..=253_402_300_799).contains(&time.seconds) {
+        return Err(Refused::field(field, "is out of range"));
+    }
+    convert::micros(time).ok_or_else(|| Refused::field(field, "is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::Timestamp;
+    use secp256k1::{PublicKey, SecretKey};
+
+    use super::*;
+
+    fn session(seed: u8) -> Session {
+        Session { identity: PublicKey::from_secret_key_global(&SecretKey::from_slice(&[seed; 32]).unwrap()) }
+    }
+
+    fn filter(participant: Option<Participant>) -> spark::TransferFilter {
+        spark::TransferFilter { participant, ..spark::TransferFilter::default() }
+    }
+
+    #[test]
+    fn x20_a_listing_is_always_the_sessions() {
+        let me = session(1);
+        let key = me.identity.serialize().to_vec();
+        let other = session(2).identity.serialize().to_vec();
+        for participant in [
+            Participant::SenderIdentityPublicKey(other.clone()),
+            Participant::ReceiverIdentityPublicKey(other.clone()),
+            Participant::SenderOrReceiverIdentityPublicKey(other),
+        ] {
+            let refused = listing(&me, &filter(Some(participant)), Scope::All).unwrap_err();
+            assert_eq!(refused.reason, Reason::NotOwner);
+        }
+        let nobody = listing(&me, &filter(None), Scope::All).unwrap();
+        assert_eq!((nobody.sender, nobody.receiver), (Some(key.clone()), Some(key.clone())));
+        let sent = filter(Some(Participant::SenderIdentityPublicKey(key.clone())));
+        let sent = listing(&me, &sent, Scope::All).unwrap();
+        assert_eq!((sent.sender, sent.receiver), (Some(key), None));
+    }
+
+    #[test]
+    fn pending_means_something_else_for_each_side() {
+        let me = session(1);
+        let mut request = filter(None);
+        request.statuses = vec![Status::Completed as i32];
+        let pending = listing(&me, &request, Scope::Pending).unwrap();
+        assert_eq!(pending.receiver_statuses, [2, 3, 9, 10, 4]);
+        assert_eq!(pending.sender_statuses, [1, 0]);
+        let all = listing(&me, &request, Scope::All).unwrap();
+        assert_eq!((all.sender_statuses, all.receiver_statuses), (vec![5], vec![5]));
+    }
+
+    #[test]
+    fn times_exclude_their_own_instant() {
+        let me = session(1);
+        let mut request = filter(None);
+        let time = |nanos| Timestamp { seconds: 10, nanos };
+        request.time_filter = Some(TimeFilter::CreatedAfter(time(1_500)));
+        assert_eq!(listing(&me, &request, Scope::All).unwrap().created_after, Some(10_000_001));
+        request.time_filter = Some(TimeFilter::CreatedBefore(time(1_000)));
+        assert_eq!(listing(&me, &request, Scope::All).unwrap().created_before, Some(10_000_001));
+        request.time_filter = Some(TimeFilter::CreatedBefore(time(1_500)));
+        assert_eq!(listing(&me, &request, Scope::All).unwrap().created_before, Some(10_000_002));
+        for bad in [Timestamp { seconds: i64::MAX, nanos: 0 }, Timestamp { seconds: 0, nanos: -1 }] {
+            request.time_filter = Some(TimeFilter::CreatedAfter(bad));
+            assert!(listing(&me, &request, Scope::All).is_err());
+        }
+    }
+
+    #[test]
+    fn unknown_codes_are_refused() {
+        let me = session(1);
+        for (types, statuses) in [(vec![99], vec![]), (vec![], vec![99]), (vec![2; 17], vec![])] {
+            let request = spark::TransferFilter { types, statuses, ..filter(None) };
+            assert!(listing(&me, &request, Scope::All).is_err());
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The operator's own signer.
+
+use std::time::Duration;
+
+use spark_proto::signer::v1::{self as wire, signer_client::SignerClient as Client};
+use tonic::transport::Channel;
+
+use crate::call::{CallError, MAX_MESSAGE, unary};
+
+/// One persistent channel; clones share it.
+#[derive(Debug, Clone)]
+pub struct SignerClient {
+    client: Client<Channel>,
+    deadline: Duration,
+}
+
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
+        impl SignerClient {
+            $($(#[$doc])*
+            pub async fn $name(&self, request: wire::$request) -> Result<wire::$response, CallError> {
+                let mut client = self.client.clone();
+                unary(self.deadline, request, |r| async move { client.$name(r).await }).await
+            })*
+        }
+    };
+}
+
+impl SignerClient {
+    /// Over a channel made once; `deadline` bounds every call.
+    pub fn new(channel: Channel, deadline: Duration) -> Self {
+        let client = Client::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Self { client, deadline }
+    }
+}
+
+calls! {
+    /// Where the signer stands.
+    get_status: GetStatusRequest -> GetStatusResponse;
+    /// Fresh nonce commitments.
+    commit_nonces: CommitNoncesRequest -> CommitNoncesResponse;
+    /// Binds a keyshare to a deposit address.
+    bind_keyshare: BindKeyshareRequest -> BindKeyshareResponse;
+    /// A share of the proof of possession.
+    prove_possession: ProvePossessionRequest -> ProvePossessionResponse;
+    /// Policy, staging, vote.
+    prepare: PrepareRequest -> PrepareResponse;
+    /// Signature shares of one stage.
+    release: ReleaseRequest -> ReleaseResponse;
+    /// Applies a proof of commit.
+    apply: ApplyRequest -> ApplyResponse;
+    /// A signed ABORT, if nothing was released.
+    sign_abort: SignAbortRequest -> SignAbortResponse;
+    /// Applies a proof of abort.
+    abort: AbortRequest -> AbortResponse;
+    /// Journal entries after a sequence.
+    read_journal: ReadJournalRequest -> ReadJournalResponse;
+    /// First round of key generation.
+    dkg_start: DkgStartRequest -> DkgRound1;
+    /// Second round.
+    dkg_respond: DkgRound1Set -> DkgRound2;
+    /// Transcript.
+    dkg_finish: DkgRound2Set -> DkgTranscript;
+    /// Keys become usable.
+    dkg_confirm: DkgTranscriptSet -> DkgConfirmResponse;
+    /// A question for the peers' signers (D11).
+    ask_witness: AskWitnessRequest -> WitnessQuestion;
+    /// An answer for a peer's signer.
+    answer_witness: WitnessQuestion -> WitnessAnswer;
+    /// The peers' answers.
+    accept_witness: AcceptWitnessRequest -> GetStatusResponse;
+    /// Signed log head.
+    get_checkpoint: GetCheckpointRequest -> GetCheckpointResponse;
+    /// Receipts of a leaf.
+    get_receipts: GetReceiptsRequest -> GetReceiptsResponse;
+}

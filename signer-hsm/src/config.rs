@@ -1,0 +1,139 @@
+//! Configuration of the signer: one TOML file, unknown fields refused.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+use crate::token::{Security, TokenConfig};
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML of the expected form.
+    #[error("configuration: {0}")]
+    Parse(#[from] toml::de::Error),
+    /// A value is not legal.
+    #[error("configuration: {0}")]
+    Value(String),
+}
+
+/// The file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// "production" (default) or "development".
+    #[serde(default)]
+    pub profile: Security,
+    /// Index of this operator in the federation.
+    pub operator: u16,
+    /// The store's file.
+    pub store: PathBuf,
+    /// Federation file, signed by all members; needed to start, not for the ceremony.
+    pub federation: Option<PathBuf>,
+    /// Pinned hash of the federation file, hex; obligatory in production.
+    pub federation_hash: Option<String>,
+    /// Peers under repair that a person approved here; not waited for at start.
+    #[serde(default)]
+    pub approved_repairs: Vec<u16>,
+    /// Where the operator connects.
+    pub listen: Option<SocketAddr>,
+    /// Metrics and health, plain HTTP.
+    pub http: Option<SocketAddr>,
+    /// Certificates.
+    pub tls: Option<TlsConfig>,
+    /// The two tokens.
+    pub token: TokenConfig,
+}
+
+/// Mutual TLS towards the operator.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// PEM chain.
+    pub cert: PathBuf,
+    /// PEM key.
+    pub key: PathBuf,
+    /// PEM authorities of the operator's replicas.
+    pub client_ca: PathBuf,
+    /// SHA-256 of the SubjectPublicKeyInfo of each allowed client, hex.
+    pub allow: Vec<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    /// Parses and checks a text.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text)?;
+        config.token.security = config.profile;
+        if config.operator >= 15 {
+            return Err(ConfigError::Value("operator must be below 15".into()));
+        }
+        if config.profile == Security::Production
+            && config.federation.is_some()
+            && config.federation_hash.is_none()
+        {
+            return Err(ConfigError::Value("federation_hash must be pinned in production".into()));
+        }
+        if config.tls.as_ref().is_some_and(|t| t.allow.is_empty()) {
+            return Err(ConfigError::Value("tls.allow names no client".into()));
+        }
+        config.pinned_hash()?;
+        Ok(config)
+    }
+
+    /// The pinned federation hash.
+    pub fn pinned_hash(&self) -> Result<Option<[u8; 32]>, ConfigError> {
+        let Some(text) = &self.federation_hash else { return Ok(None) };
+        let mut hash = [0u8; 32];
+        hex::decode_to_slice(text, &mut hash)
+            .map_err(|_| ConfigError::Value("federation_hash must be 32 bytes hex".into()))?;
+        Ok(Some(hash))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        operator = 0
+        store = "store.redb"
+        [token]
+        module = "/usr/lib/softhsm/libsofthsm2.so"
+        profile = "softhsm"
+        roots = { label = "roots", pin = { file = "pin" } }
+        keys = { label = "keys", pin = { file = "pin" } }
+    "#;
+
+    #[test]
+    fn a_minimal_file_is_for_production() {
+        let config = Config::parse(TEXT).unwrap();
+        assert_eq!(config.profile, Security::Production);
+        assert_eq!(config.token.security, Security::Production);
+    }
+
+    #[test]
+    fn unknown_fields_and_bad_values_are_refused() {
+        assert!(Config::parse(&TEXT.replace("operator = 0", "operator = 0\nspeed = 1")).is_err());
+        assert!(Config::parse(&TEXT.replace("operator = 0", "operator = 15")).is_err());
+        let unpinned = TEXT.replace("operator = 0", "operator = 0\nfederation = \"f.json\"");
+        assert!(Config::parse(&unpinned).unwrap_err().to_string().contains("pinned"));
+        assert!(
+            Config::parse(&TEXT.replace("operator = 0", "operator = 0\nfederation_hash = \"00\"")).is_err()
+        );
+    }
+}

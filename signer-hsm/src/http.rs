@@ -1,0 +1,23 @@
+//! Metrics and health over plain HTTP, for the local network of the operator.
+
+use axum::{Router, http::StatusCode, routing::get};
+
+use crate::metrics::Metrics;
+
+/// `/metrics`, `/healthz` (the process answers), `/readyz` (unlocked: it votes and signs).
+pub fn router(metrics: Metrics) -> Router {
+    let text = metrics.clone();
+    Router::new()
+        .route("/metrics", get(move || async move { text.render() }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(move || async move {
+                if metrics.is_unlocked() {
+                    (StatusCode::OK, "ready\n")
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, "locked: the peers' memory was not heard yet\n")
+                }
+            }),
+        )
+}

@@ -1,0 +1,95 @@
+//! Starting and stopping the signer.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use anyhow::Context as _;
+use spark_proto::{
+    signer::v1::signer_server::SignerServer,
+    transport::{Alpn, ClientAuth, Identity, ServerTls, Spki, SpkiAllowList, TrustRoots, serve},
+};
+use spark_rules::{federation::Federation, ids::OperatorIndex};
+use spark_signer::{
+    engine::{Engine, Settings},
+    vault::{Token, Vault},
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    config::Config, federation, http, metrics::Metrics, service::SignerService, store::RedbStore,
+    token::Pkcs11Token, worker::Worker,
+};
+
+/// Most bytes of one message: a package of the largest operation for every operator.
+const MAX_MESSAGE: usize = 32 << 20;
+
+/// Opens token and store and checks that both belong to the federation's member.
+pub fn open(config: &Config) -> anyhow::Result<(Engine, Federation)> {
+    let path = config.federation.as_deref().context("configuration: federation is missing")?;
+    let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref())?;
+    let me = OperatorIndex::new(config.operator);
+    let member = federation.member(me).context("this operator is not in the federation file")?;
+    let token = Pkcs11Token::open(&config.token)?;
+    let delete_claim = token.profile().delete_claim.as_str().to_owned();
+    anyhow::ensure!(
+        member.identity == token.identity_public_key(),
+        "identity key is not the federation file's"
+    );
+    anyhow::ensure!(
+        member.federation_keys.contains(&token.federation_public_key()),
+        "federation key is not the federation file's"
+    );
+    let store = RedbStore::open(&config.store)?;
+    let vault = Vault::open(Arc::new(token), Box::new(store))?;
+    let approved_repairs: BTreeSet<_> =
+        config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
+    let settings = Settings { federation: federation.clone(), me, delete_claim, approved_repairs };
+    Ok((Engine::new(vault, settings), federation))
+}
+
+/// Serves until `shutdown` resolves. Prints the bound addresses as one JSON line on standard output, so that a
+/// supervisor can let the system choose ports.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let tls = config.tls.clone().context("configuration: tls is missing")?;
+    let (engine, _) = open(&config)?;
+    let metrics = Metrics::new()?;
+    metrics.engine(&engine);
+    let (worker, thread) = Worker::start(engine, metrics.clone())?;
+
+    let allow = tls.allow.iter().map(|text| text.parse::<Spki>()).collect::<Result<Vec<_>, _>>()?;
+    let server_tls = ServerTls {
+        identity: Identity::from_pem_files(&tls.cert, &tls.key)?,
+        client_auth: ClientAuth::Required(TrustRoots::from_pem_file(&tls.client_ca)?),
+        allow: Some(SpkiAllowList::new(allow)),
+        alpn: Alpn::H2,
+    };
+    let listener = TcpListener::bind(config.listen.context("configuration: listen is missing")?).await?;
+    let web = match config.http {
+        Some(address) => Some(TcpListener::bind(address).await?),
+        None => None,
+    };
+    let web_address = web.as_ref().map(TcpListener::local_addr).transpose()?;
+    println!("{}", serde_json::json!({ "listen": listener.local_addr()?, "http": web_address }));
+
+    let service = SignerServer::new(SignerService::new(worker, metrics.clone()))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<SignerServer<SignerService>>().await;
+    let routes = tonic::service::Routes::new(service).add_service(health_service).prepare();
+    let web_task = web.map(|listener| {
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, http::router(metrics)).await {
+                tracing::error!(%error, "http listener ended");
+            }
+        })
+    });
+    serve(listener, server_tls, routes.into_axum_router(), shutdown).await?;
+    if let Some(task) = web_task {
+        task.abort();
+    }
+    // All handles are gone with the service: the engine's thread ends after its last batch.
+    tokio::task::spawn_blocking(move || thread.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("engine panicked"))?;
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! One thread owns the engine, and with it every mutation of store and token. Calls that arrive while a batch
+//! runs share the next one (group commit).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use spark_signer::engine::{Engine, EngineError, Reply, Request};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::Metrics;
+
+/// Most calls of one batch.
+const BATCH: usize = 256;
+/// Calls that may wait; beyond it callers are told to come back.
+const QUEUE: usize = 4096;
+
+struct Call {
+    request: Request,
+    reply: oneshot::Sender<Result<Reply, EngineError>>,
+}
+
+/// Handle to the engine's thread.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    calls: mpsc::Sender<Call>,
+}
+
+/// The engine's thread is gone or its queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("signer is overloaded or stopping")]
+pub struct Overloaded;
+
+impl Worker {
+    /// Starts the thread. It ends when the last handle is dropped; the join handle gives the engine back.
+    pub fn start(
+        engine: Engine,
+        metrics: Metrics,
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<Engine>)> {
+        let (calls, queue) = mpsc::channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || serve(engine, queue, &metrics))?;
+        Ok((Self { calls }, thread))
+    }
+
+    /// Runs one call; the answer comes after its batch is durable.
+    pub async fn call(&self, request: Request) -> Result<Result<Reply, EngineError>, Overloaded> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.try_send(Call { request, reply }).map_err(|_| Overloaded)?;
+        answer.await.map_err(|_| Overloaded)
+    }
+}
+
+fn serve(mut engine: Engine, mut queue: mpsc::Receiver<Call>, metrics: &Metrics) -> Engine {
+    while let Some(first) = queue.blocking_recv() {
+        let mut requests = vec![first.request];
+        let mut replies = vec![first.reply];
+        while requests.len() < BATCH {
+            let Ok(call) = queue.try_recv() else { break };
+            requests.push(call.request);
+            replies.push(call.reply);
+        }
+        let timer = metrics.batch_started(requests.len());
+        let results = engine.run(requests, now());
+        timer.observe_duration();
+        metrics.engine(&engine);
+        for (reply, result) in replies.into_iter().zip(results) {
+            // A caller that went away gets its answer when it asks again.
+            let _ = reply.send(result);
+        }
+    }
+    engine
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
