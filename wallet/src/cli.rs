@@ -1,0 +1,210 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Spark wallet. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by policy, 4 dependency unavailable.
+#[derive(Debug, Parser)]
+#[command(name = "spark-wallet", version, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// Directory with wallet.toml, the seed and the state.
+    #[arg(long, env = "SPARK_WALLET_DIR", default_value = "spark-wallet", global = true)]
+    pub(crate) dir: PathBuf,
+    /// JSON on standard output: one object, or one per step of long commands.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log to standard error; twice for more.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a new seed and show its words once.
+    Create {
+        /// 12 or 24.
+        #[arg(long, default_value_t = 24, value_parser = parse_words)]
+        words: u8,
+    },
+    /// Restore from the words: read from a file, from standard input, or by a prompt, never from arguments.
+    Restore {
+        /// File with the words.
+        #[arg(long)]
+        seed_file: Option<PathBuf>,
+    },
+    /// Spark address that others pay to.
+    Address {
+        /// Also as QR code.
+        #[arg(long)]
+        qr: bool,
+    },
+    /// Wallet, federation and operators.
+    Info,
+    /// Bitcoin from the chain.
+    #[command(subcommand)]
+    Deposit(Deposit),
+    /// Sums.
+    Balance,
+    /// Pay to a Spark address.
+    Send(Send),
+    /// Claim what was sent to this wallet.
+    Receive {
+        /// Wait until something comes.
+        #[arg(long)]
+        wait: bool,
+        /// Most seconds to wait.
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+    },
+    /// What this wallet did.
+    History,
+    /// Leaves with timelocks, as all operators agree on them.
+    Leaves,
+    /// Raise timelocks again: of one leaf, or of all that need it.
+    Renew {
+        /// Leaf id.
+        leaf: Option<String>,
+    },
+    /// Leave to the chain without the operators.
+    #[command(subcommand)]
+    Exit(Exit),
+    /// File with everything an exit needs but the seed.
+    #[command(subcommand)]
+    Bundle(Bundle),
+    /// Who has proven to have forgotten the old key shares of a leaf, or of all leaves.
+    Receipts {
+        /// Leaf id.
+        leaf: Option<String>,
+    },
+    /// Check configuration, seed, state, operators and bitcoind.
+    Doctor,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Deposit {
+    /// A fresh one-time address.
+    Address {
+        /// Also as QR code.
+        #[arg(long)]
+        qr: bool,
+    },
+    /// Turn what came to an address into a leaf.
+    Claim {
+        /// Which; without it every address that waits.
+        #[arg(long)]
+        address: Option<String>,
+        /// Funding transaction, also before it is confirmed.
+        #[arg(long, requires = "address", conflicts_with = "tx")]
+        txid: Option<bitcoin::Txid>,
+        /// Funding transaction as hex, without bitcoind.
+        #[arg(long, requires = "address")]
+        tx: Option<String>,
+    },
+    /// Addresses and what became of them.
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// Spark address.
+    pub(crate) to: String,
+    /// With unit: 1000sat, 0.001btc.
+    pub(crate) amount: spark_wallet::amount::Sats,
+    /// Transfer id; the same id is the same transfer.
+    #[arg(long)]
+    pub(crate) id: Option<uuid::Uuid>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Exit {
+    /// Cost and time, before anything is sent.
+    Plan {
+        /// Leaf id.
+        leaf: String,
+        /// sat/vB.
+        #[arg(long)]
+        fee_rate: Option<u64>,
+    },
+    /// Begin, and broadcast what can go out now.
+    Start {
+        /// Leaf id.
+        leaf: String,
+        /// Bitcoin address for the money.
+        #[arg(long)]
+        to: String,
+        /// sat/vB.
+        #[arg(long)]
+        fee_rate: Option<u64>,
+        /// Also where fees eat the leaf.
+        #[arg(long)]
+        force: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Go on until the money has arrived.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Where exits stand.
+    Status {
+        /// Leaf id; without it all.
+        leaf: Option<String>,
+    },
+    /// Broadcast what can go out now; a higher fee rate replaces the child in the mempool.
+    Resume {
+        /// Leaf id.
+        leaf: String,
+        /// sat/vB.
+        #[arg(long)]
+        fee_rate: Option<u64>,
+        /// Go on until the money has arrived.
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bundle {
+    /// Write it.
+    Export {
+        /// New file.
+        file: PathBuf,
+    },
+    /// Take leaves from it.
+    Import {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+fn parse_words(text: &str) -> Result<u8, String> {
+    match text {
+        "12" => Ok(12),
+        "24" => Ok(24),
+        _ => Err("12 or 24".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn amounts_need_units_and_options_may_follow() {
+        let parse = |args: &[&str]| Cli::try_parse_from(std::iter::once(&"spark-wallet").chain(args));
+        assert!(parse(&["send", "sparkrt1x", "1000"]).is_err());
+        assert!(parse(&["send", "sparkrt1x", "1000sat", "--json", "--dir", "/w"]).is_ok());
+        assert!(parse(&["deposit", "claim", "--txid", &"00".repeat(32)]).is_err());
+        assert!(parse(&["create", "--words", "15"]).is_err());
+    }
+}

@@ -1,0 +1,81 @@
+use bitcoin::consensus::encode;
+use spark_wallet::{Wallet, flow::Funding, state::DepositState};
+
+use super::{Printer, qr_code, refused};
+use crate::{
+    cli::Deposit,
+    output::{Address, CommandError, DepositClaimed, DepositInfo, List},
+};
+
+pub(super) async fn run(wallet: &Wallet, command: Deposit, printer: Printer) -> Result<(), CommandError> {
+    match command {
+        Deposit::Address { qr } => {
+            let record = wallet.deposit_address().await?;
+            let qr = if qr { Some(qr_code(&record.address)?) } else { None };
+            printer.show(&Address { address: record.address, leaf_id: Some(record.leaf_id), qr })
+        }
+        Deposit::Claim { address, txid, tx } => {
+            let funding = match (txid, tx) {
+                (Some(txid), _) => Funding::Txid(txid),
+                (None, Some(hex)) => Funding::Transaction(
+                    encode::deserialize_hex(&hex)
+                        .map_err(|_| CommandError::Usage("--tx is no transaction".into()))?,
+                ),
+                (None, None) => Funding::Scan,
+            };
+            claim(wallet, address, &funding, printer).await
+        }
+        Deposit::List => {
+            let items = wallet
+                .deposits()?
+                .into_iter()
+                .map(|d| DepositInfo {
+                    address: d.address,
+                    leaf_id: d.leaf_id,
+                    state: match d.state {
+                        DepositState::Requested => "requested",
+                        DepositState::Waiting => "waiting",
+                        DepositState::Claiming => "claiming",
+                        DepositState::Claimed => "claimed",
+                    }
+                    .into(),
+                    amount_sats: d.amount,
+                    outpoint: d.outpoint,
+                })
+                .collect();
+            printer.show(&List::<DepositInfo> { items })
+        }
+    }
+}
+
+async fn claim(
+    wallet: &Wallet,
+    address: Option<String>,
+    funding: &Funding,
+    printer: Printer,
+) -> Result<(), CommandError> {
+    let addresses = match address {
+        Some(address) => vec![address],
+        None => {
+            let open = wallet.deposits()?.into_iter().filter(|d| d.state != DepositState::Claimed);
+            open.map(|d| d.address).collect()
+        }
+    };
+    let mut claimed = 0usize;
+    for address in addresses {
+        if let Some(leaf) = wallet.claim_deposit(&address, funding).await? {
+            claimed = claimed.saturating_add(1);
+            printer.show(&DepositClaimed {
+                leaf_id: leaf.leaf_id,
+                address: leaf.address,
+                amount_sats: leaf.value,
+                status: leaf.status,
+            })?;
+        }
+    }
+    if claimed == 0 {
+        Err(refused("nothing to claim: no confirmed output on a waiting address"))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! One function per command.
+
+mod bundle;
+mod deposit;
+mod doctor;
+mod exit;
+mod receive;
+mod setup;
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use spark_rules::address::SparkAddress;
+use spark_wallet::{Wallet, WalletError};
+
+use crate::{
+    cli::{Cli, Command, Send},
+    output::{Address, CommandError, List, RenewedInfo, SentInfo, Show, explain},
+};
+
+type Done = Result<ExitCode, CommandError>;
+
+/// Where results go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    json: bool,
+}
+
+impl Printer {
+    /// One result, one line of JSON or some lines of text.
+    pub(crate) fn show(self, value: &impl Show) -> Result<(), CommandError> {
+        let mut out = io::stdout().lock();
+        if self.json {
+            serde_json::to_writer(&mut out, value).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            writeln!(out, "{}", value.text())?;
+        }
+        out.flush()?;
+        Ok(())
+    }
+
+    pub(crate) const fn is_json(self) -> bool {
+        self.json
+    }
+}
+
+/// Runs one command.
+pub(crate) async fn run(cli: Cli) -> Done {
+    let printer = Printer { json: cli.json };
+    match cli.command {
+        Command::Create { words } => setup::create(&cli.dir, words, printer),
+        Command::Restore { seed_file } => setup::restore(&cli.dir, seed_file.as_deref(), printer).await,
+        Command::Doctor => doctor::run(&cli.dir, printer).await,
+        command => with_wallet(&cli.dir, command, printer).await,
+    }
+}
+
+async fn with_wallet(dir: &Path, command: Command, printer: Printer) -> Done {
+    let wallet = Wallet::open(dir)?;
+    match command {
+        Command::Address { qr } => {
+            let address = wallet.address()?;
+            let qr = if qr { Some(qr_code(&address)?) } else { None };
+            printer.show(&Address { address, leaf_id: None, qr })?;
+        }
+        Command::Info => printer.show(&setup::info(&wallet).await?)?,
+        Command::Deposit(command) => deposit::run(&wallet, command, printer).await?,
+        Command::Balance => printer.show(&wallet.balance().await?)?,
+        Command::Send(arguments) => send(&wallet, arguments, printer).await?,
+        Command::Receive { wait, timeout } => return receive::run(&wallet, wait, timeout, printer).await,
+        Command::History => printer.show(&List { items: wallet.history()? })?,
+        Command::Leaves => printer.show(&List { items: wallet.sync().await? })?,
+        Command::Renew { leaf } => {
+            let renewed = match leaf {
+                Some(leaf) => vec![wallet.renew(&leaf).await?],
+                None => wallet.renew_low().await?,
+            };
+            let items = renewed
+                .into_iter()
+                .map(|r| RenewedInfo {
+                    path: r.path_name().into(),
+                    leaf_id: r.leaf_id,
+                    refund_before: r.refund_before,
+                    refund_after: r.refund_after,
+                })
+                .collect();
+            printer.show(&List { items })?;
+        }
+        Command::Exit(command) => exit::run(&wallet, command, printer).await?,
+        Command::Bundle(command) => bundle::run(&wallet, command, printer)?,
+        Command::Receipts { leaf } => {
+            let leaves = match leaf {
+                Some(leaf) => vec![leaf],
+                None => wallet.sync().await?.into_iter().map(|v| v.leaf_id).collect(),
+            };
+            let mut items = Vec::with_capacity(leaves.len());
+            for leaf in leaves {
+                items.push(wallet.finality(&leaf).await?);
+            }
+            printer.show(&List { items })?;
+        }
+        Command::Create { .. } | Command::Restore { .. } | Command::Doctor => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn send(wallet: &Wallet, arguments: Send, printer: Printer) -> Result<(), CommandError> {
+    let to = SparkAddress::decode(&arguments.to).map_err(|e| CommandError::Usage(e.to_string()))?;
+    for earlier in wallet.resume_sends().await? {
+        match earlier {
+            Ok(sent) => tracing::info!(transfer = sent.transfer_id, "finished an interrupted transfer"),
+            Err((id, error)) => tracing::warn!(transfer = id, error = explain(&error), "still undecided"),
+        }
+    }
+    let sent = wallet.send(&to, arguments.amount.get(), arguments.id).await?;
+    printer.show(&SentInfo {
+        transfer_id: sent.transfer_id,
+        amount_sats: sent.amount,
+        receiver: sent.receiver,
+        leaves: sent.leaves,
+    })
+}
+
+/// A QR code of half blocks.
+pub(crate) fn qr_code(text: &str) -> Result<String, CommandError> {
+    let code = qrcode::QrCode::new(text).map_err(|e| CommandError::Usage(e.to_string()))?;
+    Ok(code.render::<qrcode::render::unicode::Dense1x2>().build())
+}
+
+pub(crate) fn refused(text: impl Into<String>) -> CommandError {
+    WalletError::Refused(text.into()).into()
+}

@@ -1,0 +1,294 @@
+use spark_proto::spark::{
+    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer, TransferLeaf,
+    TreeNode, subscribe_to_events_response::Event, transfer_filter::Participant,
+};
+use spark_rules::{
+    package,
+    tx::{Basis, Plan, Purpose, Source},
+};
+use tonic::Code;
+
+use super::query::Nodes;
+use crate::{
+    Wallet, WalletError,
+    client::ClientError,
+    signing::{CommitmentSets, job},
+    state::{ClaimRecord, LeafKeyKind, Wire},
+    tweak::{LeafTweak, seal_claim},
+    verify::{Incoming, Node, VerifyError, check_claimed, incoming},
+    wallet::now,
+};
+
+/// Times a claim is built anew with fresh commitments.
+const ATTEMPTS: u32 = 4;
+
+/// A transfer that is this wallet's alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// UUID.
+    pub transfer_id: String,
+    /// Sender's identity key, hex.
+    pub sender: String,
+    /// Satoshis.
+    pub amount: u64,
+    /// Leaves that came.
+    pub leaves: Vec<String>,
+}
+
+/// Something an operator pushes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A transfer may wait.
+    Transfer,
+    /// A deposit is confirmed.
+    Deposit,
+    /// The stream lives.
+    Alive,
+}
+
+impl Wallet {
+    /// Claims all transfers that wait. One that fails does not stop the others; its error comes with its id.
+    pub async fn receive(&self) -> Result<Vec<Result<Claimed, (String, WalletError)>>, WalletError> {
+        let mut outcomes = Vec::new();
+        for transfer in self.pending().await? {
+            let id = transfer.id.clone();
+            outcomes.push(self.claim(&transfer).await.map_err(|error| (id, error)));
+        }
+        Ok(outcomes)
+    }
+
+    /// Opens the coordinator's stream of events. It only wakes this wallet up: nothing in it is believed.
+    pub async fn events(
+        &self,
+    ) -> Result<impl futures::Stream<Item = Result<Notice, ClientError>> + use<>, WalletError> {
+        let request = SubscribeToEventsRequest {
+            identity_public_key: self.keys().identity().public_key().serialize().to_vec(),
+        };
+        let operator = self.operators().coordinator();
+        let index = operator.index();
+        let stream = operator
+            .spark(self.keys().identity(), request, |mut c, r| async move { c.subscribe_to_events(r).await })
+            .await?;
+        use futures::StreamExt as _;
+        Ok(stream.map(move |item| match item {
+            Ok(event) => Ok(match event.event {
+                Some(Event::ReceiverTransfer(_)) => Notice::Transfer,
+                Some(Event::Deposit(_)) => Notice::Deposit,
+                _ => Notice::Alive,
+            }),
+            Err(status) => Err(ClientError::Status { operator: index, status: Box::new(status) }),
+        }))
+    }
+
+    /// Verifies and claims one transfer. Repeating it after a crash finishes it.
+    pub async fn claim(&self, transfer: &Transfer) -> Result<Claimed, WalletError> {
+        let mut record = match self.state().get::<ClaimRecord>(&transfer.id)? {
+            Some(record) => record,
+            None => ClaimRecord {
+                transfer_id: transfer.id.clone(),
+                sender: hex::encode(&transfer.sender_identity_public_key),
+                amount: transfer.total_value,
+                leaves: transfer
+                    .leaves
+                    .iter()
+                    .filter_map(|l| l.leaf.as_ref())
+                    .map(|l| l.id.clone())
+                    .collect(),
+                request: None,
+                done: false,
+                problem: None,
+                created: now(),
+            },
+        };
+        let leaves = match incoming(transfer, self.keys().identity()) {
+            Ok(leaves) => leaves,
+            Err(error) => {
+                record.problem = Some(error.to_string());
+                self.state().put(&record)?;
+                // Even where the sender left garbage, the refund to the identity key may stand (D23).
+                self.keep_exit(transfer).await?;
+                return Err(error.into());
+            }
+        };
+        self.keep_exit(transfer).await?;
+        record.problem = None;
+        self.state().put(&record)?;
+        self.submit_claim(&mut record, &leaves).await?;
+        self.accept_claim(&record, &leaves).await?;
+        record.done = true;
+        self.state().put(&record)?;
+        Ok(Claimed {
+            transfer_id: record.transfer_id,
+            sender: record.sender,
+            amount: record.amount,
+            leaves: record.leaves,
+        })
+    }
+
+    /// Stores the exits that stand before the claim: refunds to the identity key.
+    async fn keep_exit(&self, transfer: &Transfer) -> Result<(), WalletError> {
+        let ids: Vec<String> =
+            transfer.leaves.iter().filter_map(|l| l.leaf.as_ref()).map(|l| l.id.clone()).collect();
+        let mut nodes = self.nodes_by_id(self.operators().coordinator(), ids).await?;
+        for leaf in &transfer.leaves {
+            let Some(node) = with_intermediate(leaf) else { continue };
+            let parsed = Node::parse(&node)?;
+            crate::verify::intermediate_refunds(&parsed, leaf, &self.keys().identity().public_key())?;
+            nodes.insert(node.id.clone(), node);
+            let lineage = self.verified_lineage(&parsed.id, &nodes).await?;
+            self.remember(&lineage, &nodes, LeafKeyKind::Identity)?;
+        }
+        Ok(())
+    }
+
+    async fn submit_claim(&self, record: &mut ClaimRecord, leaves: &[Incoming]) -> Result<(), WalletError> {
+        let mut attempt = 0;
+        loop {
+            let request = match &record.request {
+                Some(stored) => stored.decode().map_err(|_| WalletError::Answer("the stored claim"))?,
+                None => {
+                    let request = self.claim_request(&record.transfer_id, leaves).await?;
+                    record.request = Some(Wire::of(&request));
+                    self.state().put(record)?;
+                    request
+                }
+            };
+            let answer = self
+                .operators()
+                .coordinator()
+                .spark(self.keys().identity(), request, |mut c, r| async move { c.claim_transfer(r).await })
+                .await;
+            match answer {
+                Ok(_) => return Ok(()),
+                // Finished before; what it made is verified next.
+                Err(error) if error.code() == Some(Code::AlreadyExists) => return Ok(()),
+                Err(error) if attempt < ATTEMPTS => {
+                    match error.code() {
+                        // Undecided: the same bytes again.
+                        Some(Code::Aborted | Code::DeadlineExceeded | Code::Cancelled) if attempt == 0 => {}
+                        // Nonces lost or the attempt aborted: the same transactions with fresh commitments (D2).
+                        Some(
+                            Code::Unavailable
+                            | Code::FailedPrecondition
+                            | Code::Aborted
+                            | Code::DeadlineExceeded
+                            | Code::Cancelled,
+                        ) => record.request = None,
+                        _ => return Err(error.into()),
+                    }
+                    attempt = attempt.saturating_add(1);
+                    tokio::time::sleep(std::time::Duration::from_millis(250 << attempt)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn claim_request(
+        &self,
+        id: &str,
+        leaves: &[Incoming],
+    ) -> Result<ClaimTransferRequest, WalletError> {
+        let federation = &self.config().federation;
+        let count = u32::try_from(leaves.len()).unwrap_or(u32::MAX);
+        let sets = self.commitments(Vec::new(), 3, count).await?;
+        let mut package = ClaimPackage { hash_variant: HashVariant::V2 as i32, ..Default::default() };
+        let mut tweaks = Vec::with_capacity(leaves.len());
+        for (leaf, mut sets) in leaves.iter().zip(CommitmentSets::by_leaf(sets, 3, leaves.len())?) {
+            let leaf_id = leaf.node.id.to_string();
+            let own = self.keys().leaf(&leaf.node.id)?;
+            let basis = Basis { node: leaf.node.spend()?, direct_node: leaf.node.direct_spend()? };
+            let plan = Plan::refunds(Source::Build, &basis, &own.public_key(), leaf.step.round_down())
+                .map_err(VerifyError::from)?;
+            for planned in plan.transactions() {
+                let job = job(&leaf_id, planned, &own, &leaf.node.verifying_key, &mut sets, federation)?;
+                match planned.purpose() {
+                    Purpose::Refund => package.leaves_to_claim.push(job),
+                    Purpose::DirectRefund => package.direct_leaves_to_claim.push(job),
+                    _ => package.direct_from_cpfp_leaves_to_claim.push(job),
+                }
+            }
+            tweaks.push(LeafTweak::new(leaf_id, &leaf.secret, own.secret(), federation)?);
+        }
+        package.key_tweak_package = seal_claim(&tweaks, federation)?;
+        let uuid = package::parse_transfer_id(id).map_err(VerifyError::from)?;
+        let digest = package::claim_payload(&uuid, &package.key_tweak_package);
+        package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
+        Ok(ClaimTransferRequest {
+            transfer_id: id.to_owned(),
+            owner_identity_public_key: self.keys().identity().public_key().serialize().to_vec(),
+            claim_package: Some(package),
+        })
+    }
+
+    /// After a claim every operator must show the leaf under this wallet's own key, with refunds to it.
+    async fn accept_claim(&self, record: &ClaimRecord, leaves: &[Incoming]) -> Result<(), WalletError> {
+        let nodes = self.agreed_nodes(&record.leaves).await?;
+        for leaf in leaves {
+            let node =
+                Node::parse(nodes.get(&leaf.node.id.to_string()).ok_or(WalletError::Answer("a leaf"))?)?;
+            let own = self.keys().leaf(&node.id)?.public_key();
+            if own.combine(&node.group_key) != Ok(node.verifying_key)
+                || node.verifying_key != leaf.node.verifying_key
+                || node.node_tx != leaf.node.node_tx
+                || node.owner_identity != self.keys().identity().public_key()
+            {
+                return Err(VerifyError::KeySum.into());
+            }
+            check_claimed(&node, &own, leaf.step.round_down())?;
+            let lineage = self.verified_lineage(&node.id, &nodes).await?;
+            self.remember(&lineage, &nodes, LeafKeyKind::Leaf)?;
+        }
+        Ok(())
+    }
+
+    /// Finishes claims that a crash interrupted after the operators had decided.
+    pub async fn resume_claims(&self) -> Result<Vec<Claimed>, WalletError> {
+        let mut finished = Vec::new();
+        for record in self.state().all::<ClaimRecord>()? {
+            if record.done || record.request.is_none() {
+                continue;
+            }
+            let receiver = self.keys().identity().public_key().serialize().to_vec();
+            let participant = Participant::ReceiverIdentityPublicKey(receiver);
+            let Some(transfer) = self.transfer(&record.transfer_id, participant).await? else { continue };
+            if transfer.status() == spark_proto::spark::TransferStatus::Completed {
+                finished.push(self.accept_completed(record).await?);
+            } else {
+                finished.push(self.claim(&transfer).await?);
+            }
+        }
+        Ok(finished)
+    }
+
+    async fn accept_completed(&self, mut record: ClaimRecord) -> Result<Claimed, WalletError> {
+        let nodes: Nodes = self.agreed_nodes(&record.leaves).await?;
+        for id in &record.leaves {
+            let node = Node::parse(nodes.get(id).ok_or(WalletError::Answer("a leaf"))?)?;
+            let own = self.keys().leaf(&node.id)?.public_key();
+            // A leaf that has left again in the meantime is not looked at further.
+            if own.combine(&node.group_key) == Ok(node.verifying_key) {
+                crate::verify::check_refunds(&node, &own)?;
+                let lineage = self.verified_lineage(&node.id, &nodes).await?;
+                self.remember(&lineage, &nodes, LeafKeyKind::Leaf)?;
+            }
+        }
+        record.done = true;
+        self.state().put(&record)?;
+        Ok(Claimed {
+            transfer_id: record.transfer_id,
+            sender: record.sender,
+            amount: record.amount,
+            leaves: record.leaves,
+        })
+    }
+}
+
+/// The node with the refunds that the transfer carries.
+fn with_intermediate(leaf: &TransferLeaf) -> Option<TreeNode> {
+    let mut node = leaf.leaf.clone()?;
+    node.refund_tx.clone_from(&leaf.intermediate_refund_tx);
+    node.direct_refund_tx.clone_from(&leaf.intermediate_direct_refund_tx);
+    node.direct_from_cpfp_refund_tx.clone_from(&leaf.intermediate_direct_from_cpfp_refund_tx);
+    Some(node)
+}

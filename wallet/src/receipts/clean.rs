@@ -1,0 +1,205 @@
+use bitcoin::secp256k1::PublicKey;
+use spark_proto::peer::v1::Receipt;
+
+use super::OperatorReceipts;
+
+/// One destroyed version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Version that is gone.
+    pub retired: u64,
+    /// Its destruction is confirmed independently.
+    pub confirmed: bool,
+}
+
+/// What an operator's receipts for one leaf amount to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Receipts looked at.
+    pub receipts: usize,
+    /// Versions in order.
+    pub steps: Vec<Step>,
+    /// Version that the receipts lead to without a gap.
+    pub version: Option<u64>,
+    /// A claim used a long-lived package key.
+    pub long_lived_packages: bool,
+    /// First thing that is missing or wrong.
+    pub problem: Option<&'static str>,
+}
+
+impl Verdict {
+    pub(super) fn describe(self, view: &mut OperatorReceipts) {
+        view.receipts = self.receipts;
+        view.confirmed = self.steps.iter().filter(|s| s.confirmed).count();
+        view.version = self.version;
+        view.long_lived_packages = self.long_lived_packages;
+        view.clean = self.problem.is_none();
+        view.problem = self.problem.map(ToOwned::to_owned);
+    }
+}
+
+/// Follows the versions of one keyshare: from the DKG secrets on, every version destroyed and confirmed, exactly
+/// one live, shares adding up, and the last one the share that the operator shows (`share`, 33 bytes).
+pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
+    let mut sorted: Vec<&Receipt> = receipts.iter().collect();
+    sorted.sort_by_key(|r| r.sequence);
+    let mut verdict = Verdict {
+        receipts: receipts.len(),
+        steps: Vec::new(),
+        version: None,
+        long_lived_packages: false,
+        problem: None,
+    };
+    let mut last: Option<&Receipt> = None;
+    let mut problem = None;
+    for receipt in sorted {
+        let confirmed = receipt.state == "confirmed";
+        if !confirmed {
+            problem.get_or_insert("a destruction is not confirmed yet");
+        }
+        match receipt.phase.as_str() {
+            // An aborted attempt dies without a new version.
+            "abort" => continue,
+            "dkg" if last.is_none() => verdict.version = Some(receipt.new_version),
+            _ if last.is_some() => {
+                if let Some(reason) = last.and_then(|last| gap(last, receipt)) {
+                    problem = Some(reason);
+                    break;
+                }
+                verdict.steps.push(Step { retired: receipt.retired_version, confirmed });
+                verdict.version = Some(receipt.new_version);
+                verdict.long_lived_packages |= receipt.phase == "claim" && receipt.package_kind != "one-time";
+            }
+            _ => {
+                problem = Some("the receipts do not begin with the key's creation");
+                break;
+            }
+        }
+        if receipt.live_versions != [receipt.new_version] {
+            problem = Some("an older version remains live");
+            break;
+        }
+        last = Some(receipt);
+    }
+    verdict.problem = match (problem, last) {
+        (Some(problem), _) => Some(problem),
+        (None, None) => Some("no receipts"),
+        (None, Some(last)) if share != Some(last.new_public_share.as_slice()) => {
+            Some("the receipts do not lead to the share in use")
+        }
+        (None, Some(_)) => None,
+    };
+    verdict
+}
+
+fn gap(last: &Receipt, next: &Receipt) -> Option<&'static str> {
+    if last.keyshare_id != next.keyshare_id {
+        return Some("the receipts are of several keys");
+    }
+    if next.retired_version != last.new_version || next.new_version != last.new_version.saturating_add(1) {
+        return Some("a version is missing");
+    }
+    if next.retired_public_share != last.new_public_share {
+        return Some("the retired share is not the one before");
+    }
+    let key = |bytes: &[u8]| PublicKey::from_slice(bytes).ok();
+    let sum = key(&next.retired_public_share)
+        .zip(key(&next.tweak_commitment))
+        .and_then(|(a, b)| a.combine(&b).ok());
+    if sum.map(|s| s.serialize()).as_ref().map(|s| s.as_slice()) != Some(next.new_public_share.as_slice()) {
+        return Some("the new share is not the retired one plus its tweak");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::secp256k1::{SECP256K1, SecretKey};
+
+    fn point(scalar: u8) -> PublicKey {
+        let mut bytes = [0; 32];
+        bytes[31] = scalar;
+        PublicKey::from_secret_key(SECP256K1, &SecretKey::from_slice(&bytes).unwrap())
+    }
+
+    /// Share 1, then +2 = 3 (send), then +4 = 7 (claim).
+    fn log() -> Vec<Receipt> {
+        let bytes = |scalar| point(scalar).serialize().to_vec();
+        let base = |sequence, phase: &str, version| Receipt {
+            sequence,
+            phase: phase.into(),
+            keyshare_id: vec![7; 16],
+            new_version: version,
+            live_versions: vec![version],
+            state: "confirmed".into(),
+            package_kind: "one-time".into(),
+            ..Default::default()
+        };
+        vec![
+            Receipt { new_public_share: bytes(1), ..base(10, "dkg", 0) },
+            Receipt {
+                retired_version: 0,
+                retired_public_share: bytes(1),
+                tweak_commitment: bytes(2),
+                new_public_share: bytes(3),
+                ..base(11, "send", 1)
+            },
+            Receipt {
+                retired_version: 1,
+                retired_public_share: bytes(3),
+                tweak_commitment: bytes(4),
+                new_public_share: bytes(7),
+                ..base(12, "claim", 2)
+            },
+        ]
+    }
+
+    fn problem(change: impl FnOnce(&mut Vec<Receipt>)) -> Option<&'static str> {
+        let mut log = log();
+        change(&mut log);
+        judge(&log, Some(&point(7).serialize())).problem
+    }
+
+    #[test]
+    fn a_complete_log_is_clean() {
+        let share = point(7).serialize();
+        let mut shuffled = log();
+        shuffled.reverse();
+        let verdict = judge(&shuffled, Some(&share));
+        assert_eq!((verdict.problem, verdict.version, verdict.steps.len()), (None, Some(2), 2));
+        assert!(!verdict.long_lived_packages);
+        assert_eq!(judge(&[], Some(&share)).problem, Some("no receipts"));
+        assert_eq!(judge(&log(), None).problem, Some("the receipts do not lead to the share in use"));
+    }
+
+    #[test]
+    fn every_gap_is_found() {
+        assert_eq!(problem(|_| {}), None);
+        assert_eq!(problem(|l| drop(l.remove(1))), Some("a version is missing"));
+        assert_eq!(problem(|l| drop(l.remove(0))), Some("the receipts do not begin with the key's creation"));
+        assert_eq!(problem(|l| drop(l.pop())), Some("the receipts do not lead to the share in use"));
+        assert_eq!(problem(|l| l[2].state = "pending".into()), Some("a destruction is not confirmed yet"));
+        assert_eq!(problem(|l| l[2].live_versions = vec![1, 2]), Some("an older version remains live"));
+        assert_eq!(problem(|l| l[2].live_versions.clear()), Some("an older version remains live"));
+        assert_eq!(problem(|l| l[1].keyshare_id = vec![8; 16]), Some("the receipts are of several keys"));
+        let other = || point(9).serialize().to_vec();
+        assert_eq!(
+            problem(|l| l[1].retired_public_share = other()),
+            Some("the retired share is not the one before")
+        );
+        assert_eq!(
+            problem(|l| l[1].tweak_commitment = other()),
+            Some("the new share is not the retired one plus its tweak")
+        );
+    }
+
+    #[test]
+    fn aborted_attempts_change_nothing_but_must_be_confirmed() {
+        let abort =
+            Receipt { sequence: 11, phase: "abort".into(), state: "confirmed".into(), ..Default::default() };
+        assert_eq!(problem(|l| l.push(abort.clone())), None);
+        let pending = Receipt { state: "pending".into(), ..abort };
+        assert_eq!(problem(|l| l.push(pending)), Some("a destruction is not confirmed yet"));
+    }
+}

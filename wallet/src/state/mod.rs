@@ -1,0 +1,252 @@
+//! What the wallet must not forget, in one redb file.
+//!
+//! A request is stored, to the byte, before it leaves: after a crash the same bytes are sent again and the
+//! operators answer as they did the first time (D7). Values are JSON, protobuf messages inside are hex.
+//! Nothing here is secret: new leaf keys lie only inside the sealed request.
+
+mod records;
+
+use std::path::Path;
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+
+pub use records::{
+    ClaimRecord, DepositRecord, DepositState, ExitRecord, ExitState, LeafKeyKind, SendRecord, SendState,
+    StoredLeaf, StoredStep, Wire,
+};
+
+/// Name of the file in the wallet's directory.
+pub const FILE: &str = "state.redb";
+
+const FORMAT: &str = "1";
+
+const META: TableDefinition<'static, &str, &str> = TableDefinition::new("meta");
+const DEPOSITS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("deposits");
+const SENDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("sends");
+const CLAIMS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("claims");
+const LEAVES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leaves");
+const EXITS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("exits");
+
+/// A store that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another process has the file open.
+    #[error("another spark-wallet uses this directory")]
+    InUse,
+    /// The file, or the disk below it, fails.
+    #[error("wallet state cannot be read or written")]
+    Store(#[source] Box<redb::Error>),
+    /// A record that this program cannot read.
+    #[error("record {key} of {table} cannot be read: {reason}")]
+    Record {
+        /// Table.
+        table: &'static str,
+        /// Key.
+        key: String,
+        /// What the parser says.
+        reason: String,
+    },
+    /// Written by another version, or for another wallet.
+    #[error("wallet state has {what} {found:?}, not {expected:?}")]
+    Other {
+        /// What differs.
+        what: &'static str,
+        /// In the file.
+        found: String,
+        /// This program's, or this wallet's.
+        expected: String,
+    },
+}
+
+fn store(error: impl Into<redb::Error>) -> StateError {
+    StateError::Store(Box::new(error.into()))
+}
+
+/// The open store. One process at a time.
+pub struct State(Database);
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("State")
+    }
+}
+
+/// A kind of record, with its table and key.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Table.
+    #[doc(hidden)]
+    const TABLE: Table;
+
+    /// Key within the table.
+    fn key(&self) -> &str;
+}
+
+/// A table of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Deposit addresses.
+    Deposits,
+    /// Outgoing transfers.
+    Sends,
+    /// Incoming transfers.
+    Claims,
+    /// Leaves with everything an exit needs.
+    Leaves,
+    /// Exits under way.
+    Exits,
+}
+
+impl Table {
+    const ALL: [Self; 5] = [Self::Deposits, Self::Sends, Self::Claims, Self::Leaves, Self::Exits];
+
+    const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
+        match self {
+            Self::Deposits => DEPOSITS,
+            Self::Sends => SENDS,
+            Self::Claims => CLAIMS,
+            Self::Leaves => LEAVES,
+            Self::Exits => EXITS,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Deposits => "deposits",
+            Self::Sends => "sends",
+            Self::Claims => "claims",
+            Self::Leaves => "leaves",
+            Self::Exits => "exits",
+        }
+    }
+}
+
+impl State {
+    /// Opens or creates the store of the wallet with this identity key (hex).
+    pub fn open(dir: &Path, identity: &str) -> Result<Self, StateError> {
+        let database = Database::create(dir.join(FILE)).map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => StateError::InUse,
+            other => store(other),
+        })?;
+        let write = database.begin_write().map_err(store)?;
+        for table in Table::ALL {
+            write.open_table(table.definition()).map_err(store)?;
+        }
+        {
+            let mut meta = write.open_table(META).map_err(store)?;
+            for (what, expected) in [("format", FORMAT), ("identity", identity)] {
+                let found = meta.get(what).map_err(store)?.map(|v| v.value().to_owned());
+                match found {
+                    Some(found) if found != expected => {
+                        return Err(StateError::Other { what, found, expected: expected.to_owned() });
+                    }
+                    Some(_) => {}
+                    None => {
+                        meta.insert(what, expected).map_err(store)?;
+                    }
+                }
+            }
+        }
+        write.commit().map_err(store)?;
+        Ok(Self(database))
+    }
+
+    /// Writes a record; it is on disk when this returns.
+    pub fn put<R: Record>(&self, record: &R) -> Result<(), StateError> {
+        let bytes = serde_json::to_vec(record).map_err(|e| unreadable(R::TABLE, record.key(), &e))?;
+        let write = self.0.begin_write().map_err(store)?;
+        write
+            .open_table(R::TABLE.definition())
+            .map_err(store)?
+            .insert(record.key(), bytes.as_slice())
+            .map_err(store)?;
+        write.commit().map_err(store)
+    }
+
+    /// Reads a record.
+    pub fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StateError> {
+        let read = self.0.begin_read().map_err(store)?;
+        let table = read.open_table(R::TABLE.definition()).map_err(store)?;
+        let Some(value) = table.get(key).map_err(store)? else { return Ok(None) };
+        serde_json::from_slice(value.value()).map(Some).map_err(|e| unreadable(R::TABLE, key, &e))
+    }
+
+    /// All records of a kind, by key.
+    pub fn all<R: Record>(&self) -> Result<Vec<R>, StateError> {
+        let read = self.0.begin_read().map_err(store)?;
+        let table = read.open_table(R::TABLE.definition()).map_err(store)?;
+        let mut records = Vec::new();
+        for entry in table.iter().map_err(store)? {
+            let (key, value) = entry.map_err(store)?;
+            records.push(
+                serde_json::from_slice(value.value()).map_err(|e| unreadable(R::TABLE, key.value(), &e))?,
+            );
+        }
+        Ok(records)
+    }
+
+    /// Removes a record.
+    pub fn remove<R: Record>(&self, key: &str) -> Result<(), StateError> {
+        let write = self.0.begin_write().map_err(store)?;
+        write.open_table(R::TABLE.definition()).map_err(store)?.remove(key).map_err(store)?;
+        write.commit().map_err(store)
+    }
+}
+
+fn unreadable(table: Table, key: &str, error: &serde_json::Error) -> StateError {
+    StateError::Record { table: table.name(), key: key.to_owned(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(id: &str, state: SendState) -> SendRecord {
+        SendRecord {
+            transfer_id: id.into(),
+            receiver: "02".into(),
+            amount: 5,
+            leaves: vec!["leaf".into()],
+            request: Wire::of(&spark_proto::spark::StartTransferRequest {
+                transfer_id: id.into(),
+                ..Default::default()
+            }),
+            attempt: 0,
+            state,
+            created: 1,
+        }
+    }
+
+    #[test]
+    fn records_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path(), "id").unwrap();
+        assert!(matches!(State::open(dir.path(), "id"), Err(StateError::InUse)));
+        state.put(&send("a", SendState::Pending)).unwrap();
+        state.put(&send("b", SendState::Pending)).unwrap();
+        state.put(&send("a", SendState::Done)).unwrap();
+        drop(state);
+        let state = State::open(dir.path(), "id").unwrap();
+        assert_eq!(state.get::<SendRecord>("a").unwrap(), Some(send("a", SendState::Done)));
+        assert_eq!(state.all::<SendRecord>().unwrap().len(), 2);
+        assert_eq!(state.get::<SendRecord>("c").unwrap(), None);
+        state.remove::<SendRecord>("a").unwrap();
+        assert_eq!(state.all::<SendRecord>().unwrap(), vec![send("b", SendState::Pending)]);
+    }
+
+    #[test]
+    fn a_store_belongs_to_one_wallet() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(State::open(dir.path(), "id").unwrap());
+        assert!(matches!(State::open(dir.path(), "other"), Err(StateError::Other { what: "identity", .. })));
+    }
+
+    #[test]
+    fn requests_keep_their_bytes() {
+        let record = send("a", SendState::Pending);
+        let json = serde_json::to_vec(&record).unwrap();
+        let again: SendRecord = serde_json::from_slice(&json).unwrap();
+        assert_eq!(again.request.decode().unwrap().transfer_id, "a");
+        assert_eq!(again, record);
+    }
+}

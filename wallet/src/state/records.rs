@@ -1,0 +1,256 @@
+use std::marker::PhantomData;
+
+use prost::Message;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use spark_proto::spark;
+
+use super::{Record, Table};
+
+/// A protobuf message, kept as the bytes that were sent or received.
+pub struct Wire<M> {
+    bytes: Vec<u8>,
+    kind: PhantomData<fn() -> M>,
+}
+
+impl<M: Message + Default> Wire<M> {
+    /// Encodes a message.
+    pub fn of(message: &M) -> Self {
+        Self { bytes: message.encode_to_vec(), kind: PhantomData }
+    }
+
+    /// Decodes it again.
+    pub fn decode(&self) -> Result<M, prost::DecodeError> {
+        M::decode(self.bytes.as_slice())
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl<M> Clone for Wire<M> {
+    fn clone(&self) -> Self {
+        Self { bytes: self.bytes.clone(), kind: PhantomData }
+    }
+}
+
+impl<M> PartialEq for Wire<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl<M> std::fmt::Debug for Wire<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wire({} bytes)", self.bytes.len())
+    }
+}
+
+impl<M> Serialize for Wire<M> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(&self.bytes))
+    }
+}
+
+impl<'de, M> Deserialize<'de> for Wire<M> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = hex::decode(text).map_err(D::Error::custom)?;
+        Ok(Self { bytes, kind: PhantomData })
+    }
+}
+
+/// How far a deposit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DepositState {
+    /// The leaf id is chosen, the address not known yet.
+    Requested,
+    /// The address is verified: money may come.
+    Waiting,
+    /// The claim is stored and may have been sent.
+    Claiming,
+    /// The leaf exists.
+    Claimed,
+}
+
+/// A one-time deposit address.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DepositRecord {
+    /// Leaf that the deposit becomes. Its text is key material.
+    pub leaf_id: String,
+    /// P2TR address, empty until verified.
+    pub address: String,
+    /// P as hex, empty until verified.
+    pub verifying_key: String,
+    /// How far it is.
+    pub state: DepositState,
+    /// Funding output, `txid:vout`.
+    pub outpoint: Option<String>,
+    /// Value in satoshis.
+    pub amount: Option<u64>,
+    /// The claim as sent.
+    pub request: Option<Wire<spark::FinalizeDepositTreeCreationRequest>>,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+/// How far a send is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SendState {
+    /// Stored, perhaps sent, outcome unknown.
+    Pending,
+    /// All operators have applied it.
+    Done,
+    /// Given up after the operators proved that it did not happen.
+    Failed,
+}
+
+/// An outgoing transfer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SendRecord {
+    /// UUID, also the idempotency key.
+    pub transfer_id: String,
+    /// Receiver's identity key, hex.
+    pub receiver: String,
+    /// Satoshis.
+    pub amount: u64,
+    /// Leaves that leave.
+    pub leaves: Vec<String>,
+    /// The request as sent.
+    pub request: Wire<spark::StartTransferRequest>,
+    /// Times the request was built anew after a proven abort.
+    pub attempt: u32,
+    /// How far it is.
+    pub state: SendState,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+/// An incoming transfer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// UUID.
+    pub transfer_id: String,
+    /// Sender's identity key, hex.
+    pub sender: String,
+    /// Satoshis.
+    pub amount: u64,
+    /// Leaves that come.
+    pub leaves: Vec<String>,
+    /// The claim as sent; none while only seen.
+    pub request: Option<Wire<spark::ClaimTransferRequest>>,
+    /// The leaves are ours alone.
+    pub done: bool,
+    /// Why it cannot be claimed (D23), if so.
+    pub problem: Option<String>,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+/// Whose key the refund pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeafKeyKind {
+    /// The leaf's own key: deposited or claimed.
+    Leaf,
+    /// The identity key: a transfer that is not claimed yet.
+    Identity,
+}
+
+/// A leaf with everything that an exit needs, as last verified.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredLeaf {
+    /// UUID.
+    pub leaf_id: String,
+    /// Satoshis.
+    pub value: u64,
+    /// As the operators say.
+    pub status: String,
+    /// The leaf, its parent, and so on to the root.
+    pub lineage: Vec<Wire<spark::TreeNode>>,
+    /// Whose key the refund pays.
+    pub pays: LeafKeyKind,
+    /// Unix seconds of the last verification.
+    pub verified: u64,
+}
+
+/// How far an exit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExitState {
+    /// Under way.
+    Active,
+    /// The money is on the user's address.
+    Done,
+}
+
+/// One transaction of an exit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredStep {
+    /// The signed transaction, hex.
+    pub tx: String,
+    /// Last child that was broadcast with it, hex.
+    pub child: Option<String>,
+    /// Fee rate of that child's package, sat/vB.
+    pub fee_rate: u64,
+}
+
+/// An exit under way. What is confirmed is read from the chain, never from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Leaf that leaves.
+    pub leaf_id: String,
+    /// User's address for the money.
+    pub destination: String,
+    /// Node transactions from the root down, then the refund.
+    pub steps: Vec<StoredStep>,
+    /// Whose key the refund pays.
+    pub pays: LeafKeyKind,
+    /// How far it is.
+    pub state: ExitState,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+impl Record for DepositRecord {
+    const TABLE: Table = Table::Deposits;
+
+    fn key(&self) -> &str {
+        &self.leaf_id
+    }
+}
+
+impl Record for SendRecord {
+    const TABLE: Table = Table::Sends;
+
+    fn key(&self) -> &str {
+        &self.transfer_id
+    }
+}
+
+impl Record for ClaimRecord {
+    const TABLE: Table = Table::Claims;
+
+    fn key(&self) -> &str {
+        &self.transfer_id
+    }
+}
+
+impl Record for StoredLeaf {
+    const TABLE: Table = Table::Leaves;
+
+    fn key(&self) -> &str {
+        &self.leaf_id
+    }
+}
+
+impl Record for ExitRecord {
+    const TABLE: Table = Table::Exits;
+
+    fn key(&self) -> &str {
+        &self.leaf_id
+    }
+}

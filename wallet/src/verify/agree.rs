@@ -1,0 +1,94 @@
+use spark_proto::spark::TreeNode;
+
+/// In what two operators differ about a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Disagreement {
+    /// One does not know the node.
+    #[error("does not know the leaf")]
+    Missing,
+    /// State.
+    #[error("reports another status")]
+    Status,
+    /// S: one of them has not applied a tweak.
+    #[error("holds another key")]
+    Key,
+    /// A transaction, signatures included.
+    #[error("holds another {0}")]
+    Transaction(&'static str),
+    /// Value, parent or verifying key.
+    #[error("describes another leaf")]
+    Leaf,
+    /// Owner.
+    #[error("names another owner")]
+    Owner,
+}
+
+/// Whether another operator says the same of a node: status, operators' key, and every transaction to the byte.
+pub fn compare(reference: &TreeNode, other: Option<&TreeNode>) -> Result<(), Disagreement> {
+    let other = other.ok_or(Disagreement::Missing)?;
+    let key = |n: &TreeNode| n.signing_keyshare.as_ref().map(|k| k.public_key.clone());
+    if reference.status != other.status {
+        return Err(Disagreement::Status);
+    }
+    if key(reference) != key(other) {
+        return Err(Disagreement::Key);
+    }
+    if reference.owner_identity_public_key != other.owner_identity_public_key {
+        return Err(Disagreement::Owner);
+    }
+    if (&reference.id, reference.value, &reference.parent_node_id, &reference.verifying_public_key)
+        != (&other.id, other.value, &other.parent_node_id, &other.verifying_public_key)
+    {
+        return Err(Disagreement::Leaf);
+    }
+    for (name, a, b) in [
+        ("node_tx", &reference.node_tx, &other.node_tx),
+        ("refund_tx", &reference.refund_tx, &other.refund_tx),
+        ("direct_tx", &reference.direct_tx, &other.direct_tx),
+        ("direct_refund_tx", &reference.direct_refund_tx, &other.direct_refund_tx),
+        (
+            "direct_from_cpfp_refund_tx",
+            &reference.direct_from_cpfp_refund_tx,
+            &other.direct_from_cpfp_refund_tx,
+        ),
+    ] {
+        if a != b {
+            return Err(Disagreement::Transaction(name));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spark_proto::spark::SigningKeyshare;
+
+    #[test]
+    fn every_difference_has_its_name() {
+        let node = TreeNode {
+            id: "a".into(),
+            status: "AVAILABLE".into(),
+            signing_keyshare: Some(SigningKeyshare { public_key: vec![2], ..Default::default() }),
+            node_tx: vec![1],
+            refund_tx: vec![2],
+            ..Default::default()
+        };
+        let with = |change: &dyn Fn(&mut TreeNode)| {
+            let mut other = node.clone();
+            change(&mut other);
+            compare(&node, Some(&other))
+        };
+        assert_eq!(compare(&node, Some(&node)), Ok(()));
+        assert_eq!(compare(&node, None), Err(Disagreement::Missing));
+        assert_eq!(with(&|n| n.status = "TRANSFER_LOCKED".into()), Err(Disagreement::Status));
+        assert_eq!(with(&|n| n.signing_keyshare = None), Err(Disagreement::Key));
+        assert_eq!(with(&|n| n.owner_identity_public_key = vec![3]), Err(Disagreement::Owner));
+        assert_eq!(with(&|n| n.value = 1), Err(Disagreement::Leaf));
+        assert_eq!(with(&|n| n.node_tx = vec![9]), Err(Disagreement::Transaction("node_tx")));
+        assert_eq!(with(&|n| n.refund_tx = vec![9]), Err(Disagreement::Transaction("refund_tx")));
+        assert_eq!(with(&|n| n.direct_tx = vec![9]), Err(Disagreement::Transaction("direct_tx")));
+        // Times and lists of operators may differ.
+        assert_eq!(with(&|n| n.updated_time = Some(prost_types::Timestamp::default())), Ok(()));
+    }
+}

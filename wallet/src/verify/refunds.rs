@@ -1,0 +1,75 @@
+use bitcoin::{Transaction, secp256k1::PublicKey};
+use spark_proto::spark::TransferLeaf;
+use spark_rules::tx::{Basis, Plan, Purpose, RawSet, Source, Timelock, verify_input};
+
+use super::{
+    Node, VerifyError,
+    node::{timelock, transaction, unsigned},
+};
+
+/// Checks a leaf's refunds: the complete set, of the template's shape, signed, paying `destination`.
+///
+/// Where a direct node tx is present under a timed node, the direct refund must be too (D5).
+pub fn check_refunds(node: &Node, destination: &PublicKey) -> Result<Timelock, VerifyError> {
+    let cpfp = node.refund_tx.as_ref().ok_or(VerifyError::Field("refund_tx"))?;
+    check_set(
+        node,
+        destination,
+        cpfp,
+        node.direct_refund_tx.as_ref(),
+        node.direct_from_cpfp_refund_tx.as_ref(),
+    )
+}
+
+/// Checks the refunds of a transfer that is not claimed yet: they pay the receiver's identity key.
+pub fn intermediate_refunds(
+    node: &Node,
+    leaf: &TransferLeaf,
+    receiver: &PublicKey,
+) -> Result<Timelock, VerifyError> {
+    let cpfp = transaction("intermediate_refund_tx", &leaf.intermediate_refund_tx)?
+        .ok_or(VerifyError::Field("intermediate_refund_tx"))?;
+    let direct = transaction("intermediate_direct_refund_tx", &leaf.intermediate_direct_refund_tx)?;
+    let from_cpfp = transaction(
+        "intermediate_direct_from_cpfp_refund_tx",
+        &leaf.intermediate_direct_from_cpfp_refund_tx,
+    )?;
+    check_set(node, receiver, &cpfp, direct.as_ref(), from_cpfp.as_ref())
+}
+
+/// Checks the refunds of a claimed leaf: they pay the new owner at `step`.
+pub fn check_claimed(node: &Node, owner_key: &PublicKey, step: Timelock) -> Result<(), VerifyError> {
+    if check_refunds(node, owner_key)? == step { Ok(()) } else { Err(VerifyError::Field("refund timelock")) }
+}
+
+fn check_set(
+    node: &Node,
+    destination: &PublicKey,
+    cpfp: &Transaction,
+    direct: Option<&Transaction>,
+    from_cpfp: Option<&Transaction>,
+) -> Result<Timelock, VerifyError> {
+    let step = timelock("refund_tx", cpfp)?;
+    let basis = Basis { node: node.spend()?, direct_node: node.direct_spend()? };
+    // A zero node's direct refund is neither required nor harmful: public wallets differ.
+    let direct = direct.filter(|_| basis.direct_node.is_some());
+    let signed = [
+        (Purpose::Refund, Some(cpfp)),
+        (Purpose::DirectRefund, direct),
+        (Purpose::DirectFromCpfpRefund, from_cpfp),
+    ];
+    let raws: Vec<(Purpose, Vec<u8>)> =
+        signed.iter().filter_map(|(purpose, tx)| tx.map(|tx| (*purpose, unsigned(tx)))).collect();
+    let mut set = RawSet::new();
+    for (purpose, raw) in &raws {
+        set = set.with(*purpose, raw)?;
+    }
+    let plan = Plan::refunds(Source::Check(set), &basis, destination, step)?;
+    for (purpose, tx) in signed {
+        if let (Some(tx), Some(planned)) = (tx, plan.get(purpose)) {
+            verify_input(tx, &planned.template.prevouts(), 0)
+                .map_err(|source| VerifyError::Signature { what: purpose.tag(), source })?;
+        }
+    }
+    Ok(step)
+}
