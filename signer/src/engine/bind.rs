@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use rand_core::OsRng;
-use spark_proto::{common, signer::v1 as wire};
+use spark_proto::{common, peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     address::deposit_address,
     frost::{Commitment, SigningPackage},
@@ -108,7 +108,7 @@ impl Shared {
         &self,
         coordinator: OperatorIndex,
         binding: &wire::Binding,
-        position: Option<&spark_proto::peer::v1::Position>,
+        position: Option<&peer::Position>,
         signature: &[u8],
     ) -> Result<(), EngineError> {
         if coordinator == self.me {
@@ -140,6 +140,18 @@ impl Shared {
             return Err(EngineError::Binding("the leaf id is taken"));
         }
         ledger::bind_keyshare(txn, &bound, wire, owner);
+        // The log of a leaf begins with the key's making: its polynomials, one-time key and round-2 packages lived in
+        // memory only and were erased when the batch closed (D14).
+        let own_share = bound.public_shares.get(self.me.as_usize()).map(|p| p.serialize().to_vec());
+        let made = peer::Receipt {
+            keyshare_id: bound.keyshare_id.as_bytes().to_vec(),
+            leaf_id: bound.leaf_id.to_string(),
+            phase: "dkg".to_owned(),
+            new_public_share: own_share.unwrap_or_default(),
+            live_versions: vec![0],
+            ..peer::Receipt::default()
+        };
+        self.append_receipt(txn, made)?;
         let entry = wire::JournalEntry {
             kind: "bound".to_owned(),
             operation: prost::Message::encode_to_vec(wire),

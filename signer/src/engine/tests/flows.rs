@@ -59,8 +59,9 @@ fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
         verify_checkpoint(&reply.checkpoint, &quorum.federation, OperatorIndex::new(1 - index.get().min(1)))
             .is_err()
     );
-    assert_eq!(reply.receipts.len(), 4);
-    for (number, (receipt, proof)) in reply.receipts.iter().zip(&reply.proofs).enumerate() {
+    assert_eq!(reply.receipts.len(), 5);
+    assert_eq!(reply.receipts[0].phase, "dkg");
+    for (number, (receipt, proof)) in reply.receipts.iter().zip(&reply.proofs).skip(1).enumerate() {
         verify_inclusion(receipt, proof, head.root).unwrap();
         assert_eq!(receipt.retired_version, number as u64);
         assert_eq!(receipt.live_versions, [number as u64 + 1]);
