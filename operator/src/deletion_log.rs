@@ -51,7 +51,8 @@ impl DeletionLog for LogService {
     ) -> Result<Response<GetReceiptsResponse>, Status> {
         let session = Session::of(&request)?;
         let request = request.into_inner();
-        let id = LeafId::parse(&request.leaf_id).map_err(|_| Refused::field("leaf_id", "is not a leaf id"))?;
+        let id =
+            LeafId::parse(&request.leaf_id).map_err(|_| Refused::field("leaf_id", "is not a leaf id"))?;
         let owners = leaf::owners(self.db.pool(), id.uuid()).await.map_err(Refused::from)?;
         if !owners.contains(&session.identity.serialize().to_vec()) {
             return Err(Refused::not_owner().into());

@@ -109,10 +109,6 @@ impl DepositAddresses {
         Self { db, federation, signers }
     }
 
-    pub(crate) fn federation(&self) -> &Federation {
-        &self.federation
-    }
-
     /// A complete address for a leaf id (state `READY` or `USED`), the same for the same request. Each call goes on from where the last one stopped.
     pub async fn issue(
         &self,

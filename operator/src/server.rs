@@ -109,7 +109,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let signers = Signers::new(own, signer.clone(), peers(&federation, own, &tls)?);
     let engine = Engine::new(db.clone(), Arc::clone(&federation), signers.clone(), Settings::default());
     let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
-    let source: Arc<dyn ChainSource> = Arc::new(BitcoindSource::connect(&config.bitcoind, config.network).await?);
+    let source: Arc<dyn ChainSource> =
+        Arc::new(BitcoindSource::connect(&config.bitcoind, config.network).await?);
 
     let (stop, stopping) = watch::channel(false);
     let wait = |stopping: &watch::Receiver<bool>| {
@@ -122,8 +123,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 
     // Peers first: nobody unlocks without the others' memory.
     let peer_listener = TcpListener::bind(config.listen.peer).await?;
-    let pinned: Vec<Spki> =
-        federation.members().iter().filter(|m| m.index != own).flat_map(|m| &m.tls_spki).map(|k| Spki::from_bytes(*k)).collect();
+    let pinned: Vec<Spki> = federation
+        .members()
+        .iter()
+        .filter(|m| m.index != own)
+        .flat_map(|m| &m.tls_spki)
+        .map(|k| Spki::from_bytes(*k))
+        .collect();
     let peer_routes = tonic::service::Routes::new(
         PeerServer::new(PeerService::new(engine.clone(), addresses.clone()))
             .max_decoding_message_size(MAX_PEER_MESSAGE)
@@ -131,7 +137,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     );
     let peer_tls = tls.peer(SpkiAllowList::new(pinned));
     let until = wait(&stopping);
-    tasks.spawn(async move { serve(peer_listener, peer_tls, peer_routes.prepare(), until).await.map_err(Into::into) });
+    tasks.spawn(async move {
+        serve(peer_listener, peer_tls, peer_routes.prepare(), until).await.map_err(Into::into)
+    });
 
     let tables = ChainTables::new(db.clone());
     let follower = Arc::new(Follower::new(
@@ -148,7 +156,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let http_listener = TcpListener::bind(config.listen.http).await?;
     let http_address = http_listener.local_addr()?;
     let (http_metrics, until) = (metrics.clone(), wait(&stopping));
-    tasks.spawn(async move { http::serve(http_listener, http_metrics, health, until).await.map_err(Into::into) });
+    tasks.spawn(
+        async move { http::serve(http_listener, http_metrics, health, until).await.map_err(Into::into) },
+    );
 
     let until = wait(&stopping);
     tasks.spawn(async move {
@@ -220,7 +230,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             let (server, until) = (tls.public(listener.client_auth), wait(&stopping));
             tasks.spawn(async move { serve(socket, server, service, until).await.map_err(Into::into) });
         }
-        println!("{}", serde_json::json!({ "public": public, "peer": config.listen.peer, "http": http_address }));
+        println!(
+            "{}",
+            serde_json::json!({ "public": public, "peer": config.listen.peer, "http": http_address })
+        );
         tokio::select! {
             () = &mut shutdown => {}
             // A listener or task that ends by itself ends the process: half an operator serves nobody.

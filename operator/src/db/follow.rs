@@ -13,7 +13,9 @@ use super::{
     chain::{self, DepositRow, SpendRow},
     in_transaction,
 };
-use crate::chain::{BlockConnected, BlockDisconnected, BlockId, BoxError, ChainSink, HeaderStore, StoredHeader};
+use crate::chain::{
+    BlockConnected, BlockDisconnected, BlockId, BoxError, ChainSink, HeaderStore, StoredHeader,
+};
 
 #[derive(FromRow)]
 struct Row {
@@ -117,7 +119,9 @@ impl ChainTables {
         for watched in chain::watched(self.db.pool(), &txids, &vouts).await? {
             let spender = inputs
                 .iter()
-                .find(|(o, _)| o.txid.to_byte_array().as_slice() == watched.txid && i64::from(o.vout) == watched.vout)
+                .find(|(o, _)| {
+                    o.txid.to_byte_array().as_slice() == watched.txid && i64::from(o.vout) == watched.vout
+                })
                 .map(|(_, spender)| spender.clone())
                 .ok_or(DbError::Missing("spender"))?;
             let kind = self.classify(&watched, &spender).await?;

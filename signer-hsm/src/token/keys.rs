@@ -31,6 +31,14 @@ pub enum IdentityMethod {
 }
 
 impl IdentityMethod {
+    /// Name in the transcript.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Generated => "generated",
+            Self::Imported => "imported",
+        }
+    }
+
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Generated => IDENTITY,
