@@ -90,7 +90,7 @@ node_is_new_enough() {
 bitcoind_is_usable() {
     local version
     [[ -f $1 && -x $1 ]] || return 1
-    version=$("$1" --version 2>/dev/null | head -n 1) || return 1
+    version=$("$1" -nosettings -version 2>/dev/null | head -n 1) || return 1
     [[ $version =~ version\ v([0-9]+)\. ]] && ((BASH_REMATCH[1] >= MIN_BITCOIND_MAJOR))
 }
 

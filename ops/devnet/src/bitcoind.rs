@@ -266,7 +266,8 @@ fn is_usable(path: &Path) -> bool {
     if !path.is_file() {
         return false;
     }
-    let Ok(output) = Command::new(path).arg("--version").output() else { return false };
+    // Even to tell its version it rewrites settings.json in the home directory, and two at once disturb each other.
+    let Ok(output) = Command::new(path).args(["-nosettings", "-version"]).output() else { return false };
     let text = String::from_utf8_lossy(&output.stdout);
     major_version(&text).is_some_and(|major| major >= MIN_MAJOR_VERSION)
 }
