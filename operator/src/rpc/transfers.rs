@@ -106,7 +106,10 @@ fn listing(session: &Session, request: &spark::TransferFilter, scope: Scope) -> 
         // Rows have microseconds: a limit between two of them excludes the later one only.
         Some(TimeFilter::CreatedBefore(time)) => {
             let rest = i64::from(time.nanos % 1_000 != 0);
-            (None, Some(micros("created_before", time)?.saturating_add(rest)))
+            // Wallets take the time from our `date` header, which has whole seconds: a snapshot "now" must not
+            // hide what was sent within the last one.
+            let slack = if matches!(scope, Scope::Pending) { 1_000_000 } else { 0 };
+            (None, Some(micros("created_before", time)?.saturating_add(rest).saturating_add(slack)))
         }
     };
     Ok(Listing {
@@ -203,6 +206,8 @@ mod tests {
         assert_eq!(listing(&me, &request, Scope::All).unwrap().created_before, Some(10_000_001));
         request.time_filter = Some(TimeFilter::CreatedBefore(time(1_500)));
         assert_eq!(listing(&me, &request, Scope::All).unwrap().created_before, Some(10_000_002));
+        request.time_filter = Some(TimeFilter::CreatedBefore(time(1_000)));
+        assert_eq!(listing(&me, &request, Scope::Pending).unwrap().created_before, Some(11_000_001));
         for bad in [Timestamp { seconds: i64::MAX, nanos: 0 }, Timestamp { seconds: 0, nanos: -1 }] {
             request.time_filter = Some(TimeFilter::CreatedAfter(bad));
             assert!(listing(&me, &request, Scope::All).is_err());
