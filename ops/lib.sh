@@ -86,11 +86,20 @@ node_is_new_enough() {
 
 # --- bitcoind --------------------------------------------------------------------------------------------
 
+# bitcoind_version PATH: its first words. Even for those it makes its data directory and writes settings there,
+# so it gets one that is not in anyone's home.
+bitcoind_version() {
+    local scratch
+    scratch=$(mktemp -d)
+    "$1" -regtest -nosettings -datadir="$scratch" -version 2>/dev/null | sed -n 1p || true
+    rm -rf "$scratch"
+}
+
 # bitcoind_is_usable PATH: it runs and is Bitcoin Core MIN_BITCOIND_MAJOR or later.
 bitcoind_is_usable() {
     local version
     [[ -f $1 && -x $1 ]] || return 1
-    version=$("$1" -nosettings -version 2>/dev/null | head -n 1) || return 1
+    version=$(bitcoind_version "$1")
     [[ $version =~ version\ v([0-9]+)\. ]] && ((BASH_REMATCH[1] >= MIN_BITCOIND_MAJOR))
 }
 

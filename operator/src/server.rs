@@ -21,7 +21,7 @@ use crate::{
     chain::{BitcoindSource, ChainSource, Follower, Start},
     config::Config,
     convert::Converter,
-    db::{Db, confirm, follow::ChainTables},
+    db::{Db, confirm, follow::ChainTables, keyshare, operation::index_column},
     deletion_log::LogService,
     deposit_address::DepositAddresses,
     edge::{Edge, Quotas, TlsMaterial, public_service, signer_channel},
@@ -152,7 +152,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     ));
     let chain_status = follower.status();
 
-    let (health, ready) = health(&db, &signer, &chain_status, config.chain.max_tip_age);
+    let (health, ready) = health(own, &db, &signer, &chain_status, config.chain.max_tip_age);
     let http_listener = TcpListener::bind(config.listen.http).await?;
     let http_address = http_listener.local_addr()?;
     let (http_metrics, until) = (metrics.clone(), wait(&stopping));
@@ -252,13 +252,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 }
 
 fn health(
+    own: OperatorIndex,
     db: &Db,
     signer: &SignerClient,
     chain: &watch::Receiver<crate::chain::ChainStatus>,
     max_tip_age: Duration,
 ) -> (Health, watch::Sender<bool>) {
     let (ready, recovered) = watch::channel(false);
-    let (db, signer, chain) = (db.clone(), signer.clone(), chain.clone());
+    let own = index_column(own);
+    let (db, keys, signer, chain) = (db.clone(), db.clone(), signer.clone(), chain.clone());
     let health = Health::default()
         .with("database", move || {
             let db = db.clone();
@@ -278,6 +280,16 @@ fn health(
                     return Err(format!("alarms: {}", status.alarms.join(", ")));
                 }
                 Ok(format!("{} keyshares", status.keyshares_available))
+            }
+        })
+        .with("keyshares", move || {
+            let db = keys.clone();
+            async move {
+                match keyshare::available(db.pool(), own).await {
+                    Ok(0) => Err("none unused; the pool is being filled".to_owned()),
+                    Ok(unused) => Ok(format!("{unused} unused")),
+                    Err(error) => Err(error.to_string()),
+                }
             }
         })
         .with("chain", move || {

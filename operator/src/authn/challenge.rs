@@ -6,24 +6,13 @@ use rand::{RngCore as _, rngs::OsRng};
 use secp256k1::{Message, PublicKey, SECP256K1, ecdsa::Signature};
 use sha2::{Digest as _, Sha256};
 use spark_proto::spark_authn::{Challenge, ProtectedChallenge};
+pub use spark_rules::package::challenge_nonce;
 
 use super::{Authn, CHALLENGE_TTL, SKEW};
 use crate::status::{Reason, Refused, text};
 
 const VERSION: i32 = 1;
 const PURPOSE: &[u8] = b"spark/challenge";
-
-/// Nonce of a challenge (D24): 16 random bytes, then the first 16 bytes of
-/// SHA-256("spark/operator" ‖ the operator's compressed identity key). A wallet that knows the operator's key
-/// can refuse a challenge that another operator relays.
-pub fn challenge_nonce(operator: &PublicKey, random: [u8; 16]) -> [u8; 32] {
-    let name = Sha256::new().chain_update(b"spark/operator").chain_update(operator.serialize()).finalize();
-    let mut nonce = [0; 32];
-    let (head, tail) = nonce.split_at_mut(16);
-    head.copy_from_slice(&random);
-    tail.iter_mut().zip(name).for_each(|(to, from)| *to = from);
-    nonce
-}
 
 impl Authn {
     /// A challenge for the holder of a SEC1-encoded public key. Nothing is stored.

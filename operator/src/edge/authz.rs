@@ -51,6 +51,7 @@ const fn field(number: u32, name: &'static str) -> Field {
 
 const AUTHN: &str = "spark_authn.SparkAuthnService";
 const SPARK: &str = "spark.SparkService";
+const LOG: &str = "log.v1.DeletionLog";
 const TOKEN: &str = "spark_token.SparkTokenService";
 
 const fn method(service: &'static str, name: &'static str, rule: Rule) -> Method {
@@ -69,6 +70,8 @@ const PARTICIPANTS: &[Field] = &[
 
 /// Every method of every public service.
 pub const TABLE: &[Method] = &[
+    method(LOG, "GetCheckpoint", Rule::Session),
+    method(LOG, "GetReceipts", Rule::Session),
     method(AUTHN, "get_challenge", Rule::Open),
     method(AUTHN, "verify_challenge", Rule::Open),
     costly(SPARK, "generate_deposit_address", Rule::SessionEquals(field(2, "identity_public_key")), 10),
@@ -145,7 +148,7 @@ mod tests {
         let mut methods = BTreeSet::new();
         for file in descriptors().file {
             let package = file.package().to_owned();
-            if !package.starts_with("spark") {
+            if !package.starts_with("spark") && package != "log.v1" {
                 continue;
             }
             for service in &file.service {

@@ -266,8 +266,12 @@ fn is_usable(path: &Path) -> bool {
     if !path.is_file() {
         return false;
     }
-    // Even to tell its version it rewrites settings.json in the home directory, and two at once disturb each other.
-    let Ok(output) = Command::new(path).args(["-nosettings", "-version"]).output() else { return false };
+    // Even to tell its version it makes its data directory and writes settings there: not in anyone's home.
+    let Ok(scratch) = tempfile::tempdir() else { return false };
+    let mut datadir = std::ffi::OsString::from("-datadir=");
+    datadir.push(scratch.path());
+    let version = Command::new(path).args(["-regtest", "-nosettings", "-version"]).arg(datadir).output();
+    let Ok(output) = version else { return false };
     let text = String::from_utf8_lossy(&output.stdout);
     major_version(&text).is_some_and(|major| major >= MIN_MAJOR_VERSION)
 }

@@ -5,7 +5,12 @@
 
 pub mod bitcoind;
 pub mod certs;
+pub mod control;
+pub mod demo;
 pub mod faucet;
+pub mod http;
+pub mod member;
+pub mod network;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -14,3 +19,4 @@ pub mod rpcfront;
 pub mod stamp;
 pub mod state;
 pub mod user;
+pub mod wallet;

@@ -2,7 +2,8 @@
 //!
 //! Each child leads a process group of its own, which is killed when its [`Process`] is dropped. Should we be
 //! killed ourselves, the kernel kills the children: they are started through `setpriv --pdeathsig KILL`. That
-//! signal is bound to the *thread* that forked, so all children are forked by one thread that never ends.
+//! signal is bound to the *thread* that forked, so all children are forked by one thread that never ends. It
+//! reaches the children alone: what they fork themselves must notice (PostgreSQL's backends do).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};

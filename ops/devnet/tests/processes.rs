@@ -17,6 +17,12 @@ fn heart(dir: &Path) -> Program {
     Program::new("heart", "/bin/sh", dir.join("log")).args(["-c", script, "heart"]).arg(dir.join("beat"))
 }
 
+/// The same without a child.
+fn lonely_heart(dir: &Path) -> Program {
+    let script = r#"while :; do printf x >> "$1"; sleep 0.02; done"#;
+    Program::new("heart", "/bin/sh", dir.join("log")).args(["-c", script, "heart"]).arg(dir.join("beat"))
+}
+
 fn beats(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
@@ -121,7 +127,7 @@ async fn what_does_not_come_up_is_reported_with_its_log() -> Result<()> {
 fn orphan_maker() {
     let Some(dir) = std::env::var_os("SPARK_DEVNET_ORPHAN_DIR").map(PathBuf::from) else { return };
     // From a thread that ends: the death signal must follow the process, not the thread that asked.
-    let child = std::thread::spawn(move || Process::start(heart(&dir)).unwrap()).join().unwrap();
+    let child = std::thread::spawn(move || Process::start(lonely_heart(&dir)).unwrap()).join().unwrap();
     std::thread::sleep(Duration::from_secs(60));
     drop(child);
 }

@@ -54,6 +54,7 @@ impl Shared {
             None => Attempt {
                 phase: Phase::Refused,
                 request: Vec::new(),
+                digest: [0; 32],
                 opened: Vec::new(),
                 vote: vote.clone(),
                 proof: None,
@@ -100,6 +101,7 @@ impl Shared {
         // A dropped tweak is a destruction too: old = new - tweak.
         self.destroy_staged(txn, &id, request.attempt, true)?;
         attempt.phase = Phase::Aborted;
+        attempt.request.clear();
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
         journal::append(txn, entry("aborted", &id, request.attempt, &attempt.vote, None, Vec::new()))?;
         Ok(wire::AbortResponse { position: Some(self.position(txn).to_wire()) })

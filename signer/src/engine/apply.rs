@@ -62,6 +62,7 @@ impl Shared {
         self.release_claims(txn, &operation)?;
         let receipts = self.write_receipts(txn, &operation, &keys)?;
         attempt.phase = Phase::Applied;
+        attempt.request.clear();
         attempt.proof = Some(proof.clone());
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
         journal::append(

@@ -3,7 +3,9 @@
 use prost::Message as _;
 use spark_proto::signer::v1 as wire;
 
-use super::EngineError;
+use spark_rules::ids::OperationId;
+
+use super::{EngineError, ledger};
 use crate::vault::Txn;
 
 const PREFIX: &[u8] = b"journal/";
@@ -33,12 +35,20 @@ pub(super) fn read(
     request: &wire::ReadJournalRequest,
 ) -> Result<wire::ReadJournalResponse, EngineError> {
     let head = head(txn)?;
+    // A prepared entry carries the canonical request only while it is undecided: the ciphertexts in it die with the
+    // decision (forward secrecy of packages).
     let limit = u64::from(request.limit.clamp(1, MOST));
     let last = head.min(request.after.saturating_add(limit));
     let mut entries = Vec::new();
     for sequence in request.after.saturating_add(1)..=last {
         if let Some(bytes) = txn.record(&[PREFIX, &sequence.to_be_bytes()].concat())? {
-            entries.push(wire::JournalEntry::decode(bytes.as_slice())?);
+            let mut entry = wire::JournalEntry::decode(bytes.as_slice())?;
+            if entry.kind == "prepared" {
+                let id = OperationId::parse(&entry.operation_id)?;
+                entry.operation =
+                    ledger::attempt(txn, &id, entry.attempt)?.map(|a| a.request).unwrap_or_default();
+            }
+            entries.push(entry);
         }
     }
     Ok(wire::ReadJournalResponse { entries, head })

@@ -267,8 +267,10 @@ impl Phase {
 #[derive(Debug, Clone)]
 pub(super) struct Attempt {
     pub(super) phase: Phase,
-    /// The canonical request; empty for an attempt that was aborted before it was seen.
+    /// The canonical request with its ciphertexts: while undecided only.
     pub(super) request: Vec<u8>,
+    /// SHA-256 of it, for ever; zeros for an attempt that was refused unseen.
+    pub(super) digest: [u8; 32],
     pub(super) opened: Vec<wire::OpenedLeaf>,
     pub(super) vote: peer::Vote,
     pub(super) proof: Option<peer::ProofOfCommit>,
@@ -285,6 +287,8 @@ pub(super) fn attempt(
 ) -> Result<Option<Attempt>, EngineError> {
     let Some(bytes) = txn.record(&attempt_key(operation, attempt))? else { return Ok(None) };
     let entry = wire::JournalEntry::decode(bytes.as_slice())?;
+    let digest = txn.record(&[b"digest/".as_slice(), &attempt_key(operation, attempt)].concat())?;
+    let digest = digest.and_then(|d| d.try_into().ok()).unwrap_or([0; 32]);
     let opened = txn.record(&[b"opened/".as_slice(), &attempt_key(operation, attempt)].concat())?;
     let opened = match opened {
         Some(bytes) => wire::PrepareResponse::decode(bytes.as_slice())?.opened,
@@ -293,6 +297,7 @@ pub(super) fn attempt(
     Ok(Some(Attempt {
         phase: Phase::parse(&entry.kind)?,
         request: entry.operation,
+        digest,
         opened,
         vote: entry.vote.ok_or(EngineError::Malformed("stored vote"))?,
         proof: entry.proof,
@@ -310,6 +315,10 @@ pub(super) fn put_attempt(txn: &mut Txn<'_>, operation: &OperationId, number: u3
         operation: attempt.request.clone(),
     };
     txn.put_record(&attempt_key(operation, number), entry.encode_to_vec());
+    txn.put_record(
+        &[b"digest/".as_slice(), &attempt_key(operation, number)].concat(),
+        attempt.digest.to_vec(),
+    );
     let opened = wire::PrepareResponse { vote: None, opened: attempt.opened.clone() };
     txn.put_record(
         &[b"opened/".as_slice(), &attempt_key(operation, number)].concat(),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 use rand_core::OsRng;
+use sha2::{Digest as _, Sha256};
 use spark_proto::{peer::v1 as peer, signer::v1 as wire, spark};
 use spark_rules::{
     feldman::Proofs,
@@ -31,6 +32,10 @@ const MAX_PACKAGE: usize = 4 << 20;
 /// Everything that a leaf claims, as a resource of the ledger.
 pub(super) fn leaf_resource(leaf: &LeafId) -> Resource {
     Resource { kind: "leaf", key: leaf.as_bytes().to_vec() }
+}
+
+fn request_digest(canonical: &[u8]) -> [u8; 32] {
+    Sha256::digest(canonical).into()
 }
 
 /// Name of a staged tweak: of an operation, by position of the leaf.
@@ -81,7 +86,7 @@ impl Shared {
             return match known.phase {
                 // The same bytes get the same vote, whatever happened since; other bytes are another operation.
                 Phase::Refused => Ok(wire::PrepareResponse { vote: Some(known.vote), opened: Vec::new() }),
-                _ if known.request == canonical => {
+                _ if known.digest == request_digest(&canonical) => {
                     Ok(wire::PrepareResponse { vote: Some(known.vote), opened: known.opened })
                 }
                 _ => {
@@ -136,6 +141,7 @@ impl Shared {
         let record = Attempt {
             phase: Phase::Refused,
             request: Vec::new(),
+            digest: [0; 32],
             opened: Vec::new(),
             vote: vote.clone(),
             proof: None,
@@ -183,15 +189,13 @@ impl Shared {
         let record = Attempt {
             phase: Phase::Prepared,
             request: canonical.to_vec(),
+            digest: request_digest(canonical),
             opened: opened.clone(),
             vote: vote.clone(),
             proof: None,
         };
         ledger::put_attempt(txn, &operation.id, operation.attempt, &record);
-        journal::append(
-            txn,
-            entry("prepared", &operation.id, operation.attempt, &vote, None, canonical.to_vec()),
-        )?;
+        journal::append(txn, entry("prepared", &operation.id, operation.attempt, &vote, None, Vec::new()))?;
         Ok(wire::PrepareResponse { vote: Some(vote), opened })
     }
 

@@ -44,6 +44,17 @@ impl Shared {
                 return Err(EngineError::Stage(request.stage));
             }
             self.check_lower_stages(&operation, stage, &request.signatures)?;
+            // Stored before anything above them leaves: the exit exists before the tree can move (S14, D3).
+            for signature in &request.signatures {
+                let key = [
+                    b"final/".as_slice(),
+                    id.as_bytes(),
+                    &request.attempt.to_be_bytes(),
+                    &signature.job.to_be_bytes(),
+                ]
+                .concat();
+                txn.put_record(&key, signature.signature.clone());
+            }
             self.check_maturities(txn, &operation)?;
             for (_, job) in operation.jobs_of_stage(stage) {
                 let part = operation.parts.iter().find(|p| p.record.leaf_id == job.leaf);

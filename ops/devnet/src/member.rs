@@ -1,0 +1,336 @@
+//! One member of the federation: a signer with its tokens and store, an operator with its database.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use spark_rules::federation::MemberEntry;
+use spark_softhsm::TokenDir;
+
+use crate::{
+    certs::{Authority, PemFiles},
+    ports::Port,
+    process::{Process, Program},
+    stamp,
+};
+
+/// Longest wait for a process to be ready.
+const START: Duration = Duration::from_secs(60);
+
+/// Everything of one member that exists before the federation file does.
+#[derive(Debug)]
+pub struct Member {
+    index: u16,
+    dir: PathBuf,
+    tokens: TokenDir,
+    operator_tls: PemFiles,
+    operator_spki: [u8; 32],
+    signer_tls: PemFiles,
+    signer_spki: [u8; 32],
+    signer_port: Port,
+    signer_http: Port,
+    peer_port: Port,
+    http_port: Port,
+    /// Client certificates required.
+    mutual_port: Port,
+    /// No client certificates: public SDKs cannot present one.
+    open_port: Port,
+    pub(crate) signer: Option<Process>,
+    pub(crate) operator: Option<Process>,
+}
+
+/// What the operator of a member connects to.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// Authority of all certificates.
+    pub ca: &'a Path,
+    /// Federation file.
+    pub federation: &'a Path,
+    /// Its hash.
+    pub federation_hash: &'a str,
+    /// `http://host:port` of bitcoind.
+    pub bitcoind: &'a str,
+    /// File with `user:password` of its RPC.
+    pub bitcoind_login: &'a Path,
+    /// Confirmations of a deposit.
+    pub deposit_depth: u32,
+}
+
+impl Member {
+    /// Tokens, certificates and ports for member `index`, in `dir`.
+    pub fn new(index: u16, dir: PathBuf, authority: &Authority, open_port: Port) -> anyhow::Result<Self> {
+        let tokens = TokenDir::create(&dir.join("tokens"))?;
+        for label in ["roots", "keys"] {
+            tokens.init_token(label, "87654321", "12345678")?;
+        }
+        write_private(&dir.join("pin"), b"12345678")?;
+        let operator = authority.issue(&format!("operator-{index}"))?;
+        let signer = authority.issue(&format!("signer-{index}"))?;
+        Ok(Self {
+            index,
+            tokens,
+            operator_tls: operator.write(&dir, "operator")?,
+            operator_spki: operator.spki_sha256(),
+            signer_tls: signer.write(&dir, "signer")?,
+            signer_spki: signer.spki_sha256(),
+            signer_port: Port::lease()?,
+            signer_http: Port::lease()?,
+            peer_port: Port::lease()?,
+            http_port: Port::lease()?,
+            mutual_port: Port::lease()?,
+            open_port,
+            signer: None,
+            operator: None,
+            dir,
+        })
+    }
+
+    /// Position in the federation.
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Folder with configuration, store and logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `https://127.0.0.1:port` where wallets need a client certificate.
+    pub fn mutual_url(&self) -> String {
+        format!("https://{}", self.mutual_port.address())
+    }
+
+    /// `https://127.0.0.1:port` where they need none.
+    pub fn open_url(&self) -> String {
+        format!("https://localhost:{}", self.open_port.number())
+    }
+
+    /// `host:port` of the peer listener.
+    pub fn peer_address(&self) -> String {
+        self.peer_port.address().to_string()
+    }
+
+    /// `http://127.0.0.1:port` of the operator's metrics and health.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.http_port.address())
+    }
+
+    /// `http://127.0.0.1:port` of the signer's metrics and health.
+    pub fn signer_http_url(&self) -> String {
+        format!("http://{}", self.signer_http.address())
+    }
+
+    /// The token directory.
+    pub const fn tokens(&self) -> &TokenDir {
+        &self.tokens
+    }
+
+    fn signer_config(&self, federation: Option<(&Path, &str)>, ca: &Path) -> String {
+        let federation = federation.map_or_else(String::new, |(path, hash)| {
+            format!("federation = {:?}\nfederation_hash = {hash:?}\n", path.display().to_string())
+        });
+        let pin = self.dir.join("pin");
+        format!(
+            r#"profile = "development"
+operator = {index}
+store = {store:?}
+{federation}listen = "{listen}"
+http = "{http}"
+
+[tls]
+cert = {cert:?}
+key = {key:?}
+client_ca = {ca:?}
+allow = ["{allow}"]
+
+[token]
+module = {module:?}
+profile = "softhsm"
+roots = {{ label = "roots", pin = {{ file = {pin:?} }} }}
+keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
+"#,
+            index = self.index,
+            store = self.dir.join("signer.redb").display().to_string(),
+            listen = self.signer_port.address(),
+            http = self.signer_http.address(),
+            cert = self.signer_tls.certificate.display().to_string(),
+            key = self.signer_tls.key.display().to_string(),
+            ca = ca.display().to_string(),
+            allow = hex::encode(self.operator_spki),
+            module = spark_softhsm::module_path().map(|p| p.display().to_string()).unwrap_or_default(),
+            pin = pin.display().to_string(),
+        )
+    }
+
+    fn signer_command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(stamp::program("spark-signer")?);
+        let (key, value) = self.tokens.env();
+        command.env(key, value).arg("--config").arg(self.dir.join("signer.toml"));
+        Ok(command)
+    }
+
+    /// Keys in the tokens and an empty vault; `identity` is imported if given (development keys of public suites).
+    pub fn ceremony(&self, ca: &Path, identity: Option<&str>) -> anyhow::Result<MemberEntry> {
+        fs::write(self.dir.join("signer.toml"), self.signer_config(None, ca))?;
+        let mut command = self.signer_command()?;
+        command.arg("ceremony");
+        if identity.is_some() {
+            command.arg("--import-identity");
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        if let (Some(mut stdin), Some(identity)) = (child.stdin.take(), identity) {
+            stdin.write_all(identity.as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("ceremony of signer {}: {}", self.index, String::from_utf8_lossy(&output.stderr));
+        }
+        let transcript: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let field = |name: &str| -> anyhow::Result<String> {
+            Ok(transcript.get(name).and_then(|v| v.as_str()).context("ceremony's transcript")?.to_owned())
+        };
+        Ok(MemberEntry {
+            identity_public_key: field("identity_public_key")?,
+            federation_public_keys: vec![field("federation_public_key")?],
+            tls_spki_sha256: vec![hex::encode(self.operator_spki)],
+            peer_address: self.peer_address(),
+            public_address: self.mutual_url(),
+        })
+    }
+
+    /// Signs the federation file with this member's HSM.
+    pub fn sign_federation(&self, file: &Path) -> anyhow::Result<()> {
+        let output = self.signer_command()?.args(["federation", "sign"]).arg(file).output()?;
+        if !output.status.success() {
+            bail!("signer {} does not sign: {}", self.index, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    /// Starts the signer; it stays locked until all operators run.
+    pub async fn start_signer(&mut self, around: &Surroundings<'_>) -> anyhow::Result<()> {
+        let config = self.signer_config(Some((around.federation, around.federation_hash)), around.ca);
+        fs::write(self.dir.join("signer.toml"), config)?;
+        let (key, value) = self.tokens.env();
+        let program = Program::new(
+            format!("signer-{}", self.index),
+            stamp::program("spark-signer")?,
+            self.dir.join("signer.log"),
+        )
+        .env(key, value)
+        .arg("--config")
+        .arg(self.dir.join("signer.toml"))
+        .arg("start");
+        let mut process = Process::start(program)?;
+        let url = format!("{}/healthz", self.signer_http_url());
+        process.wait_ready(START, || answers(url.clone())).await?;
+        self.signer = Some(process);
+        Ok(())
+    }
+
+    /// Starts the operator; does not wait until it is ready, since that needs the others.
+    pub fn start_operator(&mut self, around: &Surroundings<'_>, database: &str) -> anyhow::Result<()> {
+        let url = self.dir.join("database-url");
+        write_private(&url, database.as_bytes())?;
+        fs::write(self.dir.join("operator.toml"), self.operator_config(around, &url))?;
+        let program = Program::new(
+            format!("operator-{}", self.index),
+            stamp::program("spark-operator")?,
+            self.dir.join("operator.log"),
+        )
+        .arg("--config")
+        .arg(self.dir.join("operator.toml"))
+        .arg("start");
+        self.operator = Some(Process::start(program)?);
+        Ok(())
+    }
+
+    fn operator_config(&self, around: &Surroundings<'_>, database_url: &Path) -> String {
+        format!(
+            r#"network = "regtest"
+operator = {index}
+federation = {federation:?}
+peers_ca = {ca:?}
+
+[listen]
+public = [
+    {{ address = "{mutual}", client_auth = "required" }},
+    {{ address = "{open}", client_auth = "off" }},
+]
+peer = "{peer}"
+http = "{http}"
+
+[tls]
+cert = {cert:?}
+key = {key:?}
+client_ca = {ca:?}
+
+[signer]
+address = "{signer}"
+server_name = "localhost"
+ca = {ca:?}
+cert = {cert:?}
+key = {key:?}
+spki = "{signer_spki}"
+
+[database]
+url = "file:{url}"
+
+[bitcoind]
+url = "{bitcoind}"
+auth = {{ user_password = "file:{login}" }}
+
+[chain]
+deposit_depth = {depth}
+poll = "500ms"
+max_tip_age = "10000h"
+
+[limits]
+address_per_second = 100000
+address_burst = 100000
+identity_per_second = 100000
+identity_burst = 100000
+"#,
+            index = self.index,
+            federation = around.federation.display().to_string(),
+            ca = around.ca.display().to_string(),
+            mutual = self.mutual_port.address(),
+            open = self.open_port.address(),
+            peer = self.peer_port.address(),
+            http = self.http_port.address(),
+            cert = self.operator_tls.certificate.display().to_string(),
+            key = self.operator_tls.key.display().to_string(),
+            signer = self.signer_port.address(),
+            signer_spki = hex::encode(self.signer_spki),
+            url = database_url.display(),
+            bitcoind = around.bitcoind,
+            login = around.bitcoind_login.display(),
+            depth = around.deposit_depth,
+        )
+    }
+
+    /// Waits until the operator says that it is ready.
+    pub async fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let url = format!("{}/readyz", self.http_url());
+        let process = self.operator.as_mut().context("operator is not started")?;
+        process.wait_ready(START, || answers(url.clone())).await?;
+        Ok(())
+    }
+}
+
+/// True if a GET is answered with 200.
+async fn answers(url: String) -> bool {
+    crate::http::get(&url).await.is_ok()
+}
+
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    file.write_all(content)
+}
