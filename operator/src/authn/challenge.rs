@@ -3,10 +3,10 @@
 use hmac::Mac as _;
 use prost::Message as _;
 use rand::{RngCore as _, rngs::OsRng};
-pub use spark_rules::package::challenge_nonce;
 use secp256k1::{Message, PublicKey, SECP256K1, ecdsa::Signature};
 use sha2::{Digest as _, Sha256};
 use spark_proto::spark_authn::{Challenge, ProtectedChallenge};
+pub use spark_rules::package::challenge_nonce;
 
 use super::{Authn, CHALLENGE_TTL, SKEW};
 use crate::status::{Reason, Refused, text};
