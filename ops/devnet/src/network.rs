@@ -126,8 +126,9 @@ impl Devnet {
         let cluster = Cluster::create(&state.path().join("postgres"), Durability::Full).await?;
         let faucet = std::sync::Arc::new(Faucet::start(bitcoind.rpc().clone()).await?);
         let front_port = if options.sdk { Port::fixed(8332) } else { Port::lease()? };
-        let front = RpcFront::start(front_port, RPC_LOGIN, bitcoind.rpc().clone(), std::sync::Arc::clone(&faucet))
-        .await?;
+        let front =
+            RpcFront::start(front_port, RPC_LOGIN, bitcoind.rpc().clone(), std::sync::Arc::clone(&faucet))
+                .await?;
         let (user, password) = bitcoind.credentials();
         let login = private.join("bitcoind-login");
         write_private(&login, format!("{user}:{password}").as_bytes())?;

@@ -12,10 +12,17 @@ use tokio::process::Command;
 use crate::{network::Devnet, stamp};
 
 /// A wallet in a folder of its own.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct WalletCommand {
     program: PathBuf,
     dir: PathBuf,
+    words: String,
+}
+
+impl std::fmt::Debug for WalletCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("WalletCommand").field(&self.dir).finish()
+    }
 }
 
 impl WalletCommand {
@@ -23,14 +30,25 @@ impl WalletCommand {
     pub async fn create(devnet: &Devnet, name: &str, coordinator: u16) -> anyhow::Result<Self> {
         let dir = devnet.endpoints().dir.join("wallets").join(name);
         devnet.write_wallet_config(&dir, coordinator)?;
-        let this = Self { program: stamp::program("spark-wallet")?, dir };
-        this.run(&["create"]).await?;
+        let mut this = Self { program: stamp::program("spark-wallet")?, dir, words: String::new() };
+        this.words = text(&this.run(&["create"]).await?, "words")?;
         Ok(this)
     }
 
     /// The same wallet, coordinated by another operator.
     pub fn coordinated_by(&self, devnet: &Devnet, coordinator: u16) -> anyhow::Result<()> {
         devnet.write_wallet_config(&self.dir, coordinator)
+    }
+
+    /// A second folder with the same seed, coordinated by another operator.
+    pub async fn twin(&self, devnet: &Devnet, name: &str, coordinator: u16) -> anyhow::Result<Self> {
+        let dir = devnet.endpoints().dir.join("wallets").join(name);
+        devnet.write_wallet_config(&dir, coordinator)?;
+        let twin = Self { program: self.program.clone(), dir, words: self.words.clone() };
+        let seed = twin.dir.join("words");
+        crate::member::write_private(&seed, self.words.as_bytes())?;
+        twin.run(&["restore", "--seed-file", &seed.display().to_string()]).await?;
+        Ok(twin)
     }
 
     /// Its folder.

@@ -1,0 +1,189 @@
+//! The main job and what may go wrong with it, on real processes.
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use anyhow::ensure;
+use rand::Rng as _;
+use spark_devnet::{
+    demo,
+    wallet::{WalletCommand, text},
+};
+use support::{address, available, deposit, eventually, network, pay, ready, transfer};
+
+/// Deposit, two changes of owner, balances at every operator, exit to the chain.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_main_job() -> anyhow::Result<()> {
+    let devnet = network().await?;
+    demo::story(&devnet, &|_| {}).await
+}
+
+/// A deposit claimed before it is confirmed becomes spendable with its block; a wrong amount or a foreign output is
+/// refused and changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn deposits_before_confirmation_and_wrong_ones() -> anyhow::Result<()> {
+    let devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    let answer = alice.run(&["deposit", "address"]).await?;
+    let to = text(&answer, "address")?;
+    let foreign = pay(&devnet, &text(&bob.run(&["deposit", "address"]).await?, "address")?, 50_000).await?;
+    let refused = alice.run(&["deposit", "claim", "--address", &to, "--txid", &foreign.to_string()]).await;
+    ensure!(refused.is_err(), "claimed a foreign output");
+
+    let txid = pay(&devnet, &to, 70_000).await?.to_string();
+    let claimed = alice.run(&["deposit", "claim", "--address", &to, "--txid", &txid]).await?;
+    ensure!(text(&claimed, "status")? == "CREATING", "unconfirmed: {claimed}");
+    ensure!(available(&alice).await? == 0, "unconfirmed money is spendable");
+    let early = alice.run(&["send", &address(&bob).await?, "70000sat"]).await;
+    ensure!(early.is_err(), "sent unconfirmed money");
+    devnet.faucet().mine(1).await?;
+    eventually("deposit confirms", || async { Ok(available(&alice).await? == 70_000) }).await?;
+    transfer(&alice, &bob, 70_000).await?;
+    ensure!(available(&alice).await? == 0, "sender still has it");
+
+    // X9: fake value. The transaction is altered before it is claimed: another txid, which never confirms.
+    let to = text(&alice.run(&["deposit", "address"]).await?, "address")?;
+    let address = to.parse::<bitcoin::Address<_>>()?.require_network(bitcoin::Network::Regtest)?;
+    let mut funding = devnet.faucet().send(&address, bitcoin::Amount::from_sat(1000)).await?;
+    for output in &mut funding.output {
+        if output.script_pubkey == address.script_pubkey() {
+            output.value = bitcoin::Amount::from_sat(90_000_000);
+        }
+    }
+    let raw = bitcoin::consensus::encode::serialize_hex(&funding);
+    let _ = alice.run(&["deposit", "claim", "--address", &to, "--tx", &raw]).await;
+    devnet.faucet().mine(3).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(available(&alice).await? == 0, "a forged amount became spendable");
+    Ok(())
+}
+
+/// X6: two transfers of one leaf through different coordinators at once; exactly one wins, fifty times.
+#[tokio::test(flavor = "multi_thread")]
+async fn x6_fifty_races_have_one_winner_each() -> anyhow::Result<()> {
+    let devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    let carol = WalletCommand::create(&devnet, "carol", 2).await?;
+    let twin = alice.twin(&devnet, "alice-twin", 1).await?;
+    let (to_bob, to_carol) = (address(&bob).await?, address(&carol).await?);
+    let mut expected = 0;
+    for round in 0..50u64 {
+        // Values that add up to each other in no way: the amount names the leaf.
+        let sats = 20_000 + round;
+        deposit(&devnet, &alice, sats).await?;
+        twin.run(&["leaves"]).await?;
+        let amount = format!("{sats}sat");
+        let first_args = ["send", to_bob.as_str(), amount.as_str()];
+        let second_args = ["send", to_carol.as_str(), amount.as_str()];
+        let (first, second) = tokio::join!(alice.run(&first_args), twin.run(&second_args));
+        ensure!(first.is_ok() != second.is_ok(), "round {round}: {first:?} {second:?}");
+        expected += sats;
+    }
+    eventually("both claim", || async {
+        bob.run_all(&["receive"]).await?;
+        carol.run_all(&["receive"]).await?;
+        Ok(available(&bob).await? + available(&carol).await? == expected)
+    })
+    .await?;
+    ensure!(available(&alice).await? == 0, "the sender kept something");
+    Ok(())
+}
+
+/// S10: processes die at any time; nothing is lost or doubled, and all converge.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_die_and_nothing_is_lost() -> anyhow::Result<()> {
+    let mut devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    deposit(&devnet, &alice, 60_000).await?;
+    let wallets = [&alice, &bob];
+    for round in 0..8usize {
+        let (from, to) = (wallets[round % 2], wallets[(round + 1) % 2]);
+        let target = address(to).await?;
+        let victims = ["operator-0", "operator-1", "signer-0", "signer-2"];
+        let victim = victims[round % victims.len()];
+        let wait = Duration::from_millis(rand::thread_rng().gen_range(20..250));
+        let arguments = ["send", target.as_str(), "60000sat"];
+        let send = from.run(&arguments);
+        let kill = async {
+            tokio::time::sleep(wait).await;
+            let process = devnet.process(victim)?;
+            process.kill()?;
+            process.restart()?;
+            anyhow::Ok(())
+        };
+        let (sent, killed) = tokio::join!(send, kill);
+        killed?;
+        ready(&mut devnet).await?;
+        if sent.is_err() {
+            // The wallet stored the request before it left: it finishes it, or learns that nothing happened.
+            eventually("send ends", || async {
+                from.run_all(&["receive"]).await?;
+                if available(from).await? == 60_000 {
+                    from.run(&["send", &target, "60000sat"]).await?;
+                }
+                Ok(available(from).await? == 0)
+            })
+            .await?;
+        }
+        eventually("claim", || async {
+            to.run_all(&["receive"]).await?;
+            Ok(available(to).await? == 60_000)
+        })
+        .await?;
+        ensure!(available(from).await? == 0, "round {round}: both have the money");
+    }
+    Ok(())
+}
+
+/// S8, D10: an operator's database from before a transfer cannot spend the old owner's leaf.
+#[tokio::test(flavor = "multi_thread")]
+async fn s8_restored_operator_database_cannot_spend() -> anyhow::Result<()> {
+    let mut devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    deposit(&devnet, &alice, 40_000).await?;
+    devnet.process("operator-0")?.kill()?;
+    devnet.cluster().copy_database("operator_0", "operator_0_old")?;
+    devnet.process("operator-0")?.restart()?;
+    ready(&mut devnet).await?;
+    transfer(&alice, &bob, 40_000).await?;
+
+    devnet.process("operator-0")?.kill()?;
+    let old = devnet.cluster().url("operator_0_old");
+    devnet.start_operator(0, &old)?;
+    // It follows its signer's journal before it serves, or it does not serve.
+    let back = tokio::time::timeout(Duration::from_secs(40), devnet.wait_ready()).await;
+    let target = address(&bob).await.unwrap_or_default();
+    let spent = alice.run(&["send", &target, "40000sat"]).await;
+    ensure!(spent.is_err(), "the old owner spent the leaf again ({back:?})");
+    ensure!(available(&bob).await? == 40_000, "the new owner lost it");
+    Ok(())
+}
+
+/// S8: a signer's store from before a transfer does not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn s8_restored_signer_store_refuses_to_start() -> anyhow::Result<()> {
+    let mut devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    deposit(&devnet, &alice, 40_000).await?;
+    let store = devnet.members()[0].dir().join("signer.redb");
+    let copy = store.with_extension("old");
+    devnet.process("signer-0")?.kill()?;
+    fs::copy(&store, &copy)?;
+    devnet.process("signer-0")?.restart()?;
+    ready(&mut devnet).await?;
+    transfer(&alice, &bob, 40_000).await?;
+
+    devnet.process("signer-0")?.kill()?;
+    fs::copy(&copy, &store)?;
+    let started = devnet.start_signer(0).await;
+    ensure!(started.is_err(), "a signer starts from an old store");
+    let text = format!("{:#}", started.unwrap_err());
+    ensure!(text.contains("root"), "refused for another reason: {text}");
+    Ok(())
+}
