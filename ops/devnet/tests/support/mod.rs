@@ -11,18 +11,18 @@ use spark_devnet::{
 };
 
 /// A fresh network of three operators, two of which sign.
-pub async fn network() -> anyhow::Result<Devnet> {
+pub(crate) async fn network() -> anyhow::Result<Devnet> {
     Devnet::start(Options::default(), |_| {}).await
 }
 
 /// Pays an address and returns the transaction's id; nothing is mined.
-pub async fn pay(devnet: &Devnet, address: &str, sats: u64) -> anyhow::Result<Txid> {
+pub(crate) async fn pay(devnet: &Devnet, address: &str, sats: u64) -> anyhow::Result<Txid> {
     let address = address.parse::<bitcoin::Address<_>>()?.require_network(bitcoin::Network::Regtest)?;
     Ok(devnet.faucet().send(&address, Amount::from_sat(sats)).await?.compute_txid())
 }
 
 /// Deposits confirmed money; returns the leaf id.
-pub async fn deposit(devnet: &Devnet, wallet: &WalletCommand, sats: u64) -> anyhow::Result<String> {
+pub(crate) async fn deposit(devnet: &Devnet, wallet: &WalletCommand, sats: u64) -> anyhow::Result<String> {
     let before = available(wallet).await?;
     let answer = wallet.run(&["deposit", "address"]).await?;
     let (address, leaf) = (text(&answer, "address")?, text(&answer, "leaf_id")?);
@@ -34,17 +34,17 @@ pub async fn deposit(devnet: &Devnet, wallet: &WalletCommand, sats: u64) -> anyh
 }
 
 /// What a wallet can spend.
-pub async fn available(wallet: &WalletCommand) -> anyhow::Result<u64> {
+pub(crate) async fn available(wallet: &WalletCommand) -> anyhow::Result<u64> {
     number(&wallet.run(&["balance"]).await?, "available_sats")
 }
 
 /// A wallet's Spark address.
-pub async fn address(wallet: &WalletCommand) -> anyhow::Result<String> {
+pub(crate) async fn address(wallet: &WalletCommand) -> anyhow::Result<String> {
     text(&wallet.run(&["address"]).await?, "address")
 }
 
 /// Sends and claims.
-pub async fn transfer(from: &WalletCommand, to: &WalletCommand, sats: u64) -> anyhow::Result<()> {
+pub(crate) async fn transfer(from: &WalletCommand, to: &WalletCommand, sats: u64) -> anyhow::Result<()> {
     from.run(&["send", &address(to).await?, &format!("{sats}sat")]).await?;
     let before = available(to).await?;
     eventually("transfer is claimed", || async {
@@ -55,7 +55,7 @@ pub async fn transfer(from: &WalletCommand, to: &WalletCommand, sats: u64) -> an
 }
 
 /// Repeats until true; an error counts as not yet.
-pub async fn eventually<F, Fut>(what: &str, mut check: F) -> anyhow::Result<()>
+pub(crate) async fn eventually<F, Fut>(what: &str, mut check: F) -> anyhow::Result<()>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = anyhow::Result<bool>>,
@@ -75,7 +75,7 @@ where
 }
 
 /// Waits until every operator is ready again.
-pub async fn ready(devnet: &mut Devnet) -> anyhow::Result<()> {
+pub(crate) async fn ready(devnet: &mut Devnet) -> anyhow::Result<()> {
     devnet.wait_ready().await?;
     ensure!(devnet.members().len() == 3, "three members");
     Ok(())
