@@ -107,7 +107,17 @@ async fn project(engine: &Engine, entry: &wire::JournalEntry, recovered: &mut Re
         }
         "applied" => match &entry.proof {
             Some(proof) => {
-                engine.reapply(id, proof.clone()).await.map(|written| recovered.applied += u32::from(written))
+                // The request may be gone everywhere: then the journal's own record of the outcome serves.
+                match engine.reapply(id, proof.clone()).await {
+                    Ok(written) => {
+                        recovered.applied += u32::from(written);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        tracing::info!(%error, operation = %id, "adopting the signer's record of the outcome");
+                        engine.adopt(entry).await.map(|()| recovered.applied += 1)
+                    }
+                }
             }
             None => Ok(()),
         },

@@ -198,6 +198,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             terminator.run_termination(until).await;
             Ok(())
         });
+        let (keeper, until) = (engine.clone(), wait(&stopping));
+        tasks.spawn(async move {
+            keep_unlocked(&keeper, until).await;
+            Ok(())
+        });
         let (announcer, until) = (engine.clone(), wait(&stopping));
         tasks.spawn(async move {
             announce(&announcer, until).await;
@@ -321,6 +326,20 @@ async fn recover(engine: &Engine) -> anyhow::Result<()> {
                 tracing::info!(%error, "not recovered yet");
                 tokio::time::sleep(RETRY).await;
             }
+        }
+    }
+}
+
+/// Unlocks the signer again when it was restarted alone (D11).
+async fn keep_unlocked(engine: &Engine, shutdown: impl Future<Output = ()>) {
+    tokio::pin!(shutdown);
+    loop {
+        if let Err(error) = recovery::unlock(engine).await {
+            tracing::debug!(%error, "signer");
+        }
+        tokio::select! {
+            () = &mut shutdown => return,
+            () = tokio::time::sleep(RETRY) => {}
         }
     }
 }

@@ -181,6 +181,39 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(),
     })
 }
 
+/// Takes over an outcome that the signer applied and these tables never saw: only what is newer than their rows.
+pub async fn adopt(db: &Db, write: &AppliedWrite) -> Result<(), DbError> {
+    in_transaction!(db, tx => {
+        for l in &write.leaves {
+            if leaf::get(&mut *tx, l.leaf_id).await?.is_none_or(|known| known.version < l.version) {
+                leaf::upsert(&mut *tx, l).await?;
+            }
+        }
+        if let Some((t, leaves)) = &write.transfer
+            && transfer::get(&mut *tx, t.transfer_id).await?.is_none()
+        {
+            transfer::insert(&mut *tx, t).await?;
+            for l in leaves {
+                transfer::insert_leaf(&mut *tx, l).await?;
+            }
+        }
+        if let Some(transfer_id) = write.completed_transfer
+            && transfer::get(&mut *tx, transfer_id).await?.is_some_and(|t| t.completed_micros.is_none())
+        {
+            transfer::complete(&mut *tx, transfer_id).await?;
+        }
+        for leaf_id in &write.used_addresses {
+            address::mark_used(&mut *tx, *leaf_id).await?;
+        }
+        for w in &write.watched {
+            super::chain::watch(&mut *tx, w).await?;
+        }
+        for leaf_id in &write.used_addresses {
+            super::confirm::promote(&mut tx, *leaf_id, db.deposit_depth()).await?;
+        }
+    })
+}
+
 /// The commit quorum applied: the outcome may be shown and events go out. With `everywhere`, every operator did, and
 /// the request with its ciphertexts is dropped.
 pub async fn done(db: &Db, id: AttemptId, events: &[EventWrite], everywhere: bool) -> Result<bool, DbError> {

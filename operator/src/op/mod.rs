@@ -3,6 +3,7 @@
 //! [`tally`] and [`shares`] are the transition core and do no I/O. [`Engine`] drives it: short SQL transactions,
 //! calls with deadlines, never one inside the other.
 
+mod adopt;
 mod coordinate;
 mod decide;
 mod engine;

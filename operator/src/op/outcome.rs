@@ -22,9 +22,9 @@ use crate::db::{
 };
 
 /// Wire code of a plain transfer.
-const TYPE_TRANSFER: i16 = 2;
+pub(super) const TYPE_TRANSFER: i16 = 2;
 
-fn leaf_write(record: &LeafRecord) -> Result<LeafWrite, DbError> {
+pub(super) fn leaf_write(record: &LeafRecord) -> Result<LeafWrite, DbError> {
     Ok(LeafWrite {
         leaf_id: record.leaf_id.uuid(),
         tree_id: record.tree_id,
@@ -39,7 +39,7 @@ fn leaf_write(record: &LeafRecord) -> Result<LeafWrite, DbError> {
 }
 
 /// What spends a leaf's outputs must be noticed: the output under its node tx, and the node tx's own.
-fn watched(record: &LeafRecord) -> Vec<WatchedRow> {
+pub(super) fn watched(record: &LeafRecord) -> Vec<WatchedRow> {
     let row = |outpoint: bitcoin::OutPoint, kind: &str| WatchedRow {
         txid: outpoint.txid.to_byte_array().to_vec(),
         vout: outpoint.vout.into(),
@@ -51,7 +51,7 @@ fn watched(record: &LeafRecord) -> Vec<WatchedRow> {
     record.node_tx.input.iter().map(|i| row(i.previous_output, below)).chain([row(node, "REFUND")]).collect()
 }
 
-fn optional(tx: Option<&Transaction>) -> Vec<u8> {
+pub(super) fn optional(tx: Option<&Transaction>) -> Vec<u8> {
     tx.map(encode::serialize).unwrap_or_default()
 }
 

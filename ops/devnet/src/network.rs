@@ -125,10 +125,7 @@ impl Devnet {
         let bitcoind = Bitcoind::start(&state.private("bitcoind")?).await?;
         let cluster = Cluster::create(&state.path().join("postgres"), Durability::Full).await?;
         let faucet = std::sync::Arc::new(Faucet::start(bitcoind.rpc().clone()).await?);
-        let front_port = if options.sdk { Port::fixed(8332) } else { Port::lease()? };
-        let front =
-            RpcFront::start(front_port, RPC_LOGIN, bitcoind.rpc().clone(), std::sync::Arc::clone(&faucet))
-                .await?;
+        let front = front(&options, &bitcoind, &faucet).await?;
         let (user, password) = bitcoind.credentials();
         let login = private.join("bitcoind-login");
         write_private(&login, format!("{user}:{password}").as_bytes())?;
@@ -326,6 +323,25 @@ password_file = {password:?}
     /// The front before bitcoind.
     pub const fn front(&self) -> &RpcFront {
         &self.front
+    }
+}
+
+/// A leased port may be taken by a stranger before it is used: then another one serves.
+async fn front(
+    options: &Options,
+    bitcoind: &Bitcoind,
+    faucet: &std::sync::Arc<Faucet>,
+) -> anyhow::Result<RpcFront> {
+    let mut tries = 0;
+    loop {
+        let port = if options.sdk { Port::fixed(8332) } else { Port::lease()? };
+        let started =
+            RpcFront::start(port, RPC_LOGIN, bitcoind.rpc().clone(), std::sync::Arc::clone(faucet)).await;
+        match started {
+            Ok(front) => return Ok(front),
+            Err(error) if options.sdk || tries >= 5 => return Err(error.into()),
+            Err(_) => tries += 1,
+        }
     }
 }
 

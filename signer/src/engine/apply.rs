@@ -5,8 +5,8 @@ use bitcoin::secp256k1::PublicKey;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::{LeafId, OperationId},
-    leaf::LeafStatus,
-    operation::{Keys, Operation, OperationError, Outcome, TweakedKey},
+    leaf::{LeafRecord, LeafStatus},
+    operation::{Keys, Operation, OperationError, Outcome, TransferRecord, TweakedKey},
     vote::Kind,
 };
 use zeroize::Zeroizing;
@@ -58,17 +58,19 @@ impl Shared {
         for stage in 0..operation.stages() {
             txn.delete_secret(&shares_id(&id, request.attempt, stage));
         }
-        self.store(txn, &operation, &outcome)?;
+        let transfer = self.store(txn, &operation, &outcome)?;
         self.release_claims(txn, &operation)?;
         let receipts = self.write_receipts(txn, &operation, &keys)?;
         attempt.phase = Phase::Applied;
         attempt.request.clear();
         attempt.proof = Some(proof.clone());
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
-        journal::append(
-            txn,
-            entry("applied", &id, request.attempt, &attempt.vote, Some(proof.clone()), Vec::new()),
-        )?;
+        let mut applied =
+            entry("applied", &id, request.attempt, &attempt.vote, Some(proof.clone()), Vec::new());
+        applied.leaves = outcome.nodes.iter().chain(&outcome.leaves).map(LeafRecord::encode).collect();
+        applied.transfer = transfer.map(|t| t.encode()).unwrap_or_default();
+        applied.opened.clone_from(&attempt.opened);
+        journal::append(txn, applied)?;
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts })
     }
 
@@ -104,7 +106,14 @@ impl Shared {
         Ok(())
     }
 
-    fn store(&self, txn: &mut Txn<'_>, operation: &Operation, outcome: &Outcome) -> Result<(), EngineError> {
+    /// Writes the outcome; returns the transfer that it made or completed.
+    fn store(
+        &self,
+        txn: &mut Txn<'_>,
+        operation: &Operation,
+        outcome: &Outcome,
+    ) -> Result<Option<TransferRecord>, EngineError> {
+        let mut result = outcome.transfer.clone();
         for record in &outcome.leaves {
             let mut record = record.clone();
             // Confirmation of a deposit is the operators' view of the chain (D18), not the signer's.
@@ -123,6 +132,7 @@ impl Shared {
             if let Some(mut transfer) = ledger::transfer(txn, &id)? {
                 transfer.claimed = true;
                 ledger::put_transfer(txn, &transfer);
+                result = Some(transfer);
             }
         }
         for signed in &outcome.signed {
@@ -135,7 +145,7 @@ impl Shared {
             .concat();
             txn.put_record(&key, bitcoin::consensus::encode::serialize(&signed.tx));
         }
-        Ok(())
+        Ok(result)
     }
 
     /// Leaves go back; a resource that is consumed once (transfer, claim, outpoint) stays held for ever.

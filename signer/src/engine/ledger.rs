@@ -313,6 +313,7 @@ pub(super) fn put_attempt(txn: &mut Txn<'_>, operation: &OperationId, number: u3
         vote: Some(attempt.vote.clone()),
         proof: attempt.proof.clone(),
         operation: attempt.request.clone(),
+        ..wire::JournalEntry::default()
     };
     txn.put_record(&attempt_key(operation, number), entry.encode_to_vec());
     txn.put_record(

@@ -454,5 +454,6 @@ pub(super) fn entry(
         vote: Some(vote.clone()),
         proof,
         operation: request,
+        ..wire::JournalEntry::default()
     }
 }
