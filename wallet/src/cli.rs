@@ -60,6 +60,8 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 600)]
         timeout: u64,
     },
+    /// Finish sends that were interrupted: the same request again, or the news that nothing happened.
+    Resume,
     /// What this wallet did.
     History,
     /// Leaves with timelocks, as all operators agree on them.

@@ -186,6 +186,24 @@ impl Show for SentInfo {
     }
 }
 
+/// One interrupted send of `resume`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Resumed {
+    pub(crate) transfer_id: String,
+    /// True once every operator applied it.
+    pub(crate) sent: bool,
+    pub(crate) error: Option<String>,
+}
+
+impl Show for Resumed {
+    fn text(&self) -> String {
+        match &self.error {
+            None => format!("transfer {} is done", self.transfer_id),
+            Some(error) => format!("transfer {}: {error}", self.transfer_id),
+        }
+    }
+}
+
 /// `receive`: one object per transfer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Received {

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use rand::Rng as _;
 use spark_devnet::{
     demo,
-    wallet::{WalletCommand, text},
+    wallet::{WalletCommand, number, text},
 };
 use support::{address, available, deposit, eventually, network, pay, ready, transfer};
 
@@ -121,11 +121,12 @@ async fn processes_die_and_nothing_is_lost() -> anyhow::Result<()> {
         if sent.is_err() {
             // The wallet stored the request before it left: it finishes it, or learns that nothing happened.
             eventually("send ends", || async {
-                from.run_all(&["receive"]).await?;
+                from.run(&["resume"]).await?;
                 if available(from).await? == 60_000 {
                     from.run(&["send", &target, "60000sat"]).await?;
                 }
-                Ok(available(from).await? == 0)
+                let balance = from.run(&["balance"]).await?;
+                Ok(number(&balance, "available_sats")? + number(&balance, "locked_sats")? == 0)
             })
             .await?;
         }

@@ -18,7 +18,7 @@ use spark_wallet::{Wallet, WalletError};
 
 use crate::{
     cli::{Cli, Command, Send},
-    output::{Address, CommandError, List, RenewedInfo, SentInfo, Show, explain},
+    output::{Address, CommandError, List, RenewedInfo, Resumed, SentInfo, Show, explain},
 };
 
 type Done = Result<ExitCode, CommandError>;
@@ -71,6 +71,7 @@ async fn with_wallet(dir: &Path, command: Command, printer: Printer) -> Done {
         Command::Deposit(command) => deposit::run(&wallet, command, printer).await?,
         Command::Balance => printer.show(&wallet.balance().await?)?,
         Command::Send(arguments) => send(&wallet, arguments, printer).await?,
+        Command::Resume => printer.show(&List { items: resume(&wallet).await? })?,
         Command::Receive { wait, timeout } => return receive::run(&wallet, wait, timeout, printer).await,
         Command::History => printer.show(&List { items: wallet.history()? })?,
         Command::Leaves => printer.show(&List { items: wallet.sync().await? })?,
@@ -106,6 +107,17 @@ async fn with_wallet(dir: &Path, command: Command, printer: Printer) -> Done {
         Command::Create { .. } | Command::Restore { .. } | Command::Doctor => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn resume(wallet: &Wallet) -> Result<Vec<Resumed>, CommandError> {
+    let outcomes = wallet.resume_sends().await?;
+    Ok(outcomes
+        .into_iter()
+        .map(|outcome| match outcome {
+            Ok(sent) => Resumed { transfer_id: sent.transfer_id, sent: true, error: None },
+            Err((transfer_id, error)) => Resumed { transfer_id, sent: false, error: Some(explain(&error)) },
+        })
+        .collect())
 }
 
 async fn send(wallet: &Wallet, arguments: Send, printer: Printer) -> Result<(), CommandError> {
