@@ -111,7 +111,20 @@ const RPC_LOGIN: (&str, &str) = ("testutil", "testutilpassword");
 
 impl Devnet {
     /// Starts everything and waits until every operator is ready. `progress` hears of each step.
+    ///
+    /// A leased port may be taken by a stranger before its owner listens: a network with ports of its own choice
+    /// is then built once more, with others.
     pub async fn start(options: Options, progress: impl Fn(&str)) -> anyhow::Result<Self> {
+        match Self::start_once(options.clone(), &progress).await {
+            Err(error) if !options.sdk && options.dir.is_none() => {
+                progress(&format!("once more, since: {error:#}"));
+                Self::start_once(options, &progress).await
+            }
+            result => result,
+        }
+    }
+
+    async fn start_once(options: Options, progress: &impl Fn(&str)) -> anyhow::Result<Self> {
         let state = match &options.dir {
             Some(dir) => StateDir::at(dir)?,
             None => StateDir::temporary()?,

@@ -1,0 +1,138 @@
+//! Rule S2: there is no call that signs a hash given from outside.
+//!
+//! Every `bytes` field that a signer or operator exchanges inside the federation is listed here with its meaning
+//! known: ids, keys, signatures, proofs, ciphertexts, transcripts. A new one fails this test until somebody has
+//! asked whether it could carry a digest to be signed.
+
+use std::collections::BTreeSet;
+
+use prost::Message as _;
+use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
+
+const KNOWN: &[&str] = &[
+    "peer.v1.AbortRequest.operation_id",
+    "peer.v1.CloseRequest.operation_id",
+    "peer.v1.FinalSignature.signature",
+    "peer.v1.HelloRequest.federation_hash",
+    "peer.v1.HelloResponse.federation_hash",
+    "peer.v1.Operation.operation_id",
+    "peer.v1.Position.incarnation",
+    "peer.v1.QueryProofRequest.operation_id",
+    "peer.v1.Receipt.incarnation",
+    "peer.v1.Receipt.keyshare_id",
+    "peer.v1.Receipt.new_public_share",
+    "peer.v1.Receipt.operation_id",
+    "peer.v1.Receipt.retired_public_share",
+    "peer.v1.Receipt.root_id_before",
+    "peer.v1.Receipt.salt",
+    "peer.v1.Receipt.tweak_commitment",
+    "peer.v1.SignatureShare.share",
+    "peer.v1.Vote.digest",
+    "peer.v1.Vote.operation_id",
+    "peer.v1.Vote.signature",
+    "signer.v1.AbortRequest.operation_id",
+    "signer.v1.ApplyRequest.operation_id",
+    "signer.v1.BindKeyshareRequest.signature",
+    "signer.v1.BindKeyshareResponse.address_signature",
+    "signer.v1.BindKeyshareResponse.signature",
+    "signer.v1.BindKeyshareResponse.verifying_key",
+    "signer.v1.Binding.identity_public_key",
+    "signer.v1.Binding.keyshare_id",
+    "signer.v1.Binding.user_public_key",
+    "signer.v1.CommitNoncesRequest.identity",
+    "signer.v1.DkgRound1.encryption_key",
+    "signer.v1.DkgRound1.packages",
+    "signer.v1.DkgRound1.session_id",
+    "signer.v1.DkgRound1.signature",
+    "signer.v1.DkgRound1Set.session_id",
+    "signer.v1.DkgRound2.echo",
+    "signer.v1.DkgRound2.session_id",
+    "signer.v1.DkgRound2.signature",
+    "signer.v1.DkgRound2Set.session_id",
+    "signer.v1.DkgStartRequest.session_id",
+    "signer.v1.DkgTranscript.digest",
+    "signer.v1.DkgTranscript.session_id",
+    "signer.v1.DkgTranscript.signature",
+    "signer.v1.DkgTranscriptSet.session_id",
+    "signer.v1.GetStatusResponse.federation_hash",
+    "signer.v1.GetStatusResponse.federation_public_key",
+    "signer.v1.GetStatusResponse.identity_public_key",
+    "signer.v1.InclusionProof.hashes",
+    "signer.v1.JournalEntry.leaves",
+    "signer.v1.JournalEntry.operation",
+    "signer.v1.JournalEntry.operation_id",
+    "signer.v1.JournalEntry.transfer",
+    "signer.v1.OpenedLeaf.proofs",
+    "signer.v1.OpenedLeaf.secret_cipher",
+    "signer.v1.OpenedLeaf.signature",
+    "signer.v1.ProvePossessionRequest.keyshare_id",
+    "signer.v1.ProvePossessionResponse.share",
+    "signer.v1.PublicKeyshare.group_key",
+    "signer.v1.PublicKeyshare.keyshare_id",
+    "signer.v1.PublicKeyshare.public_shares",
+    "signer.v1.ReleaseRequest.operation_id",
+    "signer.v1.SeenStatement.signature",
+    "signer.v1.SeenStatement.statement",
+    "signer.v1.SignAbortRequest.operation_id",
+    "signer.v1.WitnessAnswer.nonce",
+    "signer.v1.WitnessAnswer.signature",
+    "signer.v1.WitnessQuestion.nonce",
+    "signer.v1.WitnessQuestion.signature",
+];
+
+/// Digests among them, each compared by the signer with what it derived itself, never signed as given.
+const DIGESTS: &[&str] = &[
+    "peer.v1.HelloRequest.federation_hash",
+    "peer.v1.HelloResponse.federation_hash",
+    "peer.v1.Vote.digest",
+    "signer.v1.DkgTranscript.digest",
+    "signer.v1.GetStatusResponse.federation_hash",
+];
+
+fn bytes_fields() -> BTreeSet<String> {
+    let files = FileDescriptorSet::decode(spark_proto::DESCRIPTORS).unwrap();
+    files
+        .file
+        .iter()
+        .filter(|file| matches!(file.package(), "signer.v1" | "peer.v1"))
+        .flat_map(|file| file.message_type.iter().map(move |message| (file.package(), message)))
+        .flat_map(|(package, message)| {
+            message
+                .field
+                .iter()
+                .filter(|field| field.r#type() == Type::Bytes)
+                .map(move |field| format!("{package}.{}.{}", message.name(), field.name()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_bytes_field_inside_the_federation_is_known() {
+    let known: BTreeSet<_> = KNOWN.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(bytes_fields(), known);
+}
+
+#[test]
+fn no_request_carries_something_to_be_signed_as_it_is() {
+    for field in bytes_fields() {
+        let name = field.rsplit('.').next().unwrap();
+        let suspicious =
+            ["digest", "hash", "message", "sighash", "msg", "preimage"].iter().any(|s| name.contains(s));
+        assert!(!suspicious || DIGESTS.contains(&field.as_str()), "{field}");
+    }
+}
+
+#[test]
+fn no_method_of_the_signer_is_named_like_a_signing_oracle() {
+    let files = FileDescriptorSet::decode(spark_proto::DESCRIPTORS).unwrap();
+    let methods: Vec<String> = files
+        .file
+        .iter()
+        .filter(|file| file.package() == "signer.v1")
+        .flat_map(|file| &file.service)
+        .flat_map(|service| service.method.iter().map(|method| method.name().to_owned()))
+        .collect();
+    assert!(methods.len() > 10);
+    let signing: Vec<_> = methods.iter().filter(|name| name.starts_with("Sign")).collect();
+    assert_eq!(signing, ["SignAbort"]);
+}
