@@ -55,6 +55,7 @@ const KNOWN: &[&str] = &[
     "signer.v1.DkgTranscript.signature",
     "signer.v1.DkgTranscriptSet.session_id",
     "signer.v1.GetStatusResponse.federation_hash",
+    "signer.v1.InclusionProof.hashes",
     "signer.v1.GetStatusResponse.federation_public_key",
     "signer.v1.GetStatusResponse.identity_public_key",
     "signer.v1.InclusionProof.hashes",
@@ -87,6 +88,7 @@ const DIGESTS: &[&str] = &[
     "peer.v1.Vote.digest",
     "signer.v1.DkgTranscript.digest",
     "signer.v1.GetStatusResponse.federation_hash",
+    "signer.v1.InclusionProof.hashes",
 ];
 
 fn bytes_fields() -> BTreeSet<String> {
