@@ -55,7 +55,6 @@ const KNOWN: &[&str] = &[
     "signer.v1.DkgTranscript.signature",
     "signer.v1.DkgTranscriptSet.session_id",
     "signer.v1.GetStatusResponse.federation_hash",
-    "signer.v1.InclusionProof.hashes",
     "signer.v1.GetStatusResponse.federation_public_key",
     "signer.v1.GetStatusResponse.identity_public_key",
     "signer.v1.InclusionProof.hashes",
