@@ -4,6 +4,8 @@
 //! known: ids, keys, signatures, proofs, ciphertexts, transcripts. A new one fails this test until somebody has
 //! asked whether it could carry a digest to be signed.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeSet;
 
 use prost::Message as _;
