@@ -1,6 +1,17 @@
 //! Listening: TLS handshakes, HTTP/1.1 and HTTP/2, graceful end.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response};
 use http_body_util::{Either, Empty};
@@ -12,7 +23,7 @@ use hyper_util::{
 use rustls::{ServerConfig, server::NoServerSessionStorage};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time,
 };
@@ -21,12 +32,14 @@ use tower::{Service, ServiceExt as _};
 
 use super::{Identity, PeerSpki, Spki, SpkiAllowList, TransportError, TrustRoots, provider, verify};
 
-/// Handshakes under way at once: signatures of a token must not starve under a flood of connections.
-const HANDSHAKES: usize = 64;
-/// Waiting for a place and the handshake itself, together.
+/// The whole handshake. One that is silent costs a place among the connections and nothing else.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the end of the handshake to the first request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Open connections per listener; further ones are closed at once.
 const CONNECTIONS: usize = 4096;
+/// Of these, from one address.
+const CONNECTIONS_PER_ADDRESS: usize = 512;
 /// How long requests may take to end once shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -96,11 +109,10 @@ where
 {
     let shared = Arc::new(Shared {
         acceptor: TlsAcceptor::from(Arc::new(server_config(&tls)?)),
-        handshakes: Semaphore::new(HANDSHAKES),
         allow: tls.allow.clone(),
         http: http_builder(tls.alpn),
     });
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::default();
     let (closing, close) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -118,7 +130,7 @@ where
                 }
             },
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let Some(place) = places.take(remote.ip()) else {
             tracing::warn!(%remote, "too many connections");
             continue;
         };
@@ -138,9 +150,49 @@ where
     Ok(())
 }
 
+/// Places for open connections.
+#[derive(Clone, Default)]
+struct Places {
+    taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// One connection's place.
+struct Place {
+    places: Places,
+    address: IpAddr,
+}
+
+impl Places {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, address: IpAddr) -> Option<Place> {
+        let mut taken = self.lock();
+        let all: usize = taken.values().sum();
+        let mine = taken.entry(address).or_default();
+        if all >= CONNECTIONS || *mine >= CONNECTIONS_PER_ADDRESS {
+            return None;
+        }
+        *mine = mine.saturating_add(1);
+        Some(Place { places: self.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        if let Some(mine) = taken.get_mut(&self.address) {
+            *mine = mine.saturating_sub(1);
+            if *mine == 0 {
+                taken.remove(&self.address);
+            }
+        }
+    }
+}
+
 struct Shared {
     acceptor: TlsAcceptor,
-    handshakes: Semaphore,
     allow: Option<SpkiAllowList>,
     http: auto::Builder<TokioExecutor>,
 }
@@ -160,11 +212,7 @@ impl Shared {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let _ignored_nodelay = tcp.set_nodelay(true);
-        let handshake = async {
-            let _permit = self.handshakes.acquire().await.map_err(std::io::Error::other)?;
-            self.acceptor.accept(tcp).await
-        };
-        let stream = match time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        let stream = match time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 tracing::info!(%remote, %error, "TLS handshake failed");
@@ -187,7 +235,10 @@ impl Shared {
             },
         };
         let allow = self.allow.as_ref();
+        let asked = Arc::new(AtomicBool::new(false));
+        let heard = Arc::clone(&asked);
         let handler = service_fn(move |mut request: Request<Incoming>| {
+            heard.store(true, Ordering::Relaxed);
             let still_allowed = match (allow, &peer) {
                 (Some(allow), Some(key)) => allow.allows(key),
                 _ => true,
@@ -205,8 +256,18 @@ impl Shared {
         // A sender that is gone means the same as one that says so.
         let closing = async { drop(close.wait_for(|closing| *closing).await) };
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), handler));
+        let silent = async {
+            time::sleep(FIRST_REQUEST_TIMEOUT).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = silent => {
+                tracing::info!(%remote, "no request came");
+                return;
+            }
             () = closing => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -266,4 +327,23 @@ fn server_config(tls: &ServerTls) -> Result<ServerConfig, TransportError> {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_does_not_take_all_places() {
+        let places = Places::default();
+        let (greedy, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let mut held: Vec<_> = (0..CONNECTIONS_PER_ADDRESS).map_while(|_| places.take(greedy)).collect();
+        assert_eq!(held.len(), CONNECTIONS_PER_ADDRESS);
+        assert!(places.take(greedy).is_none());
+        assert!(places.take(other).is_some());
+        held.pop();
+        assert!(places.take(greedy).is_some());
+        drop(held);
+        assert!(places.lock().is_empty());
+    }
 }
