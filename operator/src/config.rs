@@ -164,6 +164,9 @@ pub struct Chain {
     pub deposit_depth: NonZeroU32,
     /// Deepest reorganisation that is followed; a deeper one stops the operator's chain view.
     pub max_reorg: NonZeroU32,
+    /// Where a follower with an empty header table begins: below every deposit, when lost tables are made again.
+    /// Absent: a few blocks behind the tip, for a federation without deposits.
+    pub start_height: Option<u32>,
     /// Longest time without a look at the tip.
     pub poll: Duration,
     /// A tip older than this is stale: nothing is credited.

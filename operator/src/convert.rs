@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use spark_proto::spark;
 use spark_rules::{
     federation::Federation,
-    ids::OperationId,
+    ids::TransferId,
     leaf::{LeafRecord, LeafStatus},
 };
 
@@ -177,7 +177,7 @@ pub fn by_transfer(leaves: Vec<TransferNodeRow>) -> BTreeMap<uuid::Uuid, Vec<Tra
 }
 
 /// A transfer id as its column holds it.
-pub fn transfer_uuid(id: OperationId) -> uuid::Uuid {
+pub fn transfer_uuid(id: TransferId) -> uuid::Uuid {
     id.uuid()
 }
 

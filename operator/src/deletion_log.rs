@@ -53,11 +53,18 @@ impl DeletionLog for LogService {
         let request = request.into_inner();
         let id =
             LeafId::parse(&request.leaf_id).map_err(|_| Refused::field("leaf_id", "is not a leaf id"))?;
-        let owners = leaf::owners(self.db.pool(), id.uuid()).await.map_err(Refused::from)?;
-        if !owners.contains(&session.identity.serialize().to_vec()) {
-            return Err(Refused::not_owner().into());
-        }
-        let reply = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
+        let identity = session.identity.serialize();
+        let last =
+            leaf::last_owned_version(self.db.pool(), id.uuid(), &identity).await.map_err(Refused::from)?;
+        let last = last.and_then(|version| u64::try_from(version).ok()).ok_or_else(Refused::not_owner)?;
+        let mut reply = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
+        // What became of the leaf after it was theirs is for its later owners only.
+        let theirs: Vec<bool> =
+            reply.receipts.iter().map(|receipt| receipt.retired_version <= last).collect();
+        let mut keep = theirs.iter();
+        reply.receipts.retain(|_| keep.next().copied().unwrap_or(false));
+        let mut keep = theirs.iter();
+        reply.proofs.retain(|_| keep.next().copied().unwrap_or(false));
         Ok(Response::new(reply))
     }
 }

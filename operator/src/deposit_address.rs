@@ -21,7 +21,7 @@ use crate::{
     call::CallError,
     db::{
         Db, DbError,
-        address::{self, AddressRow},
+        address::{self, AddressRow, RequestRow},
         keyshare::{self, KeyshareRow},
         operation::index_column,
     },
@@ -29,12 +29,18 @@ use crate::{
     peer::Signers,
 };
 
+/// Most unused addresses of one identity: each holds a keyshare for ever.
+pub const MOST_UNUSED: i64 = 256;
+
 /// Why there is no address.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// The pool is empty; it is being filled.
     #[error("no unused keyshare")]
     PoolEmpty,
+    /// The identity holds as many unused addresses as it may.
+    #[error("at most {MOST_UNUSED} unused deposit addresses per identity")]
+    TooManyUnused,
     /// The leaf id belongs to another request.
     #[error("leaf id is taken")]
     LeafIdTaken,
@@ -70,7 +76,7 @@ impl From<AddressError> for Status {
     fn from(error: AddressError) -> Self {
         let text = error.to_string();
         match error {
-            AddressError::PoolEmpty => Self::resource_exhausted(text),
+            AddressError::PoolEmpty | AddressError::TooManyUnused => Self::resource_exhausted(text),
             AddressError::LeafIdTaken => Self::already_exists(text),
             AddressError::Network | AddressError::Point(_) => Self::invalid_argument(text),
             AddressError::Call(error) => crate::peer::call_status(error),
@@ -122,6 +128,11 @@ impl DepositAddresses {
         }
         let own = self.signers.own_index();
         let (identity_bytes, user_bytes) = (identity.serialize(), user_key.serialize());
+        if address::request(self.db.pool(), leaf_id.uuid()).await?.is_none()
+            && address::unused_count(self.db.pool(), &identity_bytes).await? >= MOST_UNUSED
+        {
+            return Err(AddressError::TooManyUnused);
+        }
         let request =
             address::reserve(&self.db, index_column(own), leaf_id.uuid(), &identity_bytes, &user_bytes)
                 .await?
@@ -192,6 +203,30 @@ impl DepositAddresses {
         Ok(response)
     }
 
+    /// Takes over a binding that the own signer's journal has and these tables lost. An address of one's own is
+    /// completed when its wallet asks for it again.
+    pub(crate) async fn adopt(&self, binding: &wire::Binding) -> Result<(), AddressError> {
+        let terms = self.terms(binding).await?;
+        keyshare::mark_bound(self.db.pool(), terms.key.keyshare_id).await?;
+        let own = binding.coordinator == u32::from(self.signers.own_index().get());
+        if own {
+            let leaf = self.leaf_id(binding)?;
+            let row = RequestRow {
+                leaf_id: leaf.uuid(),
+                keyshare_id: terms.key.keyshare_id,
+                identity: binding.identity_public_key.clone(),
+                user_key: binding.user_public_key.clone(),
+            };
+            address::restore_request(self.db.pool(), &row).await?;
+        }
+        self.store(binding, &terms, if own { "BINDING" } else { "BOUND" }).await
+    }
+
+    fn leaf_id(&self, binding: &wire::Binding) -> Result<LeafId, AddressError> {
+        LeafId::parse(&binding.leaf_id)
+            .map_err(|_| AddressError::Answer { operator: self.signers.own_index().get(), what: "leaf id" })
+    }
+
     /// What the address must be by one's own records.
     async fn terms(&self, binding: &wire::Binding) -> Result<Terms, AddressError> {
         let coordinator = u16::try_from(binding.coordinator).unwrap_or(u16::MAX);
@@ -235,10 +270,7 @@ impl DepositAddresses {
     }
 
     async fn store(&self, binding: &wire::Binding, terms: &Terms, state: &str) -> Result<(), AddressError> {
-        let leaf = LeafId::parse(&binding.leaf_id).map_err(|_| AddressError::Answer {
-            operator: self.signers.own_index().get(),
-            what: "leaf id",
-        })?;
+        let leaf = self.leaf_id(binding)?;
         let row = AddressRow {
             keyshare_id: terms.key.keyshare_id,
             leaf_id: leaf.uuid(),

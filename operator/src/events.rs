@@ -1,8 +1,8 @@
 //! Events for wallets, from the durable `event_log` to any number of streams per identity.
 //!
-//! One reader per process follows the table and hands each row to the streams of its identity, so the load on the
-//! database does not grow with the number of streams. What a stream says is read when it says it: a transfer that is
-//! not claimable or a leaf that is not AVAILABLE is never announced.
+//! One reader per process follows the table and hands each row to the streams of its identity. What a stream says is
+//! read when it says it: a transfer that is not claimable or a leaf that is not AVAILABLE is never announced. An
+//! identity has a few streams at most, and beyond it its oldest ends.
 
 mod cursor;
 
@@ -39,6 +39,10 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const BATCH: i64 = 1000;
 /// Events that a stream may be behind before it is closed; the wallet reconnects and synchronises.
 const BACKLOG: usize = 256;
+/// Most streams of one identity: its devices.
+const PER_IDENTITY: usize = 16;
+/// Most streams of this process.
+const STREAMS: usize = 10_000;
 /// Statuses in which a receiver may claim.
 const CLAIMABLE: [i16; 5] = [2, 3, 4, 9, 10];
 
@@ -85,12 +89,30 @@ impl Events {
     }
 
     /// A new stream of an identity, which the caller has authorised. `connected` comes first and at once.
-    pub fn subscribe(&self, identity: [u8; 33]) -> ReceiverStream<Result<SubscribeToEventsResponse, Status>> {
+    ///
+    /// # Errors
+    /// When this process has as many streams as it may.
+    pub fn subscribe(
+        &self,
+        identity: [u8; 33],
+    ) -> Result<ReceiverStream<Result<SubscribeToEventsResponse, Status>>, Refused> {
         let (events, inbox) = mpsc::channel(BACKLOG);
-        self.shared.listeners().entry(identity).or_default().push(events);
+        if self.streams() >= STREAMS {
+            return Err(Refused::new(
+                Reason::Draining,
+                "too many event streams; subscribe at another operator",
+            ));
+        }
+        let mut listeners = self.shared.listeners();
+        let mine = listeners.entry(identity).or_default();
+        if mine.len() >= PER_IDENTITY {
+            mine.remove(0);
+        }
+        mine.push(events);
+        drop(listeners);
         let (out, stream) = mpsc::channel(4);
         tokio::spawn(serve(Arc::downgrade(&self.shared), inbox, out));
-        ReceiverStream::new(stream)
+        Ok(ReceiverStream::new(stream))
     }
 }
 
@@ -259,7 +281,7 @@ mod tests {
         let db = database().await;
         let events = events(&db).await;
         let started = Instant::now();
-        let mut stream = events.subscribe(testing::key(1).serialize());
+        let mut stream = events.subscribe(testing::key(1).serialize()).unwrap();
         assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
         assert!(started.elapsed() < Duration::from_secs(1));
         assert!(matches!(next(&mut stream).await, Wire::Heartbeat(_)));
@@ -270,7 +292,8 @@ mod tests {
     async fn every_stream_of_an_identity_hears_and_no_other() {
         let db = database().await;
         let events = events(&db).await;
-        let mut receivers = [2, 2, 1, 3].map(|identity| events.subscribe(testing::key(identity).serialize()));
+        let mut receivers =
+            [2, 2, 1, 3].map(|identity| events.subscribe(testing::key(identity).serialize()).unwrap());
         for stream in &mut receivers {
             assert!(matches!(next(stream).await, Wire::Connected(_)));
         }
@@ -290,10 +313,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_identity_has_a_few_streams_and_its_oldest_ends() {
+        let db = database().await;
+        let events = events(&db).await;
+        let key = testing::key(1).serialize();
+        let mut oldest = events.subscribe(key).unwrap();
+        assert!(matches!(next(&mut oldest).await, Wire::Connected(_)));
+        let _others: Vec<_> = (0..PER_IDENTITY).map(|_| events.subscribe(key).unwrap()).collect();
+        assert_eq!(events.streams(), PER_IDENTITY);
+        let ended =
+            timeout(Duration::from_secs(10), oldest.next()).await.expect("in time").expect("a reason");
+        assert_eq!(ended.unwrap_err().code(), tonic::Code::Unavailable);
+    }
+
+    #[tokio::test]
     async fn what_is_no_longer_so_is_not_said() {
         let db = database().await;
         let events = events(&db).await;
-        let mut stream = events.subscribe(testing::key(2).serialize());
+        let mut stream = events.subscribe(testing::key(2).serialize()).unwrap();
         assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
         // A transfer that is claimed, and a deposit that is not confirmed.
         let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
@@ -316,7 +353,7 @@ mod tests {
     async fn another_replicas_rows_are_found_without_a_wake_and_closed_streams_are_forgotten() {
         let db = database().await;
         let events = events(&db).await;
-        let mut stream = events.subscribe(testing::key(2).serialize());
+        let mut stream = events.subscribe(testing::key(2).serialize()).unwrap();
         assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
         let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
         insert(&db, 2, "TRANSFER", id).await;

@@ -20,6 +20,9 @@ struct Cli {
 enum Command {
     /// Serve.
     Start,
+    /// Print the steps at which a test may end this program.
+    #[cfg(feature = "failpoints")]
+    FailPoints,
     /// Configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -37,6 +40,13 @@ fn main() -> anyhow::Result<()> {
         Command::Config(ConfigCommand::Check) => {
             server::federation(&Config::check(&cli.config)?)?;
             println!("ok");
+            Ok(())
+        }
+        #[cfg(feature = "failpoints")]
+        Command::FailPoints => {
+            for point in spark_operator::op::Point::ALL {
+                println!("{point:?}");
+            }
             Ok(())
         }
         Command::Start => {

@@ -8,10 +8,13 @@ use spark_rules::{
     ids::OperationId,
     vote::{Position, VoteError},
 };
+use uuid::Uuid;
 
 use crate::{
     call::CallError,
     db::{DbError, operation::AttemptId, projection},
+    deposit_address::{AddressError, DepositAddresses},
+    keypool::{self, KeypoolError},
     op::{Engine, EngineError},
 };
 
@@ -27,6 +30,15 @@ pub enum RecoveryError {
     /// Database.
     #[error(transparent)]
     Db(#[from] DbError),
+    /// A keyshare of the journal.
+    #[error(transparent)]
+    Keys(#[from] KeypoolError),
+    /// An address of the journal.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// An entry of the journal does not decode.
+    #[error("signer's journal is malformed: {0}")]
+    Journal(#[from] prost::DecodeError),
     /// The signer's position is malformed.
     #[error(transparent)]
     Position(#[from] VoteError),
@@ -66,7 +78,10 @@ pub async fn unlock(engine: &Engine) -> Result<wire::GetStatusResponse, Recovery
 }
 
 /// Follows the signer's journal from where these tables stand.
-pub async fn follow_journal(engine: &Engine) -> Result<Recovered, RecoveryError> {
+pub async fn follow_journal(
+    engine: &Engine,
+    addresses: &DepositAddresses,
+) -> Result<Recovered, RecoveryError> {
     let own = engine.signers().own();
     let status = own.get_status(wire::GetStatusRequest {}).await?;
     let position = Position::parse(status.position.as_ref())?;
@@ -83,7 +98,11 @@ pub async fn follow_journal(engine: &Engine) -> Result<Recovered, RecoveryError>
         }
         let Some(last) = page.entries.last().map(|e| e.sequence) else { return Ok(recovered) };
         for entry in &page.entries {
-            project(engine, entry, &mut recovered).await;
+            match entry.kind.as_str() {
+                "keys" => keys(engine, entry).await?,
+                "bound" => bound(addresses, entry).await?,
+                _ => project(engine, entry, &mut recovered).await?,
+            }
         }
         if last <= after {
             return Ok(recovered);
@@ -93,8 +112,26 @@ pub async fn follow_journal(engine: &Engine) -> Result<Recovered, RecoveryError>
     }
 }
 
-async fn project(engine: &Engine, entry: &wire::JournalEntry, recovered: &mut Recovered) {
-    let Ok(op) = OperationId::parse(&entry.operation_id) else { return };
+/// Keyshares of a batch. They are unused until an entry binds them.
+async fn keys(engine: &Engine, entry: &wire::JournalEntry) -> Result<(), RecoveryError> {
+    let batch = wire::DkgConfirmResponse::decode(entry.operation.as_slice())?;
+    // The journal does not name the session; nothing depends on it.
+    Ok(keypool::record(engine.db(), engine.federation(), Uuid::nil().as_bytes(), &batch).await?)
+}
+
+/// A deposit address, which a wallet may have paid.
+async fn bound(addresses: &DepositAddresses, entry: &wire::JournalEntry) -> Result<(), RecoveryError> {
+    let binding = wire::Binding::decode(entry.operation.as_slice())?;
+    Ok(addresses.adopt(&binding).await?)
+}
+
+/// An entry that cannot be followed now is followed at the next try; one that never can is told.
+async fn project(
+    engine: &Engine,
+    entry: &wire::JournalEntry,
+    recovered: &mut Recovered,
+) -> Result<(), RecoveryError> {
+    let Ok(op) = OperationId::parse(&entry.operation_id) else { return Ok(()) };
     let id = AttemptId { op, attempt: entry.attempt };
     let outcome = match entry.kind.as_str() {
         "prepared" if !entry.operation.is_empty() => {
@@ -113,18 +150,25 @@ async fn project(engine: &Engine, entry: &wire::JournalEntry, recovered: &mut Re
                         recovered.applied += u32::from(written);
                         Ok(())
                     }
-                    Err(error) => {
-                        tracing::info!(%error, operation = %id, "adopting the signer's record of the outcome");
+                    Err(EngineError::Unknown) => {
+                        tracing::info!(operation = %id, "adopting the signer's record of the outcome");
                         engine.adopt(entry).await.map(|()| recovered.applied += 1)
                     }
+                    Err(error) => Err(error),
                 }
             }
             None => Ok(()),
         },
         _ => Ok(()),
     };
-    if let Err(error) = outcome {
-        tracing::error!(%error, operation = %id, kind = %entry.kind, "signer's journal entry cannot be followed");
-        recovered.unresolved.push((op, entry.attempt));
+    match outcome {
+        Ok(()) => {}
+        Err(EngineError::Db(error)) => return Err(error.into()),
+        Err(EngineError::Call(error)) => return Err(error.into()),
+        Err(error) => {
+            tracing::error!(%error, operation = %id, kind = %entry.kind, "signer's journal entry cannot be followed");
+            recovered.unresolved.push((op, entry.attempt));
+        }
     }
+    Ok(())
 }

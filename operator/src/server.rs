@@ -107,10 +107,22 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .with_deposit_depth(depth);
     let signer = SignerClient::new(signer_channel(&config)?, config.signer.deadline);
     let signers = Signers::new(own, signer.clone(), peers(&federation, own, &tls)?);
-    let engine = Engine::new(db.clone(), Arc::clone(&federation), signers.clone(), Settings::default());
-    let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
     let source: Arc<dyn ChainSource> =
         Arc::new(BitcoindSource::connect(&config.bitcoind, config.network).await?);
+    let tables = ChainTables::new(db.clone());
+    let follower = Arc::new(Follower::new(
+        Arc::clone(&source),
+        Arc::new(tables.clone()),
+        Arc::new(tables),
+        config.chain,
+        config.chain.start_height.map_or(Start::BehindTip(FIRST_START), Start::Height),
+        metrics.clone(),
+    ));
+    let chain_status = follower.status();
+
+    let engine = Engine::new(db.clone(), Arc::clone(&federation), signers.clone(), Settings::default())
+        .with_chain(chain_status.clone(), config.chain.max_tip_age);
+    let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
 
     let (stop, stopping) = watch::channel(false);
     let wait = |stopping: &watch::Receiver<bool>| {
@@ -141,17 +153,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         serve(peer_listener, peer_tls, peer_routes.prepare(), until).await.map_err(Into::into)
     });
 
-    let tables = ChainTables::new(db.clone());
-    let follower = Arc::new(Follower::new(
-        Arc::clone(&source),
-        Arc::new(tables.clone()),
-        Arc::new(tables),
-        config.chain,
-        Start::BehindTip(FIRST_START),
-        metrics.clone(),
-    ));
-    let chain_status = follower.status();
-
     let (health, ready) = health(own, &db, &signer, &chain_status, config.chain.max_tip_age);
     let http_listener = TcpListener::bind(config.listen.http).await?;
     let http_address = http_listener.local_addr()?;
@@ -160,32 +161,35 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         async move { http::serve(http_listener, http_metrics, health, until).await.map_err(Into::into) },
     );
 
-    let until = wait(&stopping);
-    tasks.spawn(async move {
-        follower.run(until).await;
-        Ok(())
-    });
-    let (settle_db, mut blocks) = (db.clone(), chain_status.clone());
-    let until = wait(&stopping);
-    tasks.spawn(async move {
-        tokio::pin!(until);
-        loop {
-            if let Err(error) = confirm::settle(&settle_db, depth).await {
-                tracing::warn!(%error, "confirmations");
-            }
-            tokio::select! {
-                () = &mut until => return Ok(()),
-                changed = blocks.changed() => if changed.is_err() { return Ok(()) },
-            }
-        }
-    });
-
     tokio::pin!(shutdown);
     let started = tokio::select! {
         () = &mut shutdown => false,
-        result = recover(&engine) => { result?; true }
+        result = recover(&engine, &addresses) => { result?; true }
     };
     if started {
+        // After recovery: a block says nothing about addresses that these tables have lost.
+        let until = wait(&stopping);
+        tasks.spawn(async move {
+            follower.run(until).await;
+            Ok(())
+        });
+        let (settle_db, mut blocks, max_tip_age) =
+            (db.clone(), chain_status.clone(), config.chain.max_tip_age);
+        let until = wait(&stopping);
+        tasks.spawn(async move {
+            tokio::pin!(until);
+            loop {
+                // On a stale view nothing is credited (S12).
+                let fresh = blocks.borrow_and_update().fresh(max_tip_age).is_ok();
+                if fresh && let Err(error) = confirm::settle(&settle_db, depth).await {
+                    tracing::warn!(%error, "confirmations");
+                }
+                tokio::select! {
+                    () = &mut until => return Ok(()),
+                    changed = blocks.changed() => if changed.is_err() { return Ok(()) },
+                }
+            }
+        });
         let _ = ready.send(true);
         let until = wait(&stopping);
         let pool = Keypool::new(db.clone(), Arc::clone(&federation), signers.clone(), POOL);
@@ -310,11 +314,11 @@ fn health(
 
 /// Unlocks the signer with the peers' memory and follows its journal; tries again until it works, unless the
 /// signer was rolled back.
-async fn recover(engine: &Engine) -> anyhow::Result<()> {
+async fn recover(engine: &Engine, addresses: &DepositAddresses) -> anyhow::Result<()> {
     loop {
         let attempt = async {
             recovery::unlock(engine).await?;
-            recovery::follow_journal(engine).await
+            recovery::follow_journal(engine, addresses).await
         };
         match attempt.await {
             Ok(recovered) => {

@@ -10,6 +10,7 @@
 mod support;
 
 use std::{
+    collections::HashSet,
     num::NonZeroU32,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -17,15 +18,14 @@ use std::{
 
 use async_trait::async_trait;
 use bitcoin::{
-    Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness, absolute,
+    Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid, Witness, absolute,
     consensus::encode, transaction,
 };
 use serde_json::{Value, json};
 use spark_operator::{
     chain::{
         BitcoindSource, BlockConnected, BlockDisconnected, BlockId, BoxError, ChainError, ChainSink,
-        ChainSource, Follower, HeaderStore as _, MemoryHeaders, MempoolEvent, MempoolWatch, OutputState,
-        Spent, Start, WatchSet, outputs_to, spends_of,
+        ChainSource, Follower, HeaderStore as _, MemoryHeaders, Mempool, OutputState, Spent, Start,
     },
     config::Chain,
     metrics::{BuildInfo, Metrics},
@@ -45,6 +45,8 @@ fn mining_script() -> ScriptBuf {
 struct Recorder {
     chain: Mutex<Vec<BlockId>>,
     disconnected: Mutex<Vec<u32>>,
+    came: Mutex<Vec<Txid>>,
+    held: Mutex<HashSet<Txid>>,
 }
 
 #[async_trait]
@@ -57,6 +59,12 @@ impl ChainSink for Recorder {
     async fn disconnected(&self, event: &BlockDisconnected) -> Result<(), BoxError> {
         assert_eq!(self.chain.lock().unwrap().pop(), Some(event.id));
         self.disconnected.lock().unwrap().push(event.id.height);
+        Ok(())
+    }
+
+    async fn mempool(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), BoxError> {
+        self.came.lock().unwrap().extend(came.iter().map(Transaction::compute_txid));
+        held.clone_into(&mut self.held.lock().unwrap());
         Ok(())
     }
 }
@@ -79,6 +87,7 @@ impl World {
         let config = Chain {
             deposit_depth: NonZeroU32::MIN,
             max_reorg: NonZeroU32::new(max_reorg).unwrap(),
+            start_height: None,
             poll,
             max_tip_age: Duration::from_secs(3600),
         };
@@ -114,6 +123,14 @@ impl World {
             .unwrap();
     }
 
+    /// One look at the mempool: what came, and what it holds.
+    async fn look(&self, mempool: &mut Mempool) -> (Vec<Txid>, Vec<Txid>) {
+        let tip = self.source.info().await.unwrap().best.hash;
+        mempool.look(&*self.source, &*self.sink, tip).await.unwrap();
+        let came = std::mem::take(&mut *self.sink.came.lock().unwrap());
+        (came, self.sink.held.lock().unwrap().iter().copied().collect())
+    }
+
     async fn invalidate(&self, height: u32) {
         let hash = self.source.hash_at(height).await.unwrap().unwrap();
         let _: Value = self.source.call("invalidateblock", &[json!(hash)]).await.unwrap();
@@ -134,7 +151,9 @@ impl World {
         let hash = self.source.hash_at(height).await.unwrap().unwrap();
         let block = self.source.block(&hash).await.unwrap();
         let script = mining_script();
-        outputs_to(&block, |candidate| *candidate == script)[0].0
+        let tx = &block.txdata[0];
+        let vout = tx.output.iter().position(|output| output.script_pubkey == script).unwrap();
+        OutPoint { txid: tx.compute_txid(), vout: u32::try_from(vout).unwrap() }
     }
 
     async fn send(&self, transaction: &Transaction) {
@@ -213,7 +232,12 @@ async fn a_new_block_wakes_the_follower() {
     .unwrap();
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(status.borrow().fresh(Duration::from_secs(3600)).is_ok());
-    assert!(status.borrow().fresh(Duration::ZERO).is_err() || status.borrow().tip_age().is_zero());
+    let mut old = status.borrow().clone();
+    old.tip_time = 0;
+    assert!(old.fresh(Duration::from_secs(3600)).unwrap_err().contains("s old"));
+    old = status.borrow().clone();
+    old.mempool = false;
+    assert!(old.fresh(Duration::from_secs(3600)).unwrap_err().contains("mempool"));
     stop.send(()).unwrap();
     task.await.unwrap();
 }
@@ -234,38 +258,28 @@ async fn outputs_confirmations_and_spends() {
     let child = OutPoint { txid: first.compute_txid(), vout: 0 };
     assert_eq!(world.source.output(&child).await.unwrap(), OutputState::Unknown);
 
-    let watched = WatchSet::default();
-    watched.watch([coin, world.coinbase(2).await]);
-    let mempool = MempoolWatch::new(world.source.clone(), watched.clone());
-    assert_eq!(mempool.poll().await.unwrap(), vec![]);
+    let mut mempool = Mempool::default();
+    assert_eq!(world.look(&mut mempool).await, (vec![], vec![]));
     world.send(&first).await;
-    let seen = mempool.poll().await.unwrap();
-    assert_eq!(seen, vec![MempoolEvent::Seen { outpoint: coin, transaction: first.clone() }]);
-    assert_eq!(mempool.spender(&coin), Some(first.compute_txid()));
-    assert_eq!(mempool.poll().await.unwrap(), vec![]);
+    let first = first.compute_txid();
+    assert_eq!(world.look(&mut mempool).await, (vec![first], vec![first]));
+    assert_eq!(world.look(&mut mempool).await, (vec![], vec![first]), "told once");
     assert!(matches!(world.source.output(&child).await.unwrap(), OutputState::Unconfirmed { .. }));
     let state = world.source.output(&coin).await.unwrap();
     assert!(matches!(state, OutputState::Confirmed { spent: Spent::InMempool, .. }), "{state:?}");
     assert!(state.spendable_at(1).is_none());
 
-    // A replacement is one that goes and one that comes.
     let second = spend(coin, output.value - Amount::from_sat(20_000));
     world.send(&second).await;
-    let events = mempool.poll().await.unwrap();
-    assert_eq!(
-        events,
-        vec![
-            MempoolEvent::Gone { outpoint: coin, txid: first.compute_txid() },
-            MempoolEvent::Seen { outpoint: coin, transaction: second.clone() },
-        ]
-    );
+    let replaced = second.compute_txid();
+    assert_eq!(world.look(&mut mempool).await, (vec![replaced], vec![replaced]));
 
+    // Between two blocks nothing is told: what left the mempool may be in a block that is not connected yet.
+    let stale = world.source.info().await.unwrap().best.hash;
     world.mine(1).await;
-    let gone = mempool.poll().await.unwrap();
-    assert_eq!(gone, vec![MempoolEvent::Gone { outpoint: coin, txid: second.compute_txid() }]);
-    let hash = world.source.hash_at(103).await.unwrap().unwrap();
-    let block = world.source.block(&hash).await.unwrap();
-    assert_eq!(spends_of(&block, &watched), vec![(coin, &second)]);
+    mempool.look(&*world.source, &*world.sink, stale).await.unwrap();
+    assert!(world.sink.held.lock().unwrap().contains(&replaced));
+    assert_eq!(world.look(&mut mempool).await, (vec![], vec![]));
     let state = world.source.output(&coin).await.unwrap();
     assert!(matches!(state, OutputState::Confirmed { spent: Spent::InChain, depth: 103, .. }), "{state:?}");
 

@@ -3,6 +3,8 @@
 pub mod ceremony;
 pub mod config;
 pub mod doctor;
+#[cfg(feature = "failpoints")]
+pub mod fail;
 pub mod federation;
 pub mod hardening;
 pub mod http;

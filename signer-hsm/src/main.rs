@@ -40,6 +40,9 @@ enum Command {
     Doctor,
     /// Check the configuration file only.
     Check,
+    /// Print the steps at which a test may end this program.
+    #[cfg(feature = "failpoints")]
+    FailPoints,
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,11 +93,21 @@ fn main() -> anyhow::Result<()> {
             println!("{}", serde_json::json!({ "hash": federation::verify(&file)? }));
         }
         Command::Federation(FederationCommand::Sign { file }) => {
-            federation::sign(&Config::load(&cli.config)?, &file)?
+            let config = Config::load(&cli.config)?;
+            harden(&config)?;
+            federation::sign(&config, &file)?;
         }
         Command::Check => {
             Config::load(&cli.config)?;
             println!("ok");
+        }
+        #[cfg(feature = "failpoints")]
+        Command::FailPoints => {
+            for call in spark_signer_hsm::fail::Call::ALL {
+                for step in spark_signer_hsm::fail::Step::ALL {
+                    println!("{call:?}{step:?}");
+                }
+            }
         }
         Command::Ceremony { import_identity } => {
             let config = Config::load(&cli.config)?;
@@ -103,7 +116,9 @@ fn main() -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&ceremony::run(&config, &identity)?)?);
         }
         Command::Doctor => {
-            let checks = doctor::run(&Config::load(&cli.config)?);
+            let config = Config::load(&cli.config)?;
+            harden(&config)?;
+            let checks = doctor::run(&config);
             let failed = checks.iter().any(|c| c.state == "fail");
             println!("{}", serde_json::to_string_pretty(&checks)?);
             anyhow::ensure!(!failed, "some checks failed");

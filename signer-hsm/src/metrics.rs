@@ -4,7 +4,7 @@ use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramTimer, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
-use spark_signer::engine::Engine;
+use spark_signer::engine::{ALARMS, Engine};
 
 /// All metrics, in a registry of their own.
 #[derive(Debug, Clone)]
@@ -67,15 +67,7 @@ impl Metrics {
             this.registry.register(collector)?;
         }
         this.locked.set(1);
-        for kind in [
-            "prepare_differs",
-            "nonce_replayed",
-            "rebind",
-            "both_proofs",
-            "rolled_back",
-            "destroy_pending",
-            "commit_failed",
-        ] {
+        for kind in ALARMS {
             this.alarms.with_label_values(&[kind]).set(0);
         }
         Ok(this)
@@ -100,8 +92,9 @@ impl Metrics {
         self.sequence.set(gauge(engine.vault().sequence()));
         self.secrets.set(gauge(engine.vault().secret_count() as u64));
         self.locked.set(i64::from(engine.is_locked()));
-        for alarm in engine.alarms() {
-            self.alarms.with_label_values(&[alarm]).set(1);
+        for kind in ALARMS {
+            let active = engine.alarms().any(|alarm| alarm == *kind);
+            self.alarms.with_label_values(&[kind]).set(i64::from(active));
         }
     }
 

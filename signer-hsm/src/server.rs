@@ -15,8 +15,13 @@ use spark_signer::{
 use tokio::net::TcpListener;
 
 use crate::{
-    config::Config, federation, http, metrics::Metrics, service::SignerService, store::RedbStore,
-    token::Pkcs11Token, worker::Worker,
+    config::Config,
+    federation, http,
+    metrics::Metrics,
+    service::SignerService,
+    store::RedbStore,
+    token::{DeleteClaim, Pkcs11Token, Security},
+    worker::Worker,
 };
 
 /// Most bytes of one message: a package of the largest operation for every operator.
@@ -26,9 +31,20 @@ const MAX_MESSAGE: usize = 32 << 20;
 pub fn open(config: &Config) -> anyhow::Result<(Engine, Federation)> {
     let path = config.federation.as_deref().context("configuration: federation is missing")?;
     let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref())?;
+    anyhow::ensure!(
+        config.profile == Security::Production || federation.network() == bitcoin::Network::Regtest,
+        "profile \"development\" is for regtest only, and the federation is on {}",
+        federation.network()
+    );
     let me = OperatorIndex::new(config.operator);
     let member = federation.member(me).context("this operator is not in the federation file")?;
     let token = Pkcs11Token::open(&config.token)?;
+    anyhow::ensure!(
+        token.profile().delete_claim != DeleteClaim::None
+            || federation.network() != bitcoin::Network::Bitcoin,
+        "a {} token proves nothing of deletion: it holds no real money",
+        token.profile().name
+    );
     let delete_claim = token.profile().delete_claim.as_str().to_owned();
     anyhow::ensure!(
         member.identity == token.identity_public_key(),
@@ -70,7 +86,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let web_address = web.as_ref().map(TcpListener::local_addr).transpose()?;
     println!("{}", serde_json::json!({ "listen": listener.local_addr()?, "http": web_address }));
 
-    let service = SignerServer::new(SignerService::new(worker, metrics.clone()))
+    let service = SignerServer::new(SignerService::new(worker.clone(), metrics.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -83,13 +99,22 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             }
         })
     });
-    serve(listener, server_tls, routes.into_axum_router(), shutdown).await?;
+    let stopped = worker.stopped();
+    let until = async {
+        tokio::select! {
+            () = shutdown => {}
+            () = stopped => {}
+        }
+    };
+    serve(listener, server_tls, routes.into_axum_router(), until).await?;
     if let Some(task) = web_task {
         task.abort();
     }
+    drop(worker);
     // All handles are gone with the service: the engine's thread ends after its last batch.
-    tokio::task::spawn_blocking(move || thread.join())
+    let engine = tokio::task::spawn_blocking(move || thread.join())
         .await?
         .map_err(|_| anyhow::anyhow!("engine panicked"))?;
+    anyhow::ensure!(!engine.vault().must_reopen(), "a commit was cut off; start the signer again");
     Ok(())
 }

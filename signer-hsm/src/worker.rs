@@ -1,7 +1,10 @@
 //! One thread owns the engine, and with it every mutation of store and token. Calls that arrive while a batch
 //! runs share the next one (group commit).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    future::Future,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use spark_signer::engine::{Engine, EngineError, Reply, Request};
 use tokio::sync::{mpsc, oneshot};
@@ -42,6 +45,20 @@ impl Worker {
         Ok((Self { calls }, thread))
     }
 
+    /// Resolves when the engine's thread has ended by itself. Holds no handle.
+    pub fn stopped(&self) -> impl Future<Output = ()> + 'static {
+        let calls = self.calls.downgrade();
+        async move {
+            loop {
+                match calls.upgrade() {
+                    Some(calls) if !calls.is_closed() => drop(calls),
+                    _ => return,
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+
     /// Runs one call; the answer comes after its batch is durable.
     pub async fn call(&self, request: Request) -> Result<Result<Reply, EngineError>, Overloaded> {
         let (reply, answer) = oneshot::channel();
@@ -60,12 +77,23 @@ fn serve(mut engine: Engine, mut queue: mpsc::Receiver<Call>, metrics: &Metrics)
             replies.push(call.reply);
         }
         let timer = metrics.batch_started(requests.len());
+        #[cfg(feature = "failpoints")]
+        let calls = crate::fail::calls(&requests);
+        #[cfg(feature = "failpoints")]
+        crate::fail::fail_point(&calls, crate::fail::Step::Received);
         let results = engine.run(requests, now());
+        #[cfg(feature = "failpoints")]
+        crate::fail::fail_point(&calls, crate::fail::Step::Committed);
         timer.observe_duration();
         metrics.engine(&engine);
         for (reply, result) in replies.into_iter().zip(results) {
             // A caller that went away gets its answer when it asks again.
             let _ = reply.send(result);
+        }
+        if engine.vault().must_reopen() {
+            // What is durable shows only when the vault is opened again: a fresh process does that.
+            tracing::error!("a commit was cut off: the signer stops, start it again");
+            break;
         }
     }
     engine

@@ -1,7 +1,7 @@
 //! The nonce book (rule S3): pairs live in memory only, are found by their commitments, and leave the book
 //! before a share is computed. A restart voids all of them.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use bitcoin::secp256k1::PublicKey;
 use rand_core::{CryptoRng, RngCore};
@@ -13,7 +13,9 @@ use crate::frost::NoncePair;
 pub const LIFETIME_SECONDS: u64 = 600;
 /// Most open pairs of one session identity (D19). Beyond it, its own oldest goes.
 pub const PER_IDENTITY: usize = 4096;
-/// Most open pairs in the book; beyond it nobody gets more, and nobody's are evicted.
+/// Most open pairs of one session identity for one leaf (D19). Beyond it, the oldest of them goes.
+pub const PER_LEAF: usize = 64;
+/// Most pairs in the book that have not expired; beyond it nobody gets more, and nobody's are evicted.
 pub const CAPACITY: usize = 1 << 20;
 
 /// Why there are no nonces.
@@ -33,21 +35,29 @@ pub enum NonceError {
     Full,
 }
 
-struct Entry {
+type Key = [u8; 66];
+
+struct Open {
     pair: NoncePair,
     leaf: Option<LeafId>,
     identity: [u8; 33],
+    number: u64,
     expires: u64,
 }
+
+/// Open pairs of one owner, oldest first.
+type Line = BTreeMap<u64, Key>;
 
 /// Open pairs.
 #[derive(Default)]
 pub struct NonceBook {
-    open: HashMap<[u8; 66], Entry>,
-    by_identity: HashMap<[u8; 33], VecDeque<[u8; 66]>>,
-    by_expiry: BTreeMap<u64, Vec<[u8; 66]>>,
+    open: HashMap<Key, Open>,
+    by_identity: HashMap<[u8; 33], Line>,
+    by_leaf: HashMap<([u8; 33], LeafId), Line>,
+    by_expiry: BTreeSet<(u64, Key)>,
     /// Until they would have expired: to tell a replay from a restart.
-    used: HashSet<[u8; 66]>,
+    used: HashMap<Key, u64>,
+    issued: u64,
 }
 
 impl std::fmt::Debug for NonceBook {
@@ -81,7 +91,7 @@ impl NonceBook {
         rng: &mut (impl RngCore + CryptoRng),
     ) -> Result<Commitment, NonceError> {
         self.expire(now);
-        if self.open.len() >= CAPACITY {
+        if self.by_expiry.len() >= CAPACITY {
             return Err(NonceError::Full);
         }
         let pair = NoncePair::generate(rng, None);
@@ -89,14 +99,21 @@ impl NonceBook {
         let key = commitment.to_bytes();
         let identity = identity.serialize();
         let expires = now.saturating_add(LIFETIME_SECONDS);
-        let mine = self.by_identity.entry(identity).or_default();
-        mine.push_back(key);
-        let evicted = if mine.len() > PER_IDENTITY { mine.pop_front() } else { None };
-        if let Some(evicted) = evicted {
-            self.open.remove(&evicted);
+        self.issued = self.issued.saturating_add(1);
+        let number = self.issued;
+        self.by_identity.entry(identity).or_default().insert(number, key);
+        if let Some(leaf) = leaf {
+            self.by_leaf.entry((identity, leaf)).or_default().insert(number, key);
         }
-        self.by_expiry.entry(expires).or_default().push(key);
-        self.open.insert(key, Entry { pair, leaf, identity, expires });
+        self.by_expiry.insert((expires, key));
+        self.open.insert(key, Open { pair, leaf, identity, number, expires });
+        let of_leaf = leaf.and_then(|leaf| oldest_beyond(self.by_leaf.get(&(identity, leaf)), PER_LEAF));
+        let evicted = of_leaf.or_else(|| oldest_beyond(self.by_identity.get(&identity), PER_IDENTITY));
+        if let Some(evicted) = evicted
+            && let Some(entry) = self.remove(&evicted)
+        {
+            self.by_expiry.remove(&(entry.expires, evicted));
+        }
         Ok(commitment)
     }
 
@@ -110,21 +127,15 @@ impl NonceBook {
     ) -> Result<NoncePair, NonceError> {
         self.expire(now);
         let key = commitment.to_bytes();
-        if self.used.contains(&key) {
+        if self.used.contains_key(&key) {
             return Err(NonceError::Used);
         }
         let bound = self.open.get(&key).ok_or(NonceError::Unknown)?.leaf;
         if bound.is_some_and(|bound| bound != *leaf) {
             return Err(NonceError::OtherLeaf);
         }
-        let entry = self.open.remove(&key).ok_or(NonceError::Unknown)?;
-        self.used.insert(key);
-        if let Some(mine) = self.by_identity.get_mut(&entry.identity) {
-            mine.retain(|other| *other != key);
-            if mine.is_empty() {
-                self.by_identity.remove(&entry.identity);
-            }
-        }
+        let entry = self.remove(&key).ok_or(NonceError::Unknown)?;
+        self.used.insert(key, entry.expires);
         Ok(entry.pair)
     }
 
@@ -136,17 +147,35 @@ impl NonceBook {
     }
 
     fn expire(&mut self, now: u64) {
-        let live = self.by_expiry.split_off(&now.saturating_add(1));
-        for key in std::mem::replace(&mut self.by_expiry, live).into_values().flatten() {
+        while let Some((expires, key)) = self.by_expiry.first().copied()
+            && expires <= now
+        {
+            self.by_expiry.pop_first();
             self.used.remove(&key);
-            if let Some(entry) = self.open.remove(&key)
-                && let Some(mine) = self.by_identity.get_mut(&entry.identity)
-            {
-                mine.retain(|other| *other != key);
-                if mine.is_empty() {
-                    self.by_identity.remove(&entry.identity);
-                }
-            }
+            self.remove(&key);
+        }
+    }
+
+    /// Takes an open pair out of every list but that of expiry.
+    fn remove(&mut self, key: &Key) -> Option<Open> {
+        let entry = self.open.remove(key)?;
+        leave(&mut self.by_identity, entry.identity, entry.number);
+        if let Some(leaf) = entry.leaf {
+            leave(&mut self.by_leaf, (entry.identity, leaf), entry.number);
+        }
+        Some(entry)
+    }
+}
+
+fn oldest_beyond(line: Option<&Line>, most: usize) -> Option<Key> {
+    line.filter(|line| line.len() > most).and_then(|line| line.first_key_value()).map(|(_, key)| *key)
+}
+
+fn leave<K: std::hash::Hash + Eq>(lines: &mut HashMap<K, Line>, owner: K, number: u64) {
+    if let Entry::Occupied(mut line) = lines.entry(owner) {
+        line.get_mut().remove(&number);
+        if line.get().is_empty() {
+            line.remove();
         }
     }
 }
@@ -202,5 +231,22 @@ mod tests {
         }
         assert_eq!(book.take(&first, &leaf, 1).err(), Some(NonceError::Unknown));
         assert!(book.take(&other, &leaf, 1).is_ok());
+        // What was evicted takes no room any more.
+        assert_eq!(book.by_expiry.len(), PER_IDENTITY + 1);
+    }
+
+    #[test]
+    fn one_leaf_does_not_starve_another() {
+        let mut book = NonceBook::new();
+        let (a, b) = (LeafId::derive("test", &[b"a"]), LeafId::derive("test", &[b"b"]));
+        let owner = identity();
+        let of_b = book.issue(&owner, Some(b), 0, &mut OsRng).unwrap();
+        let first = book.issue(&owner, Some(a), 0, &mut OsRng).unwrap();
+        for _ in 0..PER_LEAF {
+            book.issue(&owner, Some(a), 0, &mut OsRng).unwrap();
+        }
+        assert_eq!(book.take(&first, &a, 1).err(), Some(NonceError::Unknown));
+        assert!(book.take(&of_b, &b, 1).is_ok());
+        assert_eq!(book.len(), PER_LEAF);
     }
 }

@@ -75,13 +75,6 @@ struct Header {
     confirmations: i64,
 }
 
-#[derive(Deserialize)]
-struct SpendingPrevout {
-    txid: Txid,
-    vout: u32,
-    spendingtxid: Option<Txid>,
-}
-
 impl BitcoindSource {
     /// Connects and makes sure that the node is on `network` and fit for it.
     pub async fn connect(config: &Bitcoind, network: Network) -> Result<Self, ChainError> {
@@ -229,17 +222,8 @@ impl ChainSource for BitcoindSource {
         })
     }
 
-    async fn mempool_spends(&self, outpoints: &[OutPoint]) -> Result<Vec<(OutPoint, Txid)>, ChainError> {
-        let asked: Vec<Value> =
-            outpoints.iter().map(|outpoint| json!({"txid": outpoint.txid, "vout": outpoint.vout})).collect();
-        if asked.is_empty() {
-            return Ok(Vec::new());
-        }
-        let found: Vec<SpendingPrevout> = self.call("gettxspendingprevout", &[json!(asked)]).await?;
-        Ok(found
-            .into_iter()
-            .filter_map(|found| Some((OutPoint { txid: found.txid, vout: found.vout }, found.spendingtxid?)))
-            .collect())
+    async fn mempool_txids(&self) -> Result<Vec<Txid>, ChainError> {
+        self.call("getrawmempool", &[json!(false)]).await
     }
 
     async fn mempool_transaction(&self, txid: &Txid) -> Result<Option<Transaction>, ChainError> {

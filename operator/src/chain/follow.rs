@@ -10,7 +10,8 @@ use std::{
 use tokio::{sync::watch, time};
 
 use super::{
-    BlockConnected, BlockDisconnected, BlockId, ChainError, ChainSink, ChainSource, HeaderStore, StoredHeader,
+    BlockConnected, BlockDisconnected, BlockId, ChainError, ChainSink, ChainSource, HeaderStore, Mempool,
+    StoredHeader,
 };
 use crate::{config::Chain, metrics::Metrics};
 
@@ -32,6 +33,8 @@ pub struct ChainStatus {
     pub tip_time: u32,
     /// Whether the node is still catching up.
     pub initial_download: bool,
+    /// Whether the whole mempool was looked at since the start.
+    pub mempool: bool,
     /// What keeps the follower from the node's tip.
     pub trouble: Option<String>,
 }
@@ -52,6 +55,9 @@ impl ChainStatus {
         let (height, age) = (tip.height, self.tip_age());
         if self.initial_download {
             return Err(format!("bitcoind is catching up, height {height}"));
+        }
+        if !self.mempool {
+            return Err(format!("the mempool is being read, height {height}"));
         }
         if age > max_age {
             return Err(format!("tip {height} is {} s old", age.as_secs()));
@@ -101,22 +107,13 @@ impl Follower {
     /// Follows until `shutdown` resolves. Trouble is logged, shown in the status, and tried again.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
+        let mut mempool = Mempool::default();
         loop {
             let round = async {
-                match self.sync().await {
-                    Ok(tip) => {
-                        let waited = self.source.wait_for_new_block(&tip.hash, self.config.poll);
-                        // The node's own timeout may fail us: never wait longer than the poll.
-                        if let Ok(Err(error)) = time::timeout(self.config.poll, waited).await {
-                            tracing::debug!(%error, "waiting for a block failed");
-                            time::sleep(self.config.poll).await;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "chain cannot be followed");
-                        self.status.send_modify(|status| status.trouble = Some(error.to_string()));
-                        time::sleep(self.config.poll).await;
-                    }
+                if let Err(error) = self.look(&mut mempool).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "chain cannot be followed");
+                    self.status.send_modify(|status| status.trouble = Some(error.to_string()));
+                    time::sleep(self.config.poll).await;
                 }
             };
             // Dropping a round between two steps is what a crash does: the next start repeats the last event.
@@ -125,6 +122,22 @@ impl Follower {
                 () = round => {}
             }
         }
+    }
+
+    /// Blocks, then the mempool on top of them, then a wait for the next block.
+    async fn look(&self, mempool: &mut Mempool) -> Result<(), ChainError> {
+        let tip = self.sync().await?;
+        if !mempool.look(&*self.source, &*self.sink, tip.hash).await? {
+            return Ok(());
+        }
+        self.status.send_if_modified(|status| !std::mem::replace(&mut status.mempool, true));
+        let waited = self.source.wait_for_new_block(&tip.hash, self.config.poll);
+        // The node's own timeout may fail us: never wait longer than the poll.
+        if let Ok(Err(error)) = time::timeout(self.config.poll, waited).await {
+            tracing::debug!(%error, "waiting for a block failed");
+            time::sleep(self.config.poll).await;
+        }
+        Ok(())
     }
 
     /// One look: brings table and sink to the node's tip, and returns it.
@@ -209,8 +222,14 @@ impl Follower {
     }
 
     fn publish(&self, tip: StoredHeader, initial_download: bool) {
-        let status =
-            ChainStatus { tip: Some(tip.id), tip_time: tip.header.time, initial_download, trouble: None };
+        let mempool = self.status.borrow().mempool;
+        let status = ChainStatus {
+            tip: Some(tip.id),
+            tip_time: tip.header.time,
+            initial_download,
+            mempool,
+            trouble: None,
+        };
         self.metrics.chain_tip(tip.id.height, status.tip_age());
         self.status.send_replace(status);
     }

@@ -1,85 +1,46 @@
-//! Spends of watched outpoints before they are in a block: such a leaf must not be voted for (D21).
+//! Transactions before they are in a block: a leaf whose outputs they spend must not be voted for (D21). The effort
+//! of a look depends on what is new in the mempool, not on the number of leaves.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::HashSet;
 
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{BlockHash, Txid};
 
-use super::{ChainError, ChainSource, WatchSet};
+use super::{ChainError, ChainSink, ChainSource};
 
-/// Outpoints per call to the node.
-const CHUNK: usize = 1000;
+/// Transactions fetched in one look. What is left comes with the next: after a start the whole mempool is new, and
+/// blocks must not wait for it.
+const LIMIT: usize = 2000;
 
-/// A change in the mempool.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MempoolEvent {
-    /// A transaction that spends a watched outpoint came.
-    Seen {
-        /// What it spends.
-        outpoint: OutPoint,
-        /// The transaction.
-        transaction: Transaction,
-    },
-    /// It left: into a block, replaced, or dropped. In a block it comes with the block's event.
-    Gone {
-        /// What it spent.
-        outpoint: OutPoint,
-        /// Its id.
-        txid: Txid,
-    },
+/// What was in the mempool at the last look.
+#[derive(Debug, Default)]
+pub struct Mempool {
+    known: HashSet<Txid>,
 }
 
-/// Compares the mempool with what it held at the last look.
-pub struct MempoolWatch {
-    source: Arc<dyn ChainSource>,
-    watched: WatchSet,
-    seen: Mutex<HashMap<OutPoint, Txid>>,
-}
-
-impl std::fmt::Debug for MempoolWatch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MempoolWatch").finish_non_exhaustive()
-    }
-}
-
-impl MempoolWatch {
-    /// Nothing seen yet.
-    pub fn new(source: Arc<dyn ChainSource>, watched: WatchSet) -> Self {
-        Self { source, watched, seen: Mutex::default() }
-    }
-
-    /// The transaction in the mempool that spends it, as of the last look.
-    pub fn spender(&self, outpoint: &OutPoint) -> Option<Txid> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(outpoint).copied()
-    }
-
-    /// One look. A replacement is a `Gone` followed by a `Seen`.
+impl Mempool {
+    /// One look, told to the sink. Nothing happens if the node's tip is no longer `tip`: a transaction that left for
+    /// a block would be forgotten before that block is connected. True when nothing is left to look at.
     ///
     /// # Errors
-    /// Nothing counts as seen or gone then.
-    pub async fn poll(&self) -> Result<Vec<MempoolEvent>, ChainError> {
-        let mut now: HashMap<OutPoint, Txid> = HashMap::new();
-        for chunk in self.watched.all().chunks(CHUNK) {
-            now.extend(self.source.mempool_spends(chunk).await?);
+    /// The next look repeats what this one did not tell.
+    pub async fn look(
+        &mut self,
+        source: &dyn ChainSource,
+        sink: &dyn ChainSink,
+        tip: BlockHash,
+    ) -> Result<bool, ChainError> {
+        let held: HashSet<Txid> = source.mempool_txids().await?.into_iter().collect();
+        if source.info().await?.best.hash != tip {
+            return Ok(false);
         }
-        let before = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut events: Vec<_> = before
-            .iter()
-            .filter(|(outpoint, txid)| now.get(outpoint) != Some(txid))
-            .map(|(outpoint, txid)| MempoolEvent::Gone { outpoint: *outpoint, txid: *txid })
-            .collect();
-        let mut kept = HashMap::with_capacity(now.len());
-        for (outpoint, txid) in now {
-            if before.get(&outpoint) != Some(&txid) {
-                // Gone between the two calls: the next look tells.
-                let Some(transaction) = self.source.mempool_transaction(&txid).await? else { continue };
-                events.push(MempoolEvent::Seen { outpoint, transaction });
-            }
-            kept.insert(outpoint, txid);
+        let mut came = Vec::new();
+        for txid in held.difference(&self.known).take(LIMIT) {
+            // Gone between the two calls: then the next look does not find it either.
+            came.extend(source.mempool_transaction(txid).await?);
         }
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = kept;
-        Ok(events)
+        sink.mempool(&came, &held).await.map_err(ChainError::Sink)?;
+        self.known.retain(|txid| held.contains(txid));
+        self.known.extend(came.iter().map(bitcoin::Transaction::compute_txid));
+        Ok(came.len() < LIMIT)
     }
 }

@@ -8,19 +8,17 @@ mod bitcoind;
 mod follow;
 mod mempool;
 mod output;
-mod scan;
 mod store;
 
-use std::error::Error as StdError;
+use std::{collections::HashSet, error::Error as StdError};
 
 use async_trait::async_trait;
 use bitcoin::{Block, BlockHash, OutPoint, Transaction, Txid, block::Header};
 
 pub use bitcoind::BitcoindSource;
 pub use follow::{ChainStatus, Follower, Start};
-pub use mempool::{MempoolEvent, MempoolWatch};
+pub use mempool::Mempool;
 pub use output::{OutputState, Spent};
-pub use scan::{WatchSet, outputs_to, spends_of};
 pub use store::{HeaderStore, MemoryHeaders, StoredHeader};
 
 /// A block's place.
@@ -116,8 +114,8 @@ pub trait ChainSource: Send + Sync + 'static {
     ) -> Result<(), ChainError>;
     /// What the node knows of an output, as of its tip.
     async fn output(&self, outpoint: &OutPoint) -> Result<OutputState, ChainError>;
-    /// For each outpoint that a mempool transaction spends, that transaction's id.
-    async fn mempool_spends(&self, outpoints: &[OutPoint]) -> Result<Vec<(OutPoint, Txid)>, ChainError>;
+    /// Ids of all transactions in the mempool.
+    async fn mempool_txids(&self) -> Result<Vec<Txid>, ChainError>;
     /// A transaction of the mempool; `None` if it has left.
     async fn mempool_transaction(&self, txid: &Txid) -> Result<Option<Transaction>, ChainError>;
 }
@@ -150,4 +148,7 @@ pub trait ChainSink: Send + Sync + 'static {
     async fn connected(&self, event: &BlockConnected) -> Result<(), BoxError>;
     /// The last block left.
     async fn disconnected(&self, event: &BlockDisconnected) -> Result<(), BoxError>;
+    /// A look at the mempool on top of the last block connected: what `came` since the last look, and the ids of
+    /// all that it `held`. After a start everything comes again.
+    async fn mempool(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), BoxError>;
 }

@@ -123,6 +123,7 @@ enum RawAuth {
 struct RawChain {
     deposit_depth: u32,
     max_reorg: u32,
+    start_height: Option<u32>,
     #[serde(with = "humantime_serde")]
     poll: Duration,
     #[serde(with = "humantime_serde")]
@@ -134,6 +135,7 @@ impl Default for RawChain {
         Self {
             deposit_depth: 3,
             max_reorg: 100,
+            start_height: None,
             poll: Duration::from_secs(10),
             max_tip_age: Duration::from_secs(90 * 60),
         }
@@ -400,7 +402,13 @@ impl RawChain {
         if deposit_depth > max_reorg {
             faults.add("chain.deposit_depth", "must not exceed chain.max_reorg");
         }
-        Chain { deposit_depth, max_reorg, poll: self.poll, max_tip_age: self.max_tip_age }
+        Chain {
+            deposit_depth,
+            max_reorg,
+            start_height: self.start_height,
+            poll: self.poll,
+            max_tip_age: self.max_tip_age,
+        }
     }
 }
 

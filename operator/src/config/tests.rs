@@ -70,13 +70,14 @@ fn good_file_and_defaults() {
 fn every_section_can_be_set() {
     let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
     let more = format!(
-        "{GOOD}\n[chain]\ndeposit_depth = 1\nmax_reorg = 10\npoll = \"500ms\"\nmax_tip_age = \"24h\"\n\
+        "{GOOD}\n[chain]\ndeposit_depth = 1\nmax_reorg = 10\nstart_height = 7\npoll = \"500ms\"\nmax_tip_age = \"24h\"\n\
          [limits]\naddress_per_second = 9\naddress_burst = 10\nidentity_per_second = 11\nidentity_burst = 12\n\
          [providers]\nidentity_keys = [\"{key}\"]\n[sessions]\nttl = \"5m\"\n\
          [log]\nformat = \"json\"\nfilter = \"debug\"\n"
     );
     let config = parse(&more).unwrap();
     assert_eq!(config.chain.poll, Duration::from_millis(500));
+    assert_eq!(config.chain.start_height, Some(7));
     assert_eq!(config.limits.address_burst.get(), 10);
     assert_eq!(config.providers[0].to_string(), key);
     assert_eq!(config.session_ttl, Duration::from_secs(300));

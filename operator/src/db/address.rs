@@ -62,6 +62,14 @@ pub struct RequestRow {
     pub user_key: Vec<u8>,
 }
 
+/// How many addresses of an identity hold a keyshare without a leaf.
+pub async fn unused_count(ex: impl PgExecutor<'_>, identity: &[u8]) -> Result<i64, DbError> {
+    Ok(sqlx::query_scalar("SELECT count(*) FROM deposit_address WHERE identity = $1 AND state <> 'USED'")
+        .bind(identity)
+        .fetch_one(ex)
+        .await?)
+}
+
 /// Chooses a keyshare for a leaf id, once: a repeat gets the row of the first request, whatever it asked.
 /// `None` when the pool is empty.
 pub async fn reserve(
@@ -102,6 +110,14 @@ async fn insert_request(ex: impl PgExecutor<'_>, row: &RequestRow) -> Result<(),
     .execute(ex)
     .await?;
     Ok(())
+}
+
+/// Writes again a reservation that these tables lost; one that is there stays.
+pub async fn restore_request(ex: impl PgExecutor<'_>, row: &RequestRow) -> Result<(), DbError> {
+    match insert_request(ex, row).await {
+        Ok(()) | Err(DbError::Exists(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The reservation of a leaf id.

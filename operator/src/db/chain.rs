@@ -52,15 +52,19 @@ pub struct DepositRow {
     pub raw_tx: Vec<u8>,
 }
 
-/// Starts to watch an outpoint; a repeat changes nothing.
+/// Starts to watch an outpoint; a repeat changes nothing. The last word counts: a renewal puts a node between an
+/// output and the leaf that used to spend it.
 pub async fn watch(ex: impl PgExecutor<'_>, row: &WatchedRow) -> Result<(), DbError> {
-    sqlx::query("INSERT INTO watched_outpoint (txid, vout, kind, leaf_id) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-        .bind(&row.txid)
-        .bind(row.vout)
-        .bind(&row.kind)
-        .bind(row.leaf_id)
-        .execute(ex)
-        .await?;
+    sqlx::query(
+        "INSERT INTO watched_outpoint (txid, vout, kind, leaf_id) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (txid, vout) DO UPDATE SET kind = EXCLUDED.kind, leaf_id = EXCLUDED.leaf_id",
+    )
+    .bind(&row.txid)
+    .bind(row.vout)
+    .bind(&row.kind)
+    .bind(row.leaf_id)
+    .execute(ex)
+    .await?;
     Ok(())
 }
 
@@ -143,12 +147,20 @@ pub async fn mempool_spenders(ex: impl PgExecutor<'_>) -> Result<Vec<Vec<u8>>, D
     Ok(sqlx::query_scalar("SELECT DISTINCT spender_txid FROM mempool_spend").fetch_all(ex).await?)
 }
 
-/// Leaves among these on which no vote may be YES: a foreign or stale spend, or their own node transaction, is in a
-/// block or in the mempool (D21). Spends of class `MOVE` only move the tree on chain and do not count.
+/// Leaves among these on which no vote may be YES (D21): one of their outputs is spent, in a block or in the mempool,
+/// or an output above them by another transaction than the node's own, which would only move the tree on chain.
 pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
     Ok(sqlx::query_scalar(
-        "SELECT leaf_id FROM chain_event WHERE leaf_id = ANY($1) AND kind <> 'MOVE' \
-         UNION SELECT leaf_id FROM mempool_spend WHERE leaf_id = ANY($1) AND kind <> 'MOVE'",
+        "WITH RECURSIVE path (leaf_id, node_id) AS ( \
+             SELECT leaf_id, leaf_id FROM leaf WHERE leaf_id = ANY($1) \
+             UNION \
+             SELECT p.leaf_id, l.parent_id FROM path p JOIN leaf l ON l.leaf_id = p.node_id \
+             WHERE l.parent_id IS NOT NULL) \
+         SELECT p.leaf_id FROM path p JOIN chain_event e ON e.leaf_id = p.node_id \
+         WHERE p.leaf_id = p.node_id OR e.kind <> 'NODE' \
+         UNION \
+         SELECT p.leaf_id FROM path p JOIN mempool_spend e ON e.leaf_id = p.node_id \
+         WHERE p.leaf_id = p.node_id OR e.kind <> 'NODE'",
     )
     .bind(leaf_ids)
     .fetch_all(ex)

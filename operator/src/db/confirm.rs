@@ -5,7 +5,7 @@ use spark_rules::leaf::{LeafRecord, LeafStatus};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::{Db, DbError, event, in_transaction, leaf};
+use super::{Db, DbError, event, in_transaction, leaf, query_node::unsettled};
 
 #[derive(FromRow)]
 struct Row {
@@ -15,13 +15,16 @@ struct Row {
     record: Vec<u8>,
 }
 
-/// Outputs of the root of a leaf's tree that are not confirmed at `$1` blocks.
+/// Leaves by whether outputs of the root of their tree are not confirmed at `$1` blocks. A leaf that its coordinator
+/// does not show yet (D7) waits: what is announced must be visible.
 macro_rules! select {
     ($status:literal, $not:literal, $tail:literal) => {
         concat!(
             "SELECT l.leaf_id, l.version, l.owner_identity, l.record FROM leaf l WHERE l.status = '",
             $status,
-            "' AND ",
+            "' AND NOT ",
+            unsettled!("l"),
+            " AND ",
             $not,
             " EXISTS (SELECT 1 FROM leaf t JOIN watched_outpoint w ON w.leaf_id = t.leaf_id AND w.kind = 'BASE' ",
             "WHERE t.tree_id = l.tree_id AND NOT EXISTS (SELECT 1 FROM deposit_output d WHERE d.txid = w.txid ",
@@ -46,7 +49,7 @@ async fn announce(tx: &mut PgConnection, rows: &[Row]) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Makes one new leaf available if its deposit is confirmed, within the caller's transaction.
+/// Makes one new leaf available if its deposit is confirmed and it may be shown, within the caller's transaction.
 pub(super) async fn promote(tx: &mut PgConnection, leaf_id: Uuid, depth: u32) -> Result<(), DbError> {
     let rows: Vec<Row> = sqlx::query_as(select!("CREATING", "NOT", "AND l.leaf_id = $2 FOR UPDATE OF l"))
         .bind(i64::from(depth))
@@ -59,12 +62,15 @@ pub(super) async fn promote(tx: &mut PgConnection, leaf_id: Uuid, depth: u32) ->
 /// Makes every leaf available whose deposit is confirmed at `depth`, and takes back what a reorganisation
 /// unconfirmed. Returns how many changed.
 pub async fn settle(db: &Db, depth: u32) -> Result<usize, DbError> {
-    in_transaction!(db, tx => {
+    let confirmed = in_transaction!(db, tx => {
         let confirmed: Vec<Row> = sqlx::query_as(select!("CREATING", "NOT", "FOR UPDATE OF l SKIP LOCKED"))
             .bind(i64::from(depth))
             .fetch_all(&mut *tx)
             .await?;
         announce(&mut tx, &confirmed).await?;
+        confirmed.len()
+    })?;
+    in_transaction!(db, tx => {
         let lost: Vec<Row> = sqlx::query_as(select!("AVAILABLE", "", "FOR UPDATE OF l SKIP LOCKED"))
             .bind(i64::from(depth))
             .fetch_all(&mut *tx)
@@ -72,6 +78,6 @@ pub async fn settle(db: &Db, depth: u32) -> Result<usize, DbError> {
         for row in &lost {
             set(&mut tx, row, LeafStatus::Creating).await?;
         }
-        confirmed.len() + lost.len()
+        confirmed + lost.len()
     })
 }

@@ -1,7 +1,9 @@
 //! The follower's header table and the facts of blocks, in Postgres.
 
+use std::collections::HashSet;
+
 use bitcoin::{
-    Block, OutPoint, Transaction,
+    Block, OutPoint, Transaction, Txid,
     block::Header,
     consensus::encode::{deserialize, serialize},
     hashes::Hash as _,
@@ -64,8 +66,23 @@ impl ChainTables {
             for spend in &facts.spends {
                 chain::insert_event(&mut *tx, spend, height, &hash).await?;
             }
-            let spenders: Vec<Vec<u8>> = facts.txids.clone();
-            chain::delete_mempool_spends(&mut *tx, &spenders).await?;
+        })
+    }
+
+    /// Spends that came are written, and those forgotten whose transaction left: into a block, replaced, or dropped.
+    async fn look(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), DbError> {
+        let spends = self.spends(came.iter()).await?;
+        let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held.contains(&txid));
+        let mut gone = chain::mempool_spenders(self.db.pool()).await?;
+        gone.retain(|spender| !held(spender));
+        if spends.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        in_transaction!(self.db, tx => {
+            for spend in &spends {
+                chain::insert_mempool_spend(&mut *tx, spend).await?;
+            }
+            chain::delete_mempool_spends(&mut *tx, &gone).await?;
         })
     }
 
@@ -78,11 +95,10 @@ impl ChainTables {
             .flat_map(|tx| tx.output.iter().map(|o| o.script_pubkey.to_bytes()))
             .filter(|s| s.len() == 34)
             .collect();
-        let ours: std::collections::HashSet<Vec<u8>> =
+        let ours: HashSet<Vec<u8>> =
             address::by_scripts(self.db.pool(), &scripts).await?.into_iter().map(|a| a.script).collect();
         for tx in &block.txdata {
             let txid = tx.compute_txid();
-            facts.txids.push(txid.to_byte_array().to_vec());
             for (vout, output) in (0i64..).zip(&tx.output) {
                 if ours.contains(output.script_pubkey.as_bytes()) {
                     facts.deposits.push(DepositRow {
@@ -136,7 +152,8 @@ impl ChainTables {
         Ok(spends)
     }
 
-    /// The current node tx only moves the tree on chain; any other spend of a leaf's outputs freezes it.
+    /// A leaf's own current node tx starts its refund clock, and only moves the tree on chain for what is below it.
+    /// Any other spend of a leaf's outputs is its end.
     async fn classify(&self, watched: &chain::WatchedRow, spender: &[u8]) -> Result<&'static str, DbError> {
         let current: Option<bool> = sqlx::query_scalar("SELECT node_txid = $2 FROM leaf WHERE leaf_id = $1")
             .bind(watched.leaf_id)
@@ -144,7 +161,7 @@ impl ChainTables {
             .fetch_optional(self.db.pool())
             .await?;
         Ok(match (watched.kind.as_str(), current) {
-            ("BASE" | "NODE", Some(true)) => "MOVE",
+            ("BASE" | "NODE", Some(true)) => "NODE",
             ("REFUND", _) => "REFUND",
             _ => "FOREIGN",
         })
@@ -155,7 +172,6 @@ impl ChainTables {
 struct Facts {
     deposits: Vec<DepositRow>,
     spends: Vec<SpendRow>,
-    txids: Vec<Vec<u8>>,
 }
 
 fn height(id: BlockId) -> Result<i32, DbError> {
@@ -211,5 +227,9 @@ impl ChainSink for ChainTables {
     /// Facts disappear with their header, which the header table removes.
     async fn disconnected(&self, _event: &BlockDisconnected) -> Result<(), BoxError> {
         Ok(())
+    }
+
+    async fn mempool(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), BoxError> {
+        Ok(self.look(came, held).await?)
     }
 }

@@ -242,14 +242,33 @@ pub async fn signed(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Vec<Signed
     .await?)
 }
 
-/// Identity keys of everybody who owns or owned a leaf, or was sent it.
-pub async fn owners(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Vec<Vec<u8>>, DbError> {
+/// The last version of a leaf at which an identity owned it or was sent it; `None` if it never did.
+pub async fn last_owned_version(
+    ex: impl PgExecutor<'_>,
+    leaf_id: Uuid,
+    identity: &[u8],
+) -> Result<Option<i64>, DbError> {
     Ok(sqlx::query_scalar(
-        "SELECT owner_identity FROM leaf_history WHERE leaf_id = $1 UNION SELECT owner_identity FROM leaf \
-         WHERE leaf_id = $1 UNION SELECT t.receiver FROM transfer t JOIN transfer_leaf l USING (transfer_id) \
-         WHERE l.leaf_id = $1",
+        "SELECT max(version) FROM ( \
+             SELECT version FROM leaf_history WHERE leaf_id = $1 AND owner_identity = $2 \
+             UNION ALL SELECT version FROM leaf WHERE leaf_id = $1 AND owner_identity = $2 \
+             UNION ALL SELECT l.leaf_version FROM transfer t JOIN transfer_leaf l USING (transfer_id) \
+             WHERE l.leaf_id = $1 AND t.receiver = $2) AS owned",
     )
     .bind(leaf_id)
+    .bind(identity)
+    .fetch_one(ex)
+    .await?)
+}
+
+/// New leaves that an operation made and whose deposits are not confirmed.
+pub async fn creating_of(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<Vec<Uuid>, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT l.leaf_id FROM leaf l JOIN leaf_history h ON h.leaf_id = l.leaf_id AND h.version = l.version \
+         WHERE h.op_id = $1 AND h.attempt = $2 AND l.status = 'CREATING'",
+    )
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
     .fetch_all(ex)
     .await?)
 }

@@ -184,9 +184,11 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(),
 /// Takes over an outcome that the signer applied and these tables never saw: only what is newer than their rows.
 pub async fn adopt(db: &Db, write: &AppliedWrite) -> Result<(), DbError> {
     in_transaction!(db, tx => {
+        let mut newer = std::collections::BTreeSet::new();
         for l in &write.leaves {
             if leaf::get(&mut *tx, l.leaf_id).await?.is_none_or(|known| known.version < l.version) {
                 leaf::upsert(&mut *tx, l).await?;
+                newer.insert(l.leaf_id);
             }
         }
         if let Some((t, leaves)) = &write.transfer
@@ -205,7 +207,7 @@ pub async fn adopt(db: &Db, write: &AppliedWrite) -> Result<(), DbError> {
         for leaf_id in &write.used_addresses {
             address::mark_used(&mut *tx, *leaf_id).await?;
         }
-        for w in &write.watched {
+        for w in write.watched.iter().filter(|w| w.leaf_id.is_some_and(|leaf| newer.contains(&leaf))) {
             super::chain::watch(&mut *tx, w).await?;
         }
         for leaf_id in &write.used_addresses {
@@ -223,6 +225,9 @@ pub async fn done(db: &Db, id: AttemptId, events: &[EventWrite], everywhere: boo
             operation::drop_request(&mut *tx, id).await?;
         }
         if first {
+            for leaf_id in leaf::creating_of(&mut *tx, id).await? {
+                super::confirm::promote(&mut tx, leaf_id, db.deposit_depth()).await?;
+            }
             for (identity, kind, body) in events {
                 event::insert(&mut *tx, identity, kind, body).await?;
             }

@@ -5,12 +5,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use secp256k1::PublicKey;
+use tokio::time::timeout;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
@@ -27,6 +29,10 @@ use crate::{
 
 /// Flag and length before the message.
 const FRAME_BYTES: usize = 5;
+/// Most bytes of a request without a session: the login calls are far smaller.
+const OPEN_REQUEST_BYTES: usize = 16 * 1024;
+/// Longest wait for a whole body.
+const READ: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone)]
 pub(super) struct GateLayer {
@@ -106,7 +112,12 @@ impl Shared {
             self.quotas.take_identity(&session.identity, method.cost)?;
         }
         let (mut parts, body) = request.into_parts();
-        let body = read(body).await?;
+        // What a stranger may send is small.
+        let limit = if session.is_some() { MAX_REQUEST_BYTES } else { OPEN_REQUEST_BYTES };
+        let body = match timeout(READ, read(body, limit)).await {
+            Ok(body) => body?,
+            Err(_) => return Err(Refused::field("request", "the body did not arrive in time")),
+        };
         if let Some(session) = session {
             authorize(method.rule, &session, &body)?;
             parts.extensions.insert(session);
@@ -115,13 +126,12 @@ impl Shared {
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, Refused> {
-    match Limited::new(body, MAX_REQUEST_BYTES + FRAME_BYTES).collect().await {
+async fn read(body: Body, limit: usize) -> Result<Bytes, Refused> {
+    match Limited::new(body, limit.saturating_add(FRAME_BYTES)).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Refused::new(
-            Reason::MessageTooLarge,
-            format!("requests may have at most {MAX_REQUEST_BYTES} bytes"),
-        )),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Refused::new(Reason::MessageTooLarge, format!("requests may have at most {limit} bytes")))
+        }
         Err(_) => Err(Refused::field("request", "the body ended early")),
     }
 }

@@ -85,6 +85,7 @@ impl Engine {
             if attempt.operation.requester != *requester {
                 return Ok(Outcome::NotRequester(op));
             }
+            self.chain_is_fresh()?;
             match work::propose(self.db(), &attempt.new_row(true), &attempt.claims()?).await {
                 Ok(()) => {}
                 Err(DbError::LeafClaimed | DbError::ResourceClaimed) => return Ok(unavailable(op, kind)),
@@ -93,7 +94,13 @@ impl Engine {
             }
             fail_point(Point::Proposed);
             let engine = self.clone();
-            return tokio::spawn(async move { engine.drive(&attempt).await }).await?;
+            let Some(driving) = self.driving(attempt.id) else { return self.attach(attempt.id, kind).await };
+            return tokio::spawn(async move {
+                let outcome = engine.drive(&attempt).await;
+                drop(driving);
+                outcome
+            })
+            .await?;
         }
         Err(EngineError::State("too many sessions race for one id"))
     }
@@ -288,7 +295,6 @@ impl Engine {
                     self.write_applied(attempt, &keys, &proof, &receipts).await?;
                     fail_point(Point::Everywhere);
                     self.close(attempt.id, attempt.body()?, row.coordinates, waiting.is_empty()).await?;
-                    fail_point(Point::Done);
                     return Ok(Outcome::Applied(attempt.id.op));
                 }
                 Ok(_) => {}

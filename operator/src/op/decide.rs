@@ -94,9 +94,11 @@ impl Engine {
                 return Ok(Outcome::Undecided(row.id.op));
             }
         }
+        fail_point(Point::SignerAborted);
         operation::set_reason(self.db().pool(), row.id, reason).await?;
         let tell = if row.coordinates { self.peer_indices() } else { Vec::new() };
         work::aborted(self.db(), row.id, &proof.encode_to_vec(), &tell).await?;
+        fail_point(Point::Aborted);
         self.deliver_aborts(row.id).await?;
         let kind = Kind::from_code(row.kind)?;
         let row = operation::get(self.db().pool(), row.id).await?.ok_or(EngineError::Unknown)?;
@@ -252,6 +254,7 @@ impl Engine {
             events = row.as_ref().map(outcome::events).unwrap_or_default();
         }
         work::done(self.db(), id, &events, everywhere).await?;
+        fail_point(Point::Done);
         Ok(())
     }
 }

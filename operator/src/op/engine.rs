@@ -1,6 +1,10 @@
 //! The engine's parts, its errors and its answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -8,16 +12,19 @@ use spark_proto::{peer::v1 as wire, signer::v1 as signer};
 use spark_rules::{
     federation::Federation,
     ids::{OperationId, OperatorIndex},
-    operation::{Keys, Operation, OperationError},
+    operation::{Keys, Operation, OperationError, identify},
     vote::{Choice, Kind, VoteError},
 };
 
 use super::records::Snapshot;
+use tokio::sync::watch;
+
 use crate::{
     call::CallError,
+    chain::ChainStatus,
     db::{
         Db, DbError,
-        operation::{AttemptId, NewOperation, OperationRow},
+        operation::{AttemptId, NewOperation, OperationRow, State},
         work::{Claims, VoteWrite},
     },
     peer::Signers,
@@ -45,6 +52,9 @@ pub enum EngineError {
     /// The caller may not ask for this.
     #[error("{0}")]
     Forbidden(&'static str),
+    /// The chain cannot be seen: nothing is voted for.
+    #[error("chain view is stale: {0}")]
+    ChainStale(String),
     /// The step does not fit what is recorded.
     #[error("{0}")]
     State(&'static str),
@@ -126,6 +136,21 @@ pub(super) struct Inner {
     pub(super) federation: Arc<Federation>,
     pub(super) signers: Signers,
     pub(super) settings: Settings,
+    chain: Option<(watch::Receiver<ChainStatus>, Duration)>,
+    /// Attempts that a task of this process drives now: a second one could end what the first carries on.
+    driven: Mutex<BTreeSet<AttemptId>>,
+}
+
+/// See [`Engine::driving`].
+pub(super) struct Driving {
+    inner: Arc<Inner>,
+    id: AttemptId,
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        self.inner.driven.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
 }
 
 /// One attempt with its request and what the rules make of it.
@@ -194,7 +219,23 @@ pub(super) fn vote_write(signer: OperatorIndex, choice: Choice, vote: &wire::Vot
 impl Engine {
     /// Over one database, one federation and the signers of its members.
     pub fn new(db: Db, federation: Arc<Federation>, signers: Signers, settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { db, federation, signers, settings }) }
+        let inner = Inner { db, federation, signers, settings, chain: None, driven: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Votes only while this view of the chain is fresh.
+    #[must_use]
+    pub fn with_chain(self, status: watch::Receiver<ChainStatus>, max_age: Duration) -> Self {
+        let Inner { db, federation, signers, settings, .. } = &*self.inner;
+        let inner = Inner {
+            db: db.clone(),
+            federation: Arc::clone(federation),
+            signers: signers.clone(),
+            settings: *settings,
+            chain: Some((status, max_age)),
+            driven: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The database.
@@ -223,18 +264,47 @@ impl Engine {
     /// Parses a request and derives the operation from one's own records.
     pub(super) async fn derive(&self, request: wire::Operation) -> Result<(Attempt, Snapshot), EngineError> {
         let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
-        let digest = request_digest(body);
         let snapshot = Snapshot::load(self.db(), body).await?;
-        let operation = Operation::derive(&request, &snapshot, self.federation())?;
-        let id = AttemptId { op: operation.id, attempt: operation.attempt };
-        Ok((Attempt { id, request, operation, digest }, snapshot))
+        let attempt = self.attempt(request, &snapshot)?;
+        Ok((attempt, snapshot))
     }
 
     /// The attempt of a stored row.
     pub(super) async fn reload(&self, row: &OperationRow) -> Result<Attempt, EngineError> {
         let bytes = row.request.as_ref().ok_or(EngineError::State("the request is no longer stored"))?;
         let request = wire::Operation::decode(bytes.as_slice())?;
-        Ok(self.derive(request).await?.0)
+        match row.state {
+            State::Proposed => Ok(self.derive(request).await?.0),
+            _ => self.derive_voted(request).await,
+        }
+    }
+
+    /// Derives an operation that was voted for, by this operator or by the others.
+    pub(super) async fn derive_voted(&self, request: wire::Operation) -> Result<Attempt, EngineError> {
+        let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
+        let snapshot = Snapshot::load(self.db(), body).await?;
+        let (_, kind) = identify(&request, &snapshot)?;
+        self.attempt(request, &snapshot.as_voted(kind))
+    }
+
+    fn attempt(&self, request: wire::Operation, snapshot: &Snapshot) -> Result<Attempt, EngineError> {
+        let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
+        let digest = request_digest(body);
+        let operation = Operation::derive(&request, snapshot, self.federation())?;
+        let id = AttemptId { op: operation.id, attempt: operation.attempt };
+        Ok(Attempt { id, request, operation, digest })
+    }
+
+    /// Marks an attempt as driven by this process until the guard falls; `None` if it is already.
+    pub(super) fn driving(&self, id: AttemptId) -> Option<Driving> {
+        let mut driven = self.inner.driven.lock().unwrap_or_else(PoisonError::into_inner);
+        driven.insert(id).then(|| Driving { inner: Arc::clone(&self.inner), id })
+    }
+
+    /// A vote needs a view of the chain that is neither stale nor cut off (S12, D21).
+    pub(super) fn chain_is_fresh(&self) -> Result<(), EngineError> {
+        let Some((status, max_age)) = &self.inner.chain else { return Ok(()) };
+        status.borrow().fresh(*max_age).map(drop).map_err(EngineError::ChainStale)
     }
 
     /// The keys that the operation makes, from what the own signer opened; asks the signer again if the row lost it.

@@ -1,9 +1,24 @@
 //! Steps at which a test may end the process.
 
-/// A step of an operation on one operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "names are read only with the feature `failpoints`")]
-pub(crate) enum Point {
+/// Declares the steps, and with the feature `failpoints` the list of them, so that a test cannot miss one.
+macro_rules! points {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A step of an operation on one operator, after which it may die.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(dead_code, reason = "names are read only with the feature `failpoints`")]
+        pub enum Point {
+            $($(#[$doc])* $name,)*
+        }
+
+        #[cfg(feature = "failpoints")]
+        impl Point {
+            /// All of them, in the order of a run.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+points! {
     /// Intent and claims are written.
     Proposed,
     /// The own signer voted; Postgres does not know.
@@ -28,12 +43,21 @@ pub(crate) enum Point {
     Everywhere,
     /// Finished; the caller was not told.
     Done,
+    /// The own signer said NO or ABORT; Postgres does not know.
+    SignerRefused,
+    /// The own signer took a proof of abort; Postgres does not know.
+    SignerAborted,
+    /// The proof of abort is written; peers were not told.
+    Aborted,
 }
 
-/// Ends the process if `SPARK_FAIL_POINT` names this step, for example `Certified`.
+/// Ends the process, once, if the file that `SPARK_FAIL_FILE` names holds the name of this step.
 #[cfg(feature = "failpoints")]
 pub(crate) fn fail_point(point: Point) {
-    if std::env::var("SPARK_FAIL_POINT").is_ok_and(|name| name == format!("{point:?}")) {
+    let Some(path) = std::env::var_os("SPARK_FAIL_FILE") else { return };
+    let armed = std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == format!("{point:?}"));
+    // Removed first: a process that is started again must not die at the same step.
+    if armed && std::fs::remove_file(&path).is_ok() {
         std::process::abort();
     }
 }

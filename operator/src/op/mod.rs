@@ -16,4 +16,6 @@ pub mod tally;
 mod terminate;
 
 pub use engine::{Engine, EngineError, Outcome, Refusal, Settings};
+#[cfg(feature = "failpoints")]
+pub use fail::Point;
 pub use records::Snapshot;

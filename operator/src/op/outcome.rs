@@ -10,6 +10,8 @@ use spark_rules::{
     vote::Kind,
 };
 
+use uuid::Uuid;
+
 use crate::db::{
     DbError,
     chain::WatchedRow,
@@ -98,6 +100,8 @@ fn transfer_rows(
     keys: &Keys,
     outcome: &Outcome,
 ) -> Result<(TransferRow, Vec<TransferLeafRow>), DbError> {
+    let transfer = outcome.transfer.as_ref().ok_or(DbError::Missing("transfer"))?;
+    let transfer_id = Uuid::from_bytes(transfer.id);
     let mut total = 0i64;
     let mut leaves = Vec::with_capacity(outcome.leaves.len());
     for (position, record) in outcome.leaves.iter().enumerate() {
@@ -105,7 +109,7 @@ fn transfer_rows(
         let value = signed("leaf.value", record.value)?;
         total = total.saturating_add(value);
         leaves.push(TransferLeafRow {
-            transfer_id: operation.id.uuid(),
+            transfer_id,
             leaf_id: record.leaf_id.uuid(),
             position: i32::try_from(position).map_err(|_| DbError::Corrupt("position"))?,
             leaf_version: signed("leaf.version", record.version)?,
@@ -119,7 +123,7 @@ fn transfer_rows(
         });
     }
     let row = TransferRow {
-        transfer_id: operation.id.uuid(),
+        transfer_id,
         sender: operation.requester.serialize().to_vec(),
         receiver: operation.receiver.serialize().to_vec(),
         total,

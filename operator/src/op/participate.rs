@@ -14,7 +14,7 @@ use super::{
     fail::{Point, fail_point},
 };
 use crate::db::{
-    DbError,
+    DbError, chain,
     operation::{self, AttemptId, NewOperation, OperationRow, State},
     receipt, work,
 };
@@ -31,6 +31,17 @@ impl Engine {
         if let Some(vote) = &row.own_vote {
             return Ok(wire::Vote::decode(vote.as_slice())?);
         }
+        // Here and not only where the attempt is proposed: it may have waited since.
+        self.chain_is_fresh()?;
+        let leaves: Vec<_> = attempt.operation.claims().iter().map(|claim| claim.leaf.uuid()).collect();
+        if !chain::frozen(self.db().pool(), &leaves).await?.is_empty() {
+            return self.refuse_own(&row.id, &attempt.request, LEAF_UNAVAILABLE).await;
+        }
+        self.ask_own_signer(attempt).await
+    }
+
+    /// The vote of the own signer, stored; for what it voted on already, whatever the chain says now.
+    async fn ask_own_signer(&self, attempt: &Attempt) -> Result<wire::Vote, EngineError> {
         let request = signer::PrepareRequest { operation: Some(attempt.request.clone()) };
         let response = self.inner.signers.own().prepare(request).await?;
         fail_point(Point::SignerPrepared);
@@ -38,6 +49,7 @@ impl Engine {
         let checked = self.own_vote(&vote, attempt.id)?;
         let own = vote_write(self.own(), checked.ballot.choice, &vote);
         if checked.ballot.choice.aborts() {
+            fail_point(Point::SignerRefused);
             work::refused(self.db(), attempt.id, &own, &vote.reason).await?;
             return Ok(vote);
         }
@@ -75,7 +87,7 @@ impl Engine {
         let digest = request_digest(request.request.as_ref().ok_or(OperationError::Malformed("request"))?);
         if let Some(row) = operation::get(self.db().pool(), id).await? {
             if row.request_digest != digest || row.coordinator != from {
-                return Err(EngineError::State("another request holds this attempt"));
+                return self.refuse_rival(&row).await;
             }
             if let Some(vote) = &row.own_vote {
                 return Ok(wire::Vote::decode(vote.as_slice())?);
@@ -86,6 +98,7 @@ impl Engine {
             let attempt = self.reload(&row).await?;
             return self.prepare_own(&attempt).await;
         }
+        self.chain_is_fresh()?;
         match self.derive(request.clone()).await {
             Ok((attempt, snapshot)) => {
                 if snapshot.frozen(attempt.operation.claims().iter().map(|c| c.leaf)).is_some() {
@@ -111,6 +124,30 @@ impl Engine {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Another request, or another coordinator, has this attempt already: two devices of one wallet did the same thing
+    /// at once. One attempt cannot become both, so our signer's ABORT ends it for both, and the next attempt decides.
+    /// Once a certificate is known, it can still become the first.
+    async fn refuse_rival(&self, row: &OperationRow) -> Result<wire::Vote, EngineError> {
+        if !matches!(row.state, State::Proposed | State::Prepared | State::Refused | State::Aborted) {
+            return Err(EngineError::State("another request holds this attempt"));
+        }
+        let ask =
+            signer::SignAbortRequest { operation_id: row.id.op.as_bytes().to_vec(), attempt: row.id.attempt };
+        let vote = self.inner.signers.own().sign_abort(ask).await?.vote;
+        let mut vote = vote.ok_or(EngineError::State("signer gave no vote"))?;
+        let checked = self.own_vote(&vote, row.id)?;
+        if !checked.ballot.choice.aborts() {
+            return Err(EngineError::State("own signer does not abort"));
+        }
+        if row.state != State::Aborted {
+            let own = vote_write(self.own(), checked.ballot.choice, &vote);
+            fail_point(Point::SignerRefused);
+            work::refused(self.db(), row.id, &own, LEAF_UNAVAILABLE).await?;
+        }
+        vote.reason = LEAF_UNAVAILABLE.to_owned();
+        Ok(vote)
     }
 
     /// A row for a request that one's own records refuse, with what can be known of it.
@@ -178,6 +215,7 @@ impl Engine {
         if vote.reason.is_empty() {
             vote.reason = reason.to_owned();
         }
+        fail_point(Point::SignerRefused);
         work::refused(self.db(), *id, &vote_write(self.own(), checked.ballot.choice, &vote), reason).await?;
         Ok(vote)
     }
@@ -224,6 +262,7 @@ impl Engine {
             let checked = self.own_vote(vote, id)?;
             if checked.ballot.choice.aborts() && row.state != State::Aborted {
                 let own = vote_write(self.own(), checked.ballot.choice, vote);
+                fail_point(Point::SignerRefused);
                 work::refused(self.db(), id, &own, "ABORT_ASKED").await?;
             }
         }
@@ -242,9 +281,12 @@ impl Engine {
         }
         let attempt = match (&row, request.operation) {
             (Some(row), _) if row.request.is_some() => self.reload(row).await?,
-            (_, Some(operation)) => self.derive(operation).await?.0,
+            (_, Some(operation)) => self.derive_voted(operation).await?,
             (_, None) => return Err(EngineError::Unknown),
         };
+        if attempt.id != id {
+            return Err(VoteError::Disagree("operation").into());
+        }
         let row = match row {
             Some(row) => row,
             None => {
@@ -352,10 +394,10 @@ impl Engine {
         if found.as_ref().is_some_and(|row| row.own_vote.is_some()) {
             return Ok(false);
         }
-        let attempt = self.derive(request).await?.0;
+        let attempt = self.derive_voted(request).await?;
         let coordinates = attempt.operation.coordinator == self.own();
         work::restore(self.db(), &attempt.new_row(coordinates), &attempt.claims()?).await?;
-        self.prepare_own(&attempt).await?;
+        self.ask_own_signer(&attempt).await?;
         Ok(true)
     }
 

@@ -6,10 +6,11 @@ use bitcoin::{Script, Transaction, consensus::encode, secp256k1::PublicKey};
 use spark_proto::{peer::v1 as wire, spark};
 use spark_rules::{
     address::Network,
-    ids::{KeyshareId, LeafId, OperationId},
-    leaf::LeafRecord,
+    ids::{KeyshareId, LeafId, TransferId},
+    leaf::{LeafRecord, LeafStatus},
     operation::{Binding, Records, TransferRecord, transfer_id},
     point,
+    vote::Kind,
 };
 use uuid::Uuid;
 
@@ -27,7 +28,7 @@ pub struct Snapshot {
     leaves: BTreeMap<LeafId, LeafRecord>,
     frozen: BTreeSet<LeafId>,
     bindings: BTreeMap<Vec<u8>, Binding>,
-    transfers: BTreeMap<OperationId, TransferRecord>,
+    transfers: BTreeMap<TransferId, TransferRecord>,
 }
 
 /// What a request names. Malformed names are left out: the rules refuse them with a reason.
@@ -35,7 +36,7 @@ pub struct Snapshot {
 struct Names {
     leaves: BTreeSet<Uuid>,
     scripts: Vec<Vec<u8>>,
-    transfers: Vec<OperationId>,
+    transfers: Vec<TransferId>,
 }
 
 impl Names {
@@ -102,7 +103,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    async fn transfer_of(&mut self, db: &Db, id: OperationId) -> Result<(), DbError> {
+    async fn transfer_of(&mut self, db: &Db, id: TransferId) -> Result<(), DbError> {
         let Some(row) = transfer::get(db.pool(), id.uuid()).await? else { return Ok(()) };
         let leaves = transfer::leaves(db.pool(), &[row.transfer_id]).await?;
         let record = TransferRecord {
@@ -115,6 +116,20 @@ impl Snapshot {
         };
         self.transfers.insert(id, record);
         Ok(())
+    }
+
+    /// The same, as it was when this operation was voted for: what it holds, nothing else may change, but a
+    /// reorganisation may have taken a deposit's confirmation back since, and a decision stands all the same (D21).
+    pub fn as_voted(mut self, kind: Kind) -> Self {
+        let status = match kind {
+            Kind::Send | Kind::Renew => LeafStatus::Available,
+            Kind::Claim => LeafStatus::TransferLocked,
+            Kind::Deposit => return self,
+        };
+        for record in self.leaves.values_mut() {
+            record.status = status;
+        }
+        self
     }
 
     /// A leaf on which the chain forbids a YES (D21).
@@ -132,7 +147,7 @@ impl Records for Snapshot {
         self.bindings.get(script.as_bytes()).cloned()
     }
 
-    fn transfer(&self, id: &OperationId) -> Option<TransferRecord> {
+    fn transfer(&self, id: &TransferId) -> Option<TransferRecord> {
         self.transfers.get(id).cloned()
     }
 }

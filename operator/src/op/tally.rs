@@ -108,9 +108,15 @@ impl<'a> Tally<'a> {
         named
             .chain(self.aborts.values())
             .map(|v| v.reason.clone())
-            .find(|r| !r.is_empty())
+            .find(|r| is_reason(r))
             .unwrap_or_else(|| "REFUSED".to_owned())
     }
+}
+
+/// A reason is a name of ours. It is no part of what a signer signs, so anything may stand there.
+fn is_reason(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
 #[cfg(test)]

@@ -1,15 +1,22 @@
 //! Termination (D1, S10): undecided attempts end by proofs of others, committed ones are applied everywhere.
 //! Time only says when to ask; it decides nothing.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::{Future, ready},
+    time::Duration,
+};
 
-use futures::future::join_all;
+use futures::{
+    StreamExt as _,
+    future::{join, join_all},
+    stream,
+};
 use prost::Message as _;
 use spark_proto::peer::v1::{self as wire, query_proof_reply::Outcome as Reply};
 use spark_rules::ids::OperatorIndex;
 
 use super::{
-    engine::{Engine, EngineError, vote_write},
+    engine::{Engine, EngineError, Outcome, vote_write},
     tally::Verdict,
 };
 use crate::db::{
@@ -22,6 +29,8 @@ use crate::db::{
 const BATCH: i64 = 64;
 /// Seconds for which a replica keeps an attempt to itself.
 const LEASE: i64 = 60;
+/// Attempts worked on at once.
+const AT_ONCE: usize = 16;
 
 impl Engine {
     /// Works on open attempts and undelivered proofs until `shutdown`.
@@ -48,20 +57,39 @@ impl Engine {
             .collect();
         aborts.sort_unstable();
         aborts.dedup();
-        for id in aborts {
-            self.deliver_aborts(id).await?;
-        }
-        for row in operation::open(self.db().pool(), self.inner.settings.ask_after, BATCH).await? {
-            if !operation::lease(self.db().pool(), row.id, LEASE).await? {
-                continue;
+        let open = operation::open(self.db().pool(), self.inner.settings.ask_after, BATCH).await?;
+        // Side by side: one peer that hangs must not keep the others' attempts open.
+        let deliver = stream::iter(aborts.into_iter().map(|id| async move {
+            if let Err(error) = self.deliver_aborts(id).await {
+                tracing::warn!(%error, operation = %id, "proof of abort is not delivered");
             }
-            if let Err(error) = self.terminate(&row).await {
+        }));
+        let finish = stream::iter(open.into_iter().map(|row| async move {
+            if let Err(error) = self.terminate_leased(&row).await {
                 tracing::warn!(%error, operation = %row.id, state = row.state.as_str(), "attempt stays open");
             }
-            operation::unlease(self.db().pool(), row.id).await?;
-            operation::touch(self.db().pool(), row.id).await?;
-        }
+        }));
+        join(
+            deliver.buffer_unordered(AT_ONCE).for_each(|()| ready(())),
+            finish.buffer_unordered(AT_ONCE).for_each(|()| ready(())),
+        )
+        .await;
         Ok(())
+    }
+
+    async fn terminate_leased(&self, row: &OperationRow) -> Result<(), EngineError> {
+        let Some(_driving) = self.driving(row.id) else { return Ok(()) };
+        if !operation::lease(self.db().pool(), row.id, LEASE).await? {
+            return Ok(());
+        }
+        let result = match operation::get(self.db().pool(), row.id).await? {
+            // It may have moved on while it waited for its turn.
+            Some(row) => self.terminate(&row).await,
+            None => Ok(()),
+        };
+        operation::unlease(self.db().pool(), row.id).await?;
+        operation::touch(self.db().pool(), row.id).await?;
+        result
     }
 
     async fn terminate(&self, row: &OperationRow) -> Result<(), EngineError> {
@@ -127,6 +155,7 @@ impl Engine {
         }))
         .await;
         let mut keep = Vec::new();
+        let mut rival = false;
         let mut tally = self.tally(row).await?;
         for (index, reply) in replies {
             match reply.map(|r| r.outcome) {
@@ -142,10 +171,21 @@ impl Engine {
                         }
                     }
                 }
-                Ok(Some(Reply::Abort(request))) => match self.on_abort(request).await {
-                    Ok(()) => return Ok(true),
-                    Err(error) => tracing::warn!(peer = index.get(), %error, "proof of abort does not hold"),
-                },
+                Ok(Some(Reply::Abort(request))) => {
+                    // A rival's proof may name other signers than this request does: its votes count all the same.
+                    for vote in request.proof.iter().flat_map(|proof| &proof.votes) {
+                        if let Ok((signer, choice)) = tally.record(vote) {
+                            keep.push(vote_write(signer, choice, vote));
+                        }
+                    }
+                    match self.on_abort(request).await {
+                        Ok(()) => return Ok(true),
+                        Err(error) => {
+                            tracing::warn!(peer = index.get(), %error, "proof of abort does not hold")
+                        }
+                    }
+                    rival = true;
+                }
                 Ok(Some(Reply::Vote(vote))) => {
                     if let Ok((signer, choice)) = tally.record(&vote) {
                         keep.push(vote_write(signer, choice, &vote));
@@ -156,6 +196,10 @@ impl Engine {
             }
         }
         work::keep_votes(self.db(), row.id, &keep).await?;
+        if rival {
+            let outcome = self.collect_aborts(row, &mut tally, "ABORTED").await?;
+            return Ok(!matches!(outcome, Outcome::Undecided(_)));
+        }
         if let Verdict::Aborted(proof) = tally.verdict() {
             let _ = self.conclude_abort(row, proof, "REFUSED").await?;
             return Ok(true);

@@ -75,6 +75,7 @@ pub(crate) fn status(error: EngineError) -> Status {
         EngineError::Call(error) => call_status(error),
         EngineError::Vote(_) => Status::invalid_argument(text),
         EngineError::Operation(error) => Status::failed_precondition(format!("{}: {error}", error.reason())),
+        EngineError::ChainStale(_) => Status::unavailable(text),
         EngineError::Unknown => Status::not_found(text),
         EngineError::Forbidden(_) => Status::permission_denied(text),
         EngineError::State(_) => Status::failed_precondition(text),

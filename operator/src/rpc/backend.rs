@@ -80,6 +80,7 @@ impl From<EngineError> for Refused {
         match error {
             EngineError::Db(error) => error.into(),
             EngineError::Call(error) => of_call(&error),
+            EngineError::ChainStale(why) => Refused::new(Reason::ChainStale, why),
             EngineError::Operation(error) => of_rule(&error),
             error => Self::internal(&error),
         }
@@ -92,6 +93,7 @@ impl From<AddressError> for Refused {
             AddressError::PoolEmpty => {
                 Self::new(Reason::KeysExhausted, "no unused keyshare; try again later")
             }
+            error @ AddressError::TooManyUnused => Self::new(Reason::Quota, error.to_string()),
             AddressError::LeafIdTaken => Self::field("leaf_id", "is taken"),
             AddressError::Network => Self::field("network", "is not this operator's"),
             error @ AddressError::Answer { .. } => {

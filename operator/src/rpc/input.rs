@@ -4,7 +4,7 @@ use secp256k1::PublicKey;
 use spark_proto::spark;
 use spark_rules::{
     address::Network,
-    ids::{LeafId, OperationId},
+    ids::{LeafId, TransferId},
     point,
 };
 
@@ -49,9 +49,9 @@ pub(super) fn leaf_id(field: impl Into<String>, text: &str) -> Result<LeafId, Re
 }
 
 /// A transfer id: the same form as a leaf id.
-pub(super) fn transfer_id(field: &'static str, text: &str) -> Result<OperationId, Refused> {
+pub(super) fn transfer_id(field: &'static str, text: &str) -> Result<TransferId, Refused> {
     let id = LeafId::parse(text).map_err(|_| Refused::field(field, "must be a lower-case uuid"))?;
-    Ok(OperationId::from_bytes(*id.as_bytes()))
+    Ok(TransferId::from_bytes(*id.as_bytes()))
 }
 
 /// Distinct leaf ids in the order of the request.
@@ -60,7 +60,7 @@ pub(super) fn leaf_ids(field: &'static str, texts: &[String]) -> Result<Vec<Leaf
 }
 
 /// Distinct transfer ids in the order of the request.
-pub(super) fn transfer_ids(texts: &[String]) -> Result<Vec<OperationId>, Refused> {
+pub(super) fn transfer_ids(texts: &[String]) -> Result<Vec<TransferId>, Refused> {
     distinct("transfer_ids", texts, |_, text| transfer_id("transfer_ids", text))
 }
 

@@ -20,6 +20,8 @@ use crate::{
     stamp,
 };
 
+/// Names the file that says at which step a program built with the feature `failpoints` dies.
+const FAIL_FILE: &str = "SPARK_FAIL_FILE";
 /// Longest wait for a process to be ready.
 const START: Duration = Duration::from_secs(60);
 
@@ -131,6 +133,12 @@ impl Member {
         &self.tokens
     }
 
+    /// Where a test writes the step at which `program` (signer, operator) shall die. Programs built without the
+    /// feature `failpoints` never look.
+    pub fn fail_file(&self, program: &str) -> PathBuf {
+        self.dir.join(format!("{program}.fail"))
+    }
+
     fn signer_config(&self, federation: Option<(&Path, &str)>, ca: &Path) -> String {
         let federation = federation.map_or_else(String::new, |(path, hash)| {
             format!("federation = {:?}\nfederation_hash = {hash:?}\n", path.display().to_string())
@@ -225,6 +233,7 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
             self.dir.join("signer.log"),
         )
         .env(key, value)
+        .env(FAIL_FILE, self.fail_file("signer"))
         .arg("--config")
         .arg(self.dir.join("signer.toml"))
         .arg("start");
@@ -245,6 +254,7 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
             stamp::program("spark-operator")?,
             self.dir.join("operator.log"),
         )
+        .env(FAIL_FILE, self.fail_file("operator"))
         .arg("--config")
         .arg(self.dir.join("operator.toml"))
         .arg("start");
@@ -289,6 +299,7 @@ auth = {{ user_password = "file:{login}" }}
 
 [chain]
 deposit_depth = {depth}
+start_height = 0
 poll = "500ms"
 max_tip_age = "10000h"
 

@@ -196,8 +196,13 @@ id16!(
     KeyshareId
 );
 id16!(
-    /// One run of the operation engine. A send carries its transfer id; others are derived from what they act on.
+    /// One run of the operation engine: derived from what it acts on, in a domain of its kind. Names that a client
+    /// may choose are never an operation id: one kind of operation could occupy the id of another.
     OperationId
+);
+id16!(
+    /// A transfer, as its sender named it.
+    TransferId
 );
 id16!(
     /// A signer's life between two ceremonies (D11).

@@ -49,6 +49,9 @@ impl From<IdError> for VoteError {
     }
 }
 
+/// First bytes of every statement.
+const STATEMENT: &[u8] = b"spark/statement/v1\0";
+
 /// Where a signer stands in its own history; part of everything it signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -89,10 +92,12 @@ impl Position {
     }
 
     /// The bytes to sign for a payload in a domain. Every statement of a signer has this form, so that a
-    /// witness can keep any of them as proof of the position.
-    pub fn statement(&self, domain: &str, payload: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(96 + payload.len());
-        out.extend_from_slice(b"spark/statement/v1\0");
+    /// witness can keep any of them as proof of the position. They name the federation by the hash of its file: a
+    /// key that serves in two of them says nothing in one of what it says in the other.
+    pub fn statement(&self, federation: &Federation, domain: &str, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128 + payload.len());
+        out.extend_from_slice(STATEMENT);
+        out.extend_from_slice(federation.hash());
         out.extend_from_slice(&self.federation_epoch.to_be_bytes());
         out.extend_from_slice(&self.signer.get().to_be_bytes());
         out.extend_from_slice(self.incarnation.as_bytes());
@@ -106,7 +111,7 @@ impl Position {
 
     /// The position inside bytes made by [`Position::statement`].
     pub fn of_statement(statement: &[u8]) -> Option<Self> {
-        let rest = statement.strip_prefix(b"spark/statement/v1\0")?;
+        let (_, rest) = statement.strip_prefix(STATEMENT)?.split_first_chunk::<32>()?;
         let (epoch, rest) = rest.split_first_chunk::<8>()?;
         let (signer, rest) = rest.split_first_chunk::<2>()?;
         let (incarnation, rest) = rest.split_first_chunk::<16>()?;
@@ -132,7 +137,7 @@ impl Position {
         if self.federation_epoch != federation.epoch() {
             return Err(VoteError::Epoch { expected: federation.epoch(), actual: self.federation_epoch });
         }
-        if federation.verify(self.signer, &self.statement(domain, payload), signature) {
+        if federation.verify(self.signer, &self.statement(federation, domain, payload), signature) {
             Ok(())
         } else {
             Err(VoteError::Signature(self.signer.get()))
@@ -198,6 +203,16 @@ pub enum Choice {
 }
 
 impl Choice {
+    /// What a vote says, if it says anything.
+    pub fn of(vote: &wire::Vote) -> Option<Self> {
+        match vote.choice() {
+            wire::Choice::Yes => Some(Self::Yes),
+            wire::Choice::No => Some(Self::No),
+            wire::Choice::Abort => Some(Self::Abort),
+            wire::Choice::Unspecified => None,
+        }
+    }
+
     /// True for [`Choice::No`] and [`Choice::Abort`].
     pub const fn aborts(self) -> bool {
         matches!(self, Self::No | Self::Abort)
@@ -243,8 +258,8 @@ impl Ballot {
     }
 
     /// The bytes that the signer at `position` signs.
-    pub fn statement(&self, position: &Position) -> Vec<u8> {
-        position.statement(Self::DOMAIN, &self.payload())
+    pub fn statement(&self, federation: &Federation, position: &Position) -> Vec<u8> {
+        position.statement(federation, Self::DOMAIN, &self.payload())
     }
 
     /// To the wire, with its signature.
@@ -276,12 +291,7 @@ impl Vote {
     /// Parses and verifies.
     pub fn verify(vote: &wire::Vote, federation: &Federation) -> Result<Self, VoteError> {
         let position = Position::parse(vote.position.as_ref())?;
-        let choice = match vote.choice() {
-            wire::Choice::Yes => Choice::Yes,
-            wire::Choice::No => Choice::No,
-            wire::Choice::Abort => Choice::Abort,
-            wire::Choice::Unspecified => return Err(VoteError::Malformed("choice")),
-        };
+        let choice = Choice::of(vote).ok_or(VoteError::Malformed("choice"))?;
         let named: BTreeSet<_> =
             vote.named.iter().map(|i| OperatorIndex::from_wire(*i)).collect::<Result<_, _>>()?;
         if named.len() != vote.named.len() {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use spark_proto::signer::v1 as wire;
+use spark_proto::{peer::v1::Vote, signer::v1 as wire};
 use spark_rules::{
-    ids::OperationId,
+    ids::{OperationId, OperatorIndex},
     vote::{Ballot, Choice, Kind, ProofOfAbort},
 };
 
@@ -12,6 +12,7 @@ use super::{
     EngineError, Shared, journal,
     ledger::{self, Attempt, Holder, Phase},
     prepare::{entry, leaf_resource},
+    release::forget_finals,
 };
 use crate::vault::{SecretKind, Txn};
 
@@ -28,7 +29,21 @@ impl Shared {
         let (kind, named, previous) = match known {
             None => (Kind::Send, BTreeSet::new(), None),
             Some(attempt) => match attempt.phase {
-                Phase::Refused => return Ok(wire::SignAbortResponse { vote: Some(attempt.vote) }),
+                Phase::Refused => {
+                    return Ok(wire::SignAbortResponse { vote: Some(attempt.word().clone()) });
+                }
+                // Over already, by a proof that may not have needed this signer's word. Another coordinator of the
+                // same attempt may need it.
+                Phase::Aborted => {
+                    if Choice::of(attempt.word()).is_some_and(Choice::aborts) {
+                        return Ok(wire::SignAbortResponse { vote: Some(attempt.word().clone()) });
+                    }
+                    let vote =
+                        self.sign_word(txn, id, request.attempt, attempt.vote.kind, BTreeSet::new())?;
+                    let record = Attempt { abort: Some(vote.clone()), ..attempt };
+                    ledger::put_attempt(txn, &id, request.attempt, &record);
+                    return Ok(wire::SignAbortResponse { vote: Some(vote) });
+                }
                 Phase::Prepared => {
                     let operation = self.stored_operation(txn, &attempt)?;
                     (operation.kind, operation.named.clone(), Some((attempt, operation)))
@@ -36,20 +51,12 @@ impl Shared {
                 phase => return Err(EngineError::Decided(phase.name())),
             },
         };
-        let ballot = Ballot {
-            operation: id,
-            attempt: request.attempt,
-            kind,
-            choice: Choice::Abort,
-            digest: [0; 32],
-            named,
-        };
-        let vote = self.sign_vote(txn, ballot, "ABORT".to_owned())?;
+        let vote = self.sign_word(txn, id, request.attempt, kind.code(), named)?;
         let record = match previous {
             // Still locked: only a proof of abort unlocks. The shares can never be released, so they die now.
             Some((attempt, _)) => {
                 self.destroy_staged(txn, &id, request.attempt, false)?;
-                Attempt { phase: Phase::Refused, vote: vote.clone(), ..attempt }
+                Attempt { phase: Phase::Refused, abort: Some(vote.clone()), ..attempt }
             }
             None => Attempt {
                 phase: Phase::Refused,
@@ -57,6 +64,7 @@ impl Shared {
                 digest: [0; 32],
                 opened: Vec::new(),
                 vote: vote.clone(),
+                abort: None,
                 proof: None,
             },
         };
@@ -83,6 +91,10 @@ impl Shared {
                 self.alarm("both_proofs");
                 return Err(EngineError::Decided("applied"));
             }
+            // Refused unseen: it holds nothing that a proof could free, and its word must stay obtainable.
+            Phase::Refused if attempt.request.is_empty() => {
+                return Ok(wire::AbortResponse { position: Some(self.committed_position(txn).to_wire()) });
+            }
             Phase::Prepared | Phase::Released | Phase::Refused => {}
         }
         if !attempt.request.is_empty() {
@@ -90,6 +102,11 @@ impl Shared {
             let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
             ProofOfAbort::verify(proof, &self.federation, id, request.attempt, &operation.named)?;
             self.remember_votes(txn, &proof.votes)?;
+            if attempt.phase == Phase::Released {
+                // A share is out, so this signer's ABORT in the proof is from another life of it.
+                self.alarm("abort_after_release");
+                return Err(EngineError::Decided("released"));
+            }
             let holder = Holder { operation: id, attempt: request.attempt };
             for part in &operation.parts {
                 ledger::unclaim(txn, &leaf_resource(&part.record.leaf_id), &holder)?;
@@ -97,6 +114,7 @@ impl Shared {
             for resource in &operation.resources {
                 ledger::unclaim(txn, resource, &holder)?;
             }
+            forget_finals(txn, &id, request.attempt, operation.jobs.len());
         }
         // A dropped tweak is a destruction too: old = new - tweak.
         self.destroy_staged(txn, &id, request.attempt, true)?;
@@ -105,6 +123,19 @@ impl Shared {
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
         journal::append(txn, entry("aborted", &id, request.attempt, &attempt.vote, None, Vec::new()))?;
         Ok(wire::AbortResponse { position: Some(self.position(txn).to_wire()) })
+    }
+
+    fn sign_word(
+        &self,
+        txn: &Txn<'_>,
+        operation: OperationId,
+        attempt: u32,
+        kind: u32,
+        named: BTreeSet<OperatorIndex>,
+    ) -> Result<Vote, EngineError> {
+        let kind = Kind::from_code(kind)?;
+        let ballot = Ballot { operation, attempt, kind, choice: Choice::Abort, digest: [0; 32], named };
+        self.sign_vote(txn, ballot, "ABORT".to_owned())
     }
 
     fn destroy_staged(

@@ -15,6 +15,7 @@ use super::{
     EngineError, Shared, deletion_log, journal,
     ledger::{self, Holder, Phase},
     prepare::{entry, keyshare_secret, leaf_resource, read_scalar, shares_id, tweak_id},
+    release::{forget_finals, put_released},
 };
 use crate::vault::Txn;
 
@@ -58,6 +59,9 @@ impl Shared {
         for stage in 0..operation.stages() {
             txn.delete_secret(&shares_id(&id, request.attempt, stage));
         }
+        forget_finals(txn, &id, request.attempt, operation.jobs.len());
+        // Also where this signer released nothing: all ledgers are alike.
+        put_released(txn, &operation, operation.jobs.iter())?;
         let transfer = self.store(txn, &operation, &outcome)?;
         self.release_claims(txn, &operation)?;
         let receipts = self.write_receipts(txn, &operation, &keys)?;
@@ -128,8 +132,7 @@ impl Shared {
         if operation.kind == Kind::Claim
             && let Some(sealed) = &operation.sealed
         {
-            let id = spark_rules::operation::transfer_id(&sealed.transfer_id)?;
-            if let Some(mut transfer) = ledger::transfer(txn, &id)? {
+            if let Some(mut transfer) = ledger::transfer(txn, &sealed.transfer)? {
                 transfer.claimed = true;
                 ledger::put_transfer(txn, &transfer);
                 result = Some(transfer);

@@ -1,7 +1,7 @@
 //! Deposit addresses: a keyshare is bound once, then the address is stated and the group proves possession
 //! (D20; each signer recomputes the address from its own key record).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use rand_core::OsRng;
 use spark_proto::{common, peer::v1 as peer, signer::v1 as wire};
@@ -12,6 +12,7 @@ use spark_rules::{
     operation::{Binding, parse_commitments},
     package,
     transcript::Transcript,
+    tx::p2tr_script,
     vote::Position,
 };
 
@@ -27,22 +28,38 @@ use crate::{
 };
 
 const DOMAIN: &str = "bind/v1";
-/// Open possession nonces; one per keyshare, the book is emptied when it grows beyond.
+/// Open possession nonces; beyond it the oldest goes.
 const MOST_NONCES: usize = 4096;
 
 /// Nonces for proofs of possession, one open pair per keyshare.
 #[derive(Default)]
-pub(super) struct PossessionNonces(HashMap<KeyshareId, NoncePair>);
+pub(super) struct PossessionNonces {
+    open: HashMap<KeyshareId, NoncePair>,
+    order: VecDeque<KeyshareId>,
+}
 
 impl PossessionNonces {
+    /// The open pair's commitment; a repeat gets the same one, so that two who prove at once do not void each other.
     fn issue(&mut self, id: KeyshareId) -> Commitment {
-        if self.0.len() >= MOST_NONCES {
-            self.0.clear();
+        if let Some(pair) = self.open.get(&id) {
+            return *pair.commitment();
+        }
+        while self.order.len() >= MOST_NONCES {
+            if let Some(oldest) = self.order.pop_front() {
+                self.open.remove(&oldest);
+            }
         }
         let pair = NoncePair::generate(&mut OsRng, None);
         let commitment = *pair.commitment();
-        self.0.insert(id, pair);
+        self.open.insert(id, pair);
+        self.order.push_back(id);
         commitment
+    }
+
+    fn take(&mut self, id: &KeyshareId) -> Option<NoncePair> {
+        let pair = self.open.remove(id)?;
+        self.order.retain(|other| other != id);
+        Some(pair)
     }
 }
 
@@ -64,7 +81,7 @@ impl Shared {
         self.unlocked()?;
         let wire = request.binding.ok_or(EngineError::Malformed("binding"))?;
         let coordinator = OperatorIndex::from_wire(wire.coordinator)?;
-        self.check_authority(coordinator, &wire, request.position.as_ref(), &request.signature)?;
+        self.check_authority(txn, coordinator, &wire, request.position.as_ref(), &request.signature)?;
         let id = KeyshareId::parse(&wire.keyshare_id)?;
         let keyshare =
             ledger::keyshare(txn, &id)?.filter(|k| k.confirmed).ok_or(EngineError::Unknown("keyshare"))?;
@@ -106,6 +123,7 @@ impl Shared {
     /// Own operator's word for own pool, the coordinator's signature for a peer's.
     fn check_authority(
         &self,
+        txn: &mut Txn<'_>,
         coordinator: OperatorIndex,
         binding: &wire::Binding,
         position: Option<&peer::Position>,
@@ -118,7 +136,9 @@ impl Shared {
         if position.signer != coordinator {
             return Err(EngineError::Malformed("position"));
         }
-        Ok(position.verify(&self.federation, DOMAIN, &payload(binding), signature)?)
+        position.verify(&self.federation, DOMAIN, &payload(binding), signature)?;
+        let statement = position.statement(&self.federation, DOMAIN, &payload(binding));
+        self.remember(txn, &position, statement, signature)
     }
 
     fn bind_new(
@@ -138,6 +158,10 @@ impl Shared {
             || ledger::leaf(txn, &bound.leaf_id)?.is_some()
         {
             return Err(EngineError::Binding("the leaf id is taken"));
+        }
+        // A user key can be chosen so that another group key gives the same sum.
+        if ledger::keyshare_of_script(txn, &p2tr_script(&bound.verifying_key))?.is_some() {
+            return Err(EngineError::Binding("the address is taken"));
         }
         ledger::bind_keyshare(txn, &bound, wire, owner);
         // The log of a leaf begins with the key's making: its polynomials, one-time key and round-2 packages lived in
@@ -185,7 +209,7 @@ impl Shared {
         )?;
         let session = package.session()?;
         let share = read_scalar(txn, &keyshare_secret(&id, 0))?;
-        let nonce = self.possession.0.remove(&id).ok_or(NonceError::Unknown)?;
+        let nonce = self.possession.take(&id).ok_or(NonceError::Unknown)?;
         let signed = sign_operator(&session, self.me, nonce, &share)?;
         Ok(wire::ProvePossessionResponse { share: signed.to_bytes().to_vec() })
     }

@@ -163,6 +163,12 @@ impl EngineError {
 
     /// True where the caller may try the same again later.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Locked | Self::Commit(_) | Self::Token(_))
+        matches!(
+            self,
+            Self::Locked
+                | Self::Commit(_)
+                | Self::Token(_)
+                | Self::Vault(VaultError::Store(_) | VaultError::MustReopen)
+        )
     }
 }

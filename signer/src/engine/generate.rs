@@ -27,6 +27,8 @@ use crate::{
 
 /// Most keys of one batch.
 const MAX_BATCH: u32 = 64;
+/// Most unused keyshares of one operator's pool.
+const MOST_FREE: usize = 4096;
 /// Sessions kept in memory; the oldest goes.
 const MOST_SESSIONS: usize = 16;
 
@@ -122,6 +124,9 @@ impl Shared {
         if txn.record(&batch_key(&id))?.is_some() {
             return Err(EngineError::Generation("session is finished"));
         }
+        if ledger::free_keyshares(txn, initiator)?.saturating_add(request.count as usize) > MOST_FREE {
+            return Err(EngineError::Generation("the initiator's pool is full"));
+        }
         let (secret, packages) = dkg::round1(
             &mut OsRng,
             &id,
@@ -186,6 +191,14 @@ impl Shared {
         Ok(answer)
     }
 
+    /// Counted before anything is verified.
+    fn at_most_one_each(&self, messages: usize) -> Result<(), EngineError> {
+        if messages > usize::from(self.federation.size()) {
+            return Err(EngineError::Generation("more messages than members"));
+        }
+        Ok(())
+    }
+
     fn check_round_1(
         &self,
         id: &[u8; 16],
@@ -193,6 +206,7 @@ impl Shared {
     ) -> Result<BTreeMap<OperatorIndex, wire::DkgRound1>, EngineError> {
         let own = &self.generation.open.get(id).ok_or(EngineError::Generation("session is unknown"))?.round_1;
         let mut by_sender = BTreeMap::new();
+        self.at_most_one_each(messages.len())?;
         for message in messages {
             let sender = OperatorIndex::from_wire(message.sender)?;
             let position = Position::parse(message.position.as_ref())?;
@@ -269,6 +283,7 @@ impl Shared {
         let (_, own) =
             session.responded.as_ref().ok_or(EngineError::Generation("session is not that far"))?;
         let mut by_sender = BTreeMap::new();
+        self.at_most_one_each(answers.len())?;
         for answer in answers {
             let sender = OperatorIndex::from_wire(answer.sender)?;
             let position = Position::parse(answer.position.as_ref())?;
@@ -329,12 +344,15 @@ impl Shared {
         let batch = wire::DkgConfirmResponse::decode(bytes.as_slice())?;
         let digest = self.batch_digest(&id, &batch);
         let mut signed = Vec::new();
+        self.at_most_one_each(set.messages.len())?;
         for message in &set.messages {
             let position = Position::parse(message.position.as_ref())?;
             if message.session_id != id || message.digest != digest {
                 return Err(EngineError::Generation("members hold different keys"));
             }
             position.verify(&self.federation, TRANSCRIPT, &message.digest, &message.signature)?;
+            let statement = position.statement(&self.federation, TRANSCRIPT, &message.digest);
+            self.remember(txn, &position, statement, &message.signature)?;
             signed.push(position.signer);
         }
         signed.sort_unstable();

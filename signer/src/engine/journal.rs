@@ -12,6 +12,8 @@ const PREFIX: &[u8] = b"journal/";
 const HEAD: &[u8] = b"journal-head";
 /// Most entries of one reply.
 const MOST: u32 = 1000;
+/// A page ends with the entry that reaches this many bytes.
+const MOST_BYTES: usize = 4 << 20;
 
 pub(super) fn head(txn: &Txn<'_>) -> Result<u64, EngineError> {
     match txn.record(HEAD)? {
@@ -40,6 +42,7 @@ pub(super) fn read(
     let limit = u64::from(request.limit.clamp(1, MOST));
     let last = head.min(request.after.saturating_add(limit));
     let mut entries = Vec::new();
+    let mut bytes_so_far = 0usize;
     for sequence in request.after.saturating_add(1)..=last {
         if let Some(bytes) = txn.record(&[PREFIX, &sequence.to_be_bytes()].concat())? {
             let mut entry = wire::JournalEntry::decode(bytes.as_slice())?;
@@ -48,7 +51,12 @@ pub(super) fn read(
                 entry.operation =
                     ledger::attempt(txn, &id, entry.attempt)?.map(|a| a.request).unwrap_or_default();
             }
+            bytes_so_far = bytes_so_far.saturating_add(entry.encoded_len());
             entries.push(entry);
+            // A page that holds anything goes through any message limit.
+            if bytes_so_far >= MOST_BYTES {
+                break;
+            }
         }
     }
     Ok(wire::ReadJournalResponse { entries, head })

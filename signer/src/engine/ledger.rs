@@ -2,12 +2,14 @@
 //!
 //! Values are encoded messages or JSON; every one is authenticated by the vault.
 
+use std::cell::RefCell;
+
 use bitcoin::{Script, secp256k1::PublicKey};
 use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     address::Network,
-    ids::{KeyshareId, LeafId, OperationId, OperatorIndex},
+    ids::{KeyshareId, LeafId, OperationId, OperatorIndex, TransferId},
     leaf::LeafRecord,
     operation::{Binding, Records, Resource, TransferRecord},
     point,
@@ -123,28 +125,64 @@ pub(super) fn put_transfer(txn: &mut Txn<'_>, transfer: &TransferRecord) {
     txn.put_record(&key(b"transfer/", &transfer.id), transfer.encode());
 }
 
-pub(super) fn transfer(txn: &Txn<'_>, id: &OperationId) -> Result<Option<TransferRecord>, EngineError> {
+pub(super) fn transfer(txn: &Txn<'_>, id: &TransferId) -> Result<Option<TransferRecord>, EngineError> {
     match txn.record(&key(b"transfer/", id.as_bytes()))? {
         Some(bytes) => Ok(Some(TransferRecord::decode(&bytes)?)),
         None => Ok(None),
     }
 }
 
-/// The ledger as the rules see it. Errors of the store read as "unknown", which refuses.
-pub(super) struct View<'a, 'v>(pub(super) &'a Txn<'v>);
+/// The keyshare whose deposit address has this script.
+pub(super) fn keyshare_of_script(txn: &Txn<'_>, script: &Script) -> Result<Option<KeyshareId>, EngineError> {
+    let Some(id) = txn.record(&key(b"script/", script.as_bytes()))? else { return Ok(None) };
+    Ok(Some(KeyshareId::parse(&id)?))
+}
+
+fn binding(txn: &Txn<'_>, script: &Script) -> Result<Option<Binding>, EngineError> {
+    let Some(id) = keyshare_of_script(txn, script)? else { return Ok(None) };
+    keyshare(txn, &id)?.ok_or(EngineError::Unknown("keyshare of a script"))?.bound()
+}
+
+/// The ledger as the rules see it. An error of the store reads as "unknown" to them; [`View::ask`] then fails with
+/// the error, whatever they made of it.
+pub(super) struct View<'a, 'v> {
+    txn: &'a Txn<'v>,
+    failed: RefCell<Option<EngineError>>,
+}
+
+impl<'a, 'v> View<'a, 'v> {
+    /// Asks the rules.
+    pub(super) fn ask<T, E: Into<EngineError>>(
+        txn: &'a Txn<'v>,
+        question: impl FnOnce(&Self) -> Result<T, E>,
+    ) -> Result<T, EngineError> {
+        let view = Self { txn, failed: RefCell::new(None) };
+        let answer = question(&view);
+        match view.failed.into_inner() {
+            Some(error) => Err(error),
+            None => answer.map_err(Into::into),
+        }
+    }
+
+    fn found<T>(&self, read: Result<Option<T>, EngineError>) -> Option<T> {
+        read.unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            None
+        })
+    }
+}
 
 impl Records for View<'_, '_> {
     fn leaf(&self, id: &LeafId) -> Option<LeafRecord> {
-        leaf(self.0, id).ok().flatten()
+        self.found(leaf(self.txn, id))
     }
 
     fn binding(&self, script: &Script) -> Option<Binding> {
-        let id = self.0.record(&key(b"script/", script.as_bytes())).ok().flatten()?;
-        keyshare(self.0, &KeyshareId::parse(&id).ok()?).ok().flatten()?.bound().ok().flatten()
+        self.found(binding(self.txn, script))
     }
 
-    fn transfer(&self, id: &OperationId) -> Option<TransferRecord> {
-        transfer(self.0, id).ok().flatten()
+    fn transfer(&self, id: &TransferId) -> Option<TransferRecord> {
+        self.found(transfer(self.txn, id))
     }
 }
 
@@ -272,8 +310,18 @@ pub(super) struct Attempt {
     /// SHA-256 of it, for ever; zeros for an attempt that was refused unseen.
     pub(super) digest: [u8; 32],
     pub(super) opened: Vec<wire::OpenedLeaf>,
+    /// The first vote: YES, NO, or the ABORT of an attempt that was never seen.
     pub(super) vote: peer::Vote,
+    /// ABORT after a YES. The YES stays: a proof of commit that it helped to dominates the ABORT (D1).
+    pub(super) abort: Option<peer::Vote>,
     pub(super) proof: Option<peer::ProofOfCommit>,
+}
+
+impl Attempt {
+    /// The signer's last word.
+    pub(super) fn word(&self) -> &peer::Vote {
+        self.abort.as_ref().unwrap_or(&self.vote)
+    }
 }
 
 fn attempt_key(operation: &OperationId, attempt: u32) -> Vec<u8> {
@@ -294,12 +342,15 @@ pub(super) fn attempt(
         Some(bytes) => wire::PrepareResponse::decode(bytes.as_slice())?.opened,
         None => Vec::new(),
     };
+    let abort = txn.record(&[b"abort/".as_slice(), &attempt_key(operation, attempt)].concat())?;
+    let abort = abort.map(|bytes| peer::Vote::decode(bytes.as_slice())).transpose()?;
     Ok(Some(Attempt {
         phase: Phase::parse(&entry.kind)?,
         request: entry.operation,
         digest,
         opened,
         vote: entry.vote.ok_or(EngineError::Malformed("stored vote"))?,
+        abort,
         proof: entry.proof,
     }))
 }
@@ -320,6 +371,12 @@ pub(super) fn put_attempt(txn: &mut Txn<'_>, operation: &OperationId, number: u3
         &[b"digest/".as_slice(), &attempt_key(operation, number)].concat(),
         attempt.digest.to_vec(),
     );
+    if let Some(abort) = &attempt.abort {
+        txn.put_record(
+            &[b"abort/".as_slice(), &attempt_key(operation, number)].concat(),
+            abort.encode_to_vec(),
+        );
+    }
     let opened = wire::PrepareResponse { vote: None, opened: attempt.opened.clone() };
     txn.put_record(
         &[b"opened/".as_slice(), &attempt_key(operation, number)].concat(),

@@ -104,6 +104,21 @@ pub enum Reply {
     Receipts(wire::GetReceiptsResponse),
 }
 
+/// Every alarm, by its stable name.
+pub const ALARMS: &[&str] = &[
+    "abort_after_release",
+    "both_proofs",
+    "commit_failed",
+    "destroy_pending",
+    "nonce_replayed",
+    "prepare_differs",
+    "rebind",
+    "rolled_back",
+];
+
+/// Least pause between two tries to destroy what the token did not destroy.
+const RETRY_DESTROY_SECONDS: u64 = 10;
+
 /// How a signer is set up.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -135,6 +150,7 @@ struct Shared {
 /// The engine over an open vault.
 pub struct Engine {
     vault: Vault,
+    retry_destroy_at: u64,
     shared: Shared,
 }
 
@@ -167,7 +183,7 @@ impl Engine {
             incarnation,
             now: 0,
         };
-        Self { vault, shared }
+        Self { vault, retry_destroy_at: 0, shared }
     }
 
     /// True until the peers' memory was heard.
@@ -199,6 +215,12 @@ impl Engine {
     /// fails. An acceptance of witnesses is a batch of its own: before it nothing can be written.
     pub fn run(&mut self, requests: Vec<Request>, now: u64) -> Vec<Result<Reply, EngineError>> {
         self.shared.now = now;
+        if !self.vault.destroy_pending().is_empty() && now >= self.retry_destroy_at {
+            self.retry_destroy_at = now.saturating_add(RETRY_DESTROY_SECONDS);
+            if self.vault.retry_destroy() {
+                self.shared.alarms.remove("destroy_pending");
+            }
+        }
         let mut replies = Vec::with_capacity(requests.len());
         let mut batch = Vec::new();
         for request in requests {
@@ -246,12 +268,20 @@ impl Engine {
     }
 
     fn accept(&mut self, request: Request) -> Result<Reply, EngineError> {
-        let reply = self.shared.handle(&mut self.vault.begin(), request)?;
-        if let Err(error) = self.vault.confirm_witnessed() {
-            self.shared.gate.lock();
-            return Err(error.into());
+        let was_locked = self.is_locked();
+        self.shared.handle(&mut self.vault.begin(), request)?;
+        if was_locked {
+            // A fresh root before the first vote: of two copies of this store over one HSM only one can make it.
+            let opened = self.vault.confirm_witnessed().map_err(EngineError::from);
+            let opened = opened.and_then(|()| {
+                self.vault.renew_root().map_err(|error| EngineError::Commit(error.to_string()))
+            });
+            if let Err(error) = opened {
+                self.shared.gate.lock();
+                return Err(error);
+            }
         }
-        Ok(reply)
+        Ok(Reply::Status(self.shared.status(&self.vault.begin())?))
     }
 }
 
@@ -305,7 +335,7 @@ impl Shared {
         domain: &str,
         payload: &[u8],
     ) -> Result<Vec<u8>, EngineError> {
-        Ok(self.token.sign_federation(&position.statement(domain, payload))?.to_vec())
+        Ok(self.token.sign_federation(&position.statement(&self.federation, domain, payload))?.to_vec())
     }
 
     fn sign_vote(
@@ -315,11 +345,12 @@ impl Shared {
         reason: String,
     ) -> Result<spark_proto::peer::v1::Vote, EngineError> {
         let position = self.position(txn);
-        let signature = self.token.sign_federation(&ballot.statement(&position))?.to_vec();
+        let signature = self.token.sign_federation(&ballot.statement(&self.federation, &position))?.to_vec();
         Ok(ballot.into_wire(position, signature, reason))
     }
 
     fn alarm(&mut self, name: &'static str) {
+        debug_assert!(ALARMS.contains(&name), "{name} is not listed");
         self.alarms.insert(name);
     }
 

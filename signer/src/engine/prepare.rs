@@ -21,7 +21,7 @@ use super::{
 use crate::{
     ecies::Envelope,
     frost::{NoncePair, sign_operator},
-    nonce::NonceError,
+    nonce::{NonceError, PER_IDENTITY},
     secret::SecretScalar,
     vault::{SecretId, SecretKind, Txn},
 };
@@ -84,8 +84,11 @@ impl Shared {
         let canonical = request.encode_to_vec();
         if let Some(known) = ledger::attempt(txn, &id, request.attempt)? {
             return match known.phase {
-                // The same bytes get the same vote, whatever happened since; other bytes are another operation.
-                Phase::Refused => Ok(wire::PrepareResponse { vote: Some(known.vote), opened: Vec::new() }),
+                // The same bytes get the same vote, whatever happened since; other bytes are another operation. After
+                // an ABORT that is the last word for all of them.
+                Phase::Refused | Phase::Aborted => {
+                    Ok(wire::PrepareResponse { vote: Some(known.word().clone()), opened: Vec::new() })
+                }
                 _ if known.digest == request_digest(&canonical) => {
                     Ok(wire::PrepareResponse { vote: Some(known.vote), opened: known.opened })
                 }
@@ -98,7 +101,7 @@ impl Shared {
         if request.attempt > 0 && !self.former_attempt_is_aborted(txn, &id, request.attempt)? {
             return Err(EngineError::Decided("undecided before"));
         }
-        let (_, kind) = identify(&request, &View(txn))?;
+        let (_, kind) = View::ask(txn, |view| identify(&request, view))?;
         let savepoint = txn.savepoint();
         match self.try_prepare(txn, &request, &canonical) {
             Ok(response) => Ok(response),
@@ -144,6 +147,7 @@ impl Shared {
             digest: [0; 32],
             opened: Vec::new(),
             vote: vote.clone(),
+            abort: None,
             proof: None,
         };
         ledger::put_attempt(txn, &id, attempt, &record);
@@ -157,7 +161,7 @@ impl Shared {
         request: &peer::Operation,
         canonical: &[u8],
     ) -> Result<wire::PrepareResponse, EngineError> {
-        let operation = Operation::derive(request, &View(txn), &self.federation)?;
+        let operation = View::ask(txn, |view| Operation::derive(request, view, &self.federation))?;
         let holder = Holder { operation: operation.id, attempt: operation.attempt };
         for resource in operation.resources.iter().chain(&self.leaves(&operation)) {
             ledger::claim(txn, resource, &holder)?;
@@ -192,6 +196,7 @@ impl Shared {
             digest: request_digest(canonical),
             opened: opened.clone(),
             vote: vote.clone(),
+            abort: None,
             proof: None,
         };
         ledger::put_attempt(txn, &operation.id, operation.attempt, &record);
@@ -350,10 +355,8 @@ impl Shared {
     ) -> Result<wire::CommitNoncesResponse, EngineError> {
         self.unlocked()?;
         let identity = spark_rules::point::parse("identity", &request.identity)?;
-        if request.count == 0
-            || request.count > 1024
-            || request.leaf_ids.len() > spark_rules::operation::MAX_LEAVES
-        {
+        let pairs = request.leaf_ids.len().max(1).saturating_mul(request.count as usize);
+        if request.count == 0 || pairs > PER_IDENTITY {
             return Err(EngineError::Malformed("count"));
         }
         let leaves: Vec<Option<LeafId>> = if request.leaf_ids.is_empty() {
@@ -371,7 +374,7 @@ impl Shared {
                 return Err(OperationError::NotOwner(*leaf).into());
             }
         }
-        let mut commitments = Vec::with_capacity(leaves.len().saturating_mul(request.count as usize));
+        let mut commitments = Vec::with_capacity(pairs);
         for _ in 0..request.count {
             for leaf in &leaves {
                 let commitment = self.nonces.issue(&identity, *leaf, self.now, &mut OsRng)?;

@@ -3,7 +3,7 @@
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::OperationId,
-    operation::{Operation, OperationError},
+    operation::{Job, Operation, OperationError},
     vote::{Certificate, VoteError},
 };
 
@@ -43,29 +43,13 @@ impl Shared {
             if stage >= operation.stages() {
                 return Err(EngineError::Stage(request.stage));
             }
-            self.check_lower_stages(&operation, stage, &request.signatures)?;
+            let finals = check_lower_stages(&operation, stage, &request.signatures)?;
             // Stored before anything above them leaves: the exit exists before the tree can move (S14, D3).
-            for signature in &request.signatures {
-                let key = [
-                    b"final/".as_slice(),
-                    id.as_bytes(),
-                    &request.attempt.to_be_bytes(),
-                    &signature.job.to_be_bytes(),
-                ]
-                .concat();
-                txn.put_record(&key, signature.signature.clone());
+            for (job, signature) in finals {
+                txn.put_record(&final_key(&id, request.attempt, job), signature.to_vec());
             }
             self.check_maturities(txn, &operation)?;
-            for (_, job) in operation.jobs_of_stage(stage) {
-                let part = operation.parts.iter().find(|p| p.record.leaf_id == job.leaf);
-                let part = part.ok_or(OperationError::Incomplete(job.leaf))?;
-                let released = Released {
-                    sighash: *job.session.message(),
-                    owner: operation.receiver.serialize(),
-                    version: part.record.version,
-                };
-                ledger::put_released(txn, job.maturity, &released);
-            }
+            put_released(txn, &operation, operation.jobs_of_stage(stage).map(|(_, job)| job))?;
             if attempt.phase == Phase::Prepared {
                 attempt.phase = Phase::Released;
                 ledger::put_attempt(txn, &id, request.attempt, &attempt);
@@ -114,23 +98,59 @@ impl Shared {
     ) -> Result<Operation, EngineError> {
         use prost::Message as _;
         let request = peer::Operation::decode(attempt.request.as_slice())?;
-        Ok(Operation::derive(&request, &View(txn), &self.federation)?)
+        View::ask(txn, |view| Operation::derive(&request, view, &self.federation))
     }
+}
 
-    fn check_lower_stages(
-        &self,
-        operation: &Operation,
-        stage: u8,
-        signatures: &[peer::FinalSignature],
-    ) -> Result<(), EngineError> {
-        for lower in 0..stage {
-            for (index, _) in operation.jobs_of_stage(lower) {
-                let found = signatures.iter().find(|s| usize::try_from(s.job).is_ok_and(|j| j == index));
-                let bytes = found.and_then(|s| <[u8; 64]>::try_from(s.signature.as_slice()).ok());
-                let bytes = bytes.ok_or(EngineError::Stage(stage.into()))?;
-                operation.verify_final(index, &bytes)?;
-            }
-        }
-        Ok(())
+/// The final signatures of all stages below, verified: exactly one for each of their jobs.
+fn check_lower_stages(
+    operation: &Operation,
+    stage: u8,
+    signatures: &[peer::FinalSignature],
+) -> Result<Vec<(usize, [u8; 64])>, EngineError> {
+    let missing = || EngineError::Stage(stage.into());
+    let jobs: Vec<usize> =
+        (0..stage).flat_map(|lower| operation.jobs_of_stage(lower)).map(|(i, _)| i).collect();
+    if signatures.len() != jobs.len() {
+        return Err(missing());
     }
+    jobs.into_iter()
+        .map(|index| {
+            let found = signatures.iter().find(|s| usize::try_from(s.job).is_ok_and(|job| job == index));
+            let bytes = <[u8; 64]>::try_from(found.ok_or_else(missing)?.signature.as_slice());
+            let bytes = bytes.map_err(|_| missing())?;
+            operation.verify_final(index, &bytes)?;
+            Ok((index, bytes))
+        })
+        .collect()
+}
+
+fn final_key(id: &OperationId, attempt: u32, job: usize) -> Vec<u8> {
+    [b"final/".as_slice(), id.as_bytes(), &attempt.to_be_bytes(), &(job as u64).to_be_bytes()].concat()
+}
+
+/// Final signatures that a release stored; the outcome of the operation takes their place.
+pub(super) fn forget_finals(txn: &mut Txn<'_>, id: &OperationId, attempt: u32, jobs: usize) {
+    for job in 0..jobs {
+        txn.delete_record(&final_key(id, attempt, job));
+    }
+}
+
+/// What a share was released for, or a final signature exists for, is the one transaction of its maturity (S4).
+pub(super) fn put_released<'a>(
+    txn: &mut Txn<'_>,
+    operation: &Operation,
+    jobs: impl Iterator<Item = &'a Job>,
+) -> Result<(), EngineError> {
+    for job in jobs {
+        let part = operation.parts.iter().find(|p| p.record.leaf_id == job.leaf);
+        let part = part.ok_or(OperationError::Incomplete(job.leaf))?;
+        let released = Released {
+            sighash: *job.session.message(),
+            owner: operation.receiver.serialize(),
+            version: part.record.version,
+        };
+        ledger::put_released(txn, job.maturity, &released);
+    }
+    Ok(())
 }

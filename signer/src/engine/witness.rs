@@ -44,8 +44,10 @@ impl Gate {
     }
 }
 
-fn answer_payload(nonce: &[u8], seen: Option<&wire::SeenStatement>) -> Vec<u8> {
-    let mut payload = nonce.to_vec();
+/// Names the asker: an answer to one signer is none to another that asked with the same nonce.
+fn answer_payload(asker: OperatorIndex, nonce: &[u8], seen: Option<&wire::SeenStatement>) -> Vec<u8> {
+    let mut payload = asker.get().to_be_bytes().to_vec();
+    payload.extend_from_slice(nonce);
     match seen {
         Some(seen) => {
             payload.push(1);
@@ -86,12 +88,12 @@ impl Shared {
             None => None,
         };
         if !self.gate.is_locked() {
-            let statement = asker.statement(QUESTION, &question.nonce);
+            let statement = asker.statement(&self.federation, QUESTION, &question.nonce);
             self.remember(txn, &asker, statement, &question.signature)?;
         }
         let position = self.committed_position(txn);
-        let signature =
-            self.sign_statement(&position, ANSWER, &answer_payload(&question.nonce, seen.as_ref()))?;
+        let payload = answer_payload(asker.signer, &question.nonce, seen.as_ref());
+        let signature = self.sign_statement(&position, ANSWER, &payload)?;
         Ok(wire::WitnessAnswer {
             witness: self.me.get().into(),
             nonce: question.nonce.clone(),
@@ -117,12 +119,12 @@ impl Shared {
             position.verify(
                 &self.federation,
                 ANSWER,
-                &answer_payload(&answer.nonce, answer.seen.as_ref()),
+                &answer_payload(self.me, &answer.nonce, answer.seen.as_ref()),
                 &answer.signature,
             )?;
-            if let Some(seen) = &answer.seen
-                && let Some(seen) = self.own_statement(seen)
-            {
+            // A witness that answers with anything but this signer's own words was not heard.
+            if let Some(seen) = &answer.seen {
+                let Some(seen) = self.own_statement(seen) else { continue };
                 self.check_not_ahead(position.signer, &own, &seen)?;
             }
             heard.insert(position.signer, position);
@@ -137,8 +139,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The position of a statement if it bears this signer's own signature; anything else is ignored, so a
-    /// witness cannot invent one.
+    /// The position of a statement if it bears this signer's own signature, so a witness cannot invent one.
     fn own_statement(&self, seen: &wire::SeenStatement) -> Option<Position> {
         let position = Position::of_statement(&seen.statement)?;
         let own =
@@ -158,6 +159,8 @@ impl Shared {
             || seen.root_epoch > own.root_epoch;
         if ahead {
             self.alarm("rolled_back");
+            // Evidence that comes late counts as well.
+            self.gate.lock();
             return Err(EngineError::RolledBack {
                 witness: witness.get(),
                 seen_epoch: seen.root_epoch,
@@ -169,9 +172,12 @@ impl Shared {
 
     /// Remembers the positions in votes that were verified.
     pub(super) fn remember_votes(&self, txn: &mut Txn<'_>, votes: &[peer::Vote]) -> Result<(), EngineError> {
+        if votes.len() > usize::from(self.federation.size()) {
+            return Err(EngineError::Malformed("votes"));
+        }
         for wire in votes {
             let vote = Vote::verify(wire, &self.federation)?;
-            let statement = vote.ballot.statement(&vote.position);
+            let statement = vote.ballot.statement(&self.federation, &vote.position);
             self.remember(txn, &vote.position, statement, &wire.signature)?;
         }
         Ok(())
@@ -193,8 +199,14 @@ impl Shared {
         if let Some(bytes) = txn.record(&key)? {
             let known = wire::SeenStatement::decode(bytes.as_slice())?;
             let known = Position::parse(known.position.as_ref())?;
-            let newer = known.incarnation != position.incarnation
-                || (position.root_epoch, position.sequence) > (known.root_epoch, known.sequence);
+            // A signer's new life is believed only where a person approved its repair: an old statement of a former
+            // life must not take the mark down.
+            let reborn = known.incarnation != position.incarnation;
+            if reborn && !self.gate.approved_repairs.contains(&position.signer) {
+                return Ok(());
+            }
+            let newer =
+                reborn || (position.root_epoch, position.sequence) > (known.root_epoch, known.sequence);
             if !newer {
                 return Ok(());
             }

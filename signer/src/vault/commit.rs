@@ -86,6 +86,17 @@ impl Vault {
     }
 
     pub(super) fn commit(&mut self, changes: Changes) -> Result<Committed, CommitError> {
+        let rotate = self.destroys(&changes);
+        self.commit_under(changes, rotate)
+    }
+
+    /// Seals the store under a new root although nothing is destroyed: another open copy of the store, over the same
+    /// token, can make no commit after it.
+    pub fn renew_root(&mut self) -> Result<Committed, CommitError> {
+        self.commit_under(Changes::default(), true)
+    }
+
+    fn commit_under(&mut self, changes: Changes, rotate: bool) -> Result<Committed, CommitError> {
         if self.cut_off {
             return Err(CommitError::MustReopen);
         }
@@ -93,7 +104,6 @@ impl Vault {
             return Err(CommitError::Unwitnessed);
         }
         self.step(Step::Start)?;
-        let rotate = self.destroys(&changes);
         let before = self.head.root;
         let after = RootId { epoch: before.epoch.saturating_add(u64::from(rotate)), ..before };
         let head = Head::fresh(after, self.head.sequence.saturating_add(1));
@@ -101,7 +111,14 @@ impl Vault {
         if rotate {
             self.sweep_uncommitted()?;
             self.strays.push(after);
-            self.token.create_root(&after)?;
+            if let Err(error) = self.token.create_root(&after) {
+                if matches!(error, TokenError::RootExists(_)) {
+                    // Another copy of this store made it and lives on it: it is not ours to sweep, and this copy is over.
+                    self.strays.pop();
+                    self.cut_off = true;
+                }
+                return Err(error.into());
+            }
             self.step(Step::RootCreated)?;
         }
         let prepared = self.prepare(&head, changes, rotate);

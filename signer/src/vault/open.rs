@@ -244,6 +244,19 @@ impl Vault {
         &self.undestroyed
     }
 
+    /// Tries again to destroy superseded roots that the token did not destroy when asked. True when none is left.
+    pub fn retry_destroy(&mut self) -> bool {
+        let token = Arc::clone(&self.token);
+        self.undestroyed
+            .retain(|root| !matches!(token.destroy_root(root), Ok(()) | Err(TokenError::RootMissing(_))));
+        self.undestroyed.is_empty()
+    }
+
+    /// True once a commit was cut off: whether it is durable shows when the vault is opened again.
+    pub const fn must_reopen(&self) -> bool {
+        self.cut_off
+    }
+
     /// Token behind the vault.
     pub fn token(&self) -> &Arc<dyn Token> {
         &self.token

@@ -165,9 +165,21 @@ async fn facts_disappear_with_their_header() {
     assert_eq!(chain::deposit(db.pool(), &deposit.txid, 0).await.unwrap(), None);
     headers::insert(db.pool(), &header(3, 2)).await.unwrap();
     assert_eq!(headers::get(db.pool(), 3).await.unwrap(), Some(header(3, 2)));
-    spend.kind = "MOVE".to_owned();
+    // A node's own transaction moves the tree for what is below it, and starts the clock of the node itself.
+    spend.kind = "NODE".to_owned();
     chain::insert_event(db.pool(), &spend, 3, &header(3, 2).hash).await.unwrap();
-    assert!(chain::frozen(db.pool(), &[leaf]).await.unwrap().is_empty(), "moving the tree freezes nothing");
+    let below = with_leaf(&db, 8).await;
+    sqlx::query("UPDATE leaf SET parent_id = $1 WHERE leaf_id = $2")
+        .bind(leaf)
+        .bind(below)
+        .execute(db.pool())
+        .await
+        .unwrap();
+    assert_eq!(chain::frozen(db.pool(), &[leaf, below]).await.unwrap(), vec![leaf]);
+    spend.vout = 2;
+    spend.kind = "FOREIGN".to_owned();
+    chain::insert_event(db.pool(), &spend, 3, &header(3, 2).hash).await.unwrap();
+    assert_eq!(chain::frozen(db.pool(), &[below]).await.unwrap(), vec![below]);
 }
 
 #[tokio::test]

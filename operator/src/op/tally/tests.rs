@@ -46,6 +46,7 @@ fn named(indices: &[u16]) -> BTreeSet<OperatorIndex> {
 }
 
 fn vote(
+    federation: &Federation,
     signer: u16,
     choice: Choice,
     digest: u8,
@@ -67,7 +68,7 @@ fn vote(
         digest: [digest; 32],
         named: named.clone(),
     };
-    let signature = key(signer).sign(&ballot.statement(&position)).to_bytes().to_vec();
+    let signature = key(signer).sign(&ballot.statement(federation, &position)).to_bytes().to_vec();
     ballot.into_wire(position, signature, reason.to_owned())
 }
 
@@ -79,7 +80,7 @@ fn all_yes_certifies() {
     for signer in 0..3 {
         let Verdict::Waiting(missing) = tally.verdict() else { panic!() };
         assert_eq!(missing.len(), 3 - usize::from(signer));
-        tally.record(&vote(signer, Choice::Yes, 1, &named, "")).unwrap();
+        tally.record(&vote(&federation, signer, Choice::Yes, 1, &named, "")).unwrap();
     }
     let Verdict::Certified(certificate) = tally.verdict() else { panic!() };
     Certificate::verify(&certificate, &federation).unwrap();
@@ -90,13 +91,13 @@ fn a_no_refuses_and_only_named_aborts_prove_it() {
     let federation = federation(3, 2);
     let named = named(&[0, 2]);
     let mut tally = Tally::new(&federation, OPERATION, 0, named.clone());
-    tally.record(&vote(0, Choice::Yes, 1, &named, "")).unwrap();
-    tally.record(&vote(1, Choice::No, 0, &named, "LEAF_UNAVAILABLE")).unwrap();
+    tally.record(&vote(&federation, 0, Choice::Yes, 1, &named, "")).unwrap();
+    tally.record(&vote(&federation, 1, Choice::No, 0, &named, "LEAF_UNAVAILABLE")).unwrap();
     assert_eq!(tally.verdict(), Verdict::Refused { reason: "LEAF_UNAVAILABLE".to_owned() });
     assert_eq!(tally.abort_missing(), named);
-    tally.record(&vote(0, Choice::Abort, 1, &named, "")).unwrap();
+    tally.record(&vote(&federation, 0, Choice::Abort, 1, &named, "")).unwrap();
     assert!(matches!(tally.verdict(), Verdict::Refused { .. }));
-    tally.record(&vote(2, Choice::Abort, 1, &named, "")).unwrap();
+    tally.record(&vote(&federation, 2, Choice::Abort, 1, &named, "")).unwrap();
     assert!(matches!(tally.verdict(), Verdict::Aborted(_)));
 }
 
@@ -106,7 +107,7 @@ fn different_digests_refuse() {
     let named = named(&[0, 1]);
     let mut tally = Tally::new(&federation, OPERATION, 0, named.clone());
     for (signer, digest) in [(0, 1), (1, 1), (2, 2)] {
-        tally.record(&vote(signer, Choice::Yes, digest, &named, "")).unwrap();
+        tally.record(&vote(&federation, signer, Choice::Yes, digest, &named, "")).unwrap();
     }
     assert_eq!(tally.verdict(), Verdict::Refused { reason: "DIGEST_MISMATCH".to_owned() });
 }
@@ -117,15 +118,18 @@ fn foreign_votes_are_not_counted() {
     let named = named(&[0, 1]);
     let mut tally = Tally::new(&federation, OPERATION, 1, named.clone());
     assert!(matches!(
-        tally.record(&vote(0, Choice::Yes, 1, &named, "")),
+        tally.record(&vote(&federation, 0, Choice::Yes, 1, &named, "")),
         Err(VoteError::Disagree("operation"))
     ));
     let mut tally = Tally::new(&federation, OPERATION, 0, named.clone());
-    let mut forged = vote(0, Choice::Yes, 1, &named, "");
+    let mut forged = vote(&federation, 0, Choice::Yes, 1, &named, "");
     forged.choice = wire::Choice::Abort.into();
     assert!(matches!(tally.record(&forged), Err(VoteError::Signature(0))));
     let other = self::named(&[0, 2]);
-    assert!(matches!(tally.record(&vote(0, Choice::Yes, 1, &other, "")), Err(VoteError::Disagree("named"))));
+    assert!(matches!(
+        tally.record(&vote(&federation, 0, Choice::Yes, 1, &other, "")),
+        Err(VoteError::Disagree("named"))
+    ));
 }
 
 proptest! {
@@ -145,7 +149,7 @@ proptest! {
         for (signer, choice, digest) in choices {
             let signer = signer % n;
             let choice = [Choice::Yes, Choice::No, Choice::Abort][usize::from(choice)];
-            tally.record(&vote(signer, choice, digest, &named, "")).unwrap();
+            tally.record(&vote(&federation, signer, choice, digest, &named, "")).unwrap();
             if choice.aborts() { aborted.insert(signer); } else { yes.entry(signer).or_insert(digest); }
         }
         let all_named_aborted = [0, n - 1].iter().all(|i| aborted.contains(i));

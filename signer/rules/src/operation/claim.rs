@@ -10,7 +10,7 @@ use super::{
     transfer_id,
 };
 use crate::{
-    ids::OperationId,
+    ids::{OperationId, TransferId},
     leaf::LeafStatus,
     package, point,
     tx::{Purpose, Source},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The claim of a transfer has its own id, the same for whoever asks.
-pub(super) fn operation_id(transfer: &OperationId) -> OperationId {
+pub(super) fn operation_id(transfer: &TransferId) -> OperationId {
     OperationId::derive("spark/claim", &[transfer.as_bytes()])
 }
 
@@ -35,7 +35,7 @@ pub(super) fn derive(
         return Err(OperationError::Unknown("transfer"));
     }
     let wire = request.claim_package.as_ref().ok_or(OperationError::Malformed("claim_package"))?;
-    let sealed = context.sealed(&request.transfer_id, &wire.key_tweak_package)?;
+    let sealed = context.sealed(transfer_id, &wire.key_tweak_package)?;
     package::verify_claim_package(&transfer_id.uuid(), wire, &receiver)?;
     let mut work = Work::default();
     let mut leaves = BTreeSet::new();

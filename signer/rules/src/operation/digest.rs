@@ -59,7 +59,7 @@ impl Operation {
             t.bytes(&Sha256::digest(&key.secret_cipher)).bytes(&Sha256::digest(&key.signature));
         }
         if let Some(sealed) = &self.sealed {
-            t.bytes(sealed.transfer_id.as_bytes()).u64(sealed.ciphertexts.len() as u64);
+            t.bytes(sealed.transfer.as_bytes()).u64(sealed.ciphertexts.len() as u64);
             for ciphertext in &sealed.ciphertexts {
                 t.bytes(&Sha256::digest(ciphertext));
             }

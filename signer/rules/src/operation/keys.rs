@@ -79,7 +79,7 @@ impl Keys {
                 }
                 _ => package::verify_secret_cipher(
                     &opened.leaf_id,
-                    &sealed.transfer_id,
+                    &sealed.transfer.to_string(),
                     &opened.secret_cipher,
                     &opened.signature,
                     &operation.requester,

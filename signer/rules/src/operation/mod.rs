@@ -29,7 +29,7 @@ pub use records::{Binding, Records, TransferRecord};
 
 use crate::{
     federation::Federation,
-    ids::{LeafId, OperationId, OperatorIndex},
+    ids::{LeafId, OperationId, OperatorIndex, TransferId},
     leaf::LeafRecord,
     tx::Plan,
     vote::Kind,
@@ -68,8 +68,8 @@ pub struct Part {
 /// Ciphertexts of a package, one per operator, and what the owner signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
-    /// The transfer they belong to, as text: part of the leaf signatures.
-    pub transfer_id: String,
+    /// The transfer they belong to; its text is part of the leaf signatures.
+    pub transfer: TransferId,
     /// By operator index.
     pub ciphertexts: Vec<Vec<u8>>,
 }
@@ -149,7 +149,7 @@ pub fn identify(
 ) -> Result<(OperationId, Kind), OperationError> {
     Ok(match request.request.as_ref().ok_or(OperationError::Malformed("request"))? {
         wire::operation::Request::Deposit(deposit) => (deposit::operation_id(deposit)?, Kind::Deposit),
-        wire::operation::Request::Send(send) => (transfer_id(&send.transfer_id)?, Kind::Send),
+        wire::operation::Request::Send(send) => (send::operation_id(send)?, Kind::Send),
         wire::operation::Request::Claim(claim) => {
             (claim::operation_id(&transfer_id(&claim.transfer_id)?), Kind::Claim)
         }
@@ -158,9 +158,9 @@ pub fn identify(
 }
 
 /// A transfer id: the text of a UUID.
-pub fn transfer_id(text: &str) -> Result<OperationId, OperationError> {
+pub fn transfer_id(text: &str) -> Result<TransferId, OperationError> {
     let id = LeafId::parse(text).map_err(|_| OperationError::Malformed("transfer_id"))?;
-    Ok(OperationId::from_bytes(*id.as_bytes()))
+    Ok(TransferId::from_bytes(*id.as_bytes()))
 }
 
 /// What all kinds share.
@@ -195,7 +195,7 @@ impl<'a> Context<'a> {
     /// Ciphertexts for exactly the federation's operators.
     fn sealed(
         &self,
-        transfer_id: &str,
+        transfer: TransferId,
         packages: &std::collections::BTreeMap<String, Vec<u8>>,
     ) -> Result<Sealed, OperationError> {
         if packages.len() != usize::from(self.federation.size()) {
@@ -211,7 +211,7 @@ impl<'a> Context<'a> {
                     .ok_or(OperationError::Malformed("key_tweak_package"))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Sealed { transfer_id: transfer_id.to_owned(), ciphertexts })
+        Ok(Sealed { transfer, ciphertexts })
     }
 }
 

@@ -124,9 +124,9 @@ impl Operation {
 
     fn transfer(&self) -> Option<TransferRecord> {
         let leaves = || self.parts.iter().map(|p| *p.record.leaf_id.as_bytes()).collect();
-        match self.kind {
-            Kind::Send => Some(TransferRecord {
-                id: *self.id.as_bytes(),
+        match (self.kind, &self.sealed) {
+            (Kind::Send, Some(sealed)) => Some(TransferRecord {
+                id: *sealed.transfer.as_bytes(),
                 sender: self.requester,
                 receiver: self.receiver,
                 leaves: leaves(),

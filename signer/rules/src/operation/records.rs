@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     address::Network,
-    ids::{KeyshareId, LeafId, OperationId},
+    ids::{KeyshareId, LeafId, TransferId},
     leaf::LeafRecord,
 };
 
@@ -54,7 +54,7 @@ pub trait Records {
     /// The deposit address with this script.
     fn binding(&self, script: &Script) -> Option<Binding>;
     /// A send that was applied.
-    fn transfer(&self, id: &OperationId) -> Option<TransferRecord>;
+    fn transfer(&self, id: &TransferId) -> Option<TransferRecord>;
 }
 
 impl TransferRecord {

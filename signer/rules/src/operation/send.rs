@@ -7,14 +7,22 @@ use super::{
     jobs::{Work, group},
     transfer_id,
 };
-use crate::{leaf::LeafStatus, package, point, tx::Purpose, vote::Kind};
+use crate::{ids::OperationId, leaf::LeafStatus, package, point, tx::Purpose, vote::Kind};
+
+/// Ids of transfers are unique per sender (D7), so nobody occupies another's.
+pub(super) fn operation_id(request: &spark::StartTransferRequest) -> Result<OperationId, OperationError> {
+    let sender = point::parse("owner_identity_public_key", &request.owner_identity_public_key)?;
+    let transfer = transfer_id(&request.transfer_id)?;
+    Ok(OperationId::derive("spark/send", &[&sender.serialize(), transfer.as_bytes()]))
+}
 
 pub(super) fn derive(
     context: Context<'_>,
     request: &spark::StartTransferRequest,
     records: &impl Records,
 ) -> Result<Operation, OperationError> {
-    context.expect_id(transfer_id(&request.transfer_id)?)?;
+    context.expect_id(operation_id(request)?)?;
+    let transfer = transfer_id(&request.transfer_id)?;
     if !request.leaves_to_send.is_empty() {
         return Err(OperationError::Unsupported("a transfer without a package"));
     }
@@ -24,8 +32,8 @@ pub(super) fn derive(
     let sender = point::parse("owner_identity_public_key", &request.owner_identity_public_key)?;
     let receiver = point::parse("receiver_identity_public_key", &request.receiver_identity_public_key)?;
     let wire = request.transfer_package.as_ref().ok_or(OperationError::Malformed("transfer_package"))?;
-    let sealed = context.sealed(&request.transfer_id, &wire.key_tweak_package)?;
-    package::verify_transfer_package(&context.id.uuid(), wire, &sender)?;
+    let sealed = context.sealed(transfer, &wire.key_tweak_package)?;
+    package::verify_transfer_package(&transfer.uuid(), wire, &sender)?;
     let mut work = Work::default();
     for (leaf, jobs) in group([
         (Purpose::Refund, &wire.leaves_to_send),
@@ -46,7 +54,7 @@ pub(super) fn derive(
         jobs.sign(context.federation, &record, &plan, record.owner_key, &mut work.jobs)?;
         work.parts.push(Part { record, plan });
     }
-    let resources = vec![Resource { kind: "transfer", key: context.id.as_bytes().to_vec() }];
+    let resources = vec![Resource { kind: "transfer", key: transfer.as_bytes().to_vec() }];
     assemble(
         &context,
         Draft {

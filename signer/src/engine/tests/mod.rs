@@ -3,7 +3,11 @@
 
 mod attacks;
 mod flows;
+mod prepared;
+mod proofs;
 mod quorum;
+mod tweaks;
+mod witness;
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction, TxIn, TxOut,
@@ -77,6 +81,18 @@ fn user_job(
     identity: PublicKey,
 ) -> spark::UserSignedTxSigningJob {
     let commitments = quorum.commitments(identity, 1, &[]).remove(0);
+    sign_job(quorum, leaf, verifying_key, key, planned, commitments)
+}
+
+/// The same under given commitments of the operators.
+fn sign_job(
+    quorum: &Quorum,
+    leaf: &str,
+    verifying_key: PublicKey,
+    key: &SecretScalar,
+    planned: &Planned,
+    commitments: spark::SigningCommitments,
+) -> spark::UserSignedTxSigningJob {
     let message = sighash(&planned.tx, &planned.template.prevouts(), 0).unwrap();
     let nonce = NoncePair::generate(&mut OsRng, Some(key));
     let commitment = *nonce.commitment();
@@ -140,29 +156,40 @@ fn send_request(
     leaf: &Leaf,
     receiver: PublicKey,
 ) -> (spark::StartTransferRequest, SecretScalar) {
+    let transfer = LeafId::from_bytes(rand::random()).to_string();
+    send_request_as(quorum, wallet, leaf, receiver, &transfer, |_, _| {})
+}
+
+/// The same under a given transfer id, with a hand in what each operator gets sealed.
+fn send_request_as(
+    quorum: &mut Quorum,
+    wallet: &Wallet,
+    leaf: &Leaf,
+    receiver: PublicKey,
+    transfer: &str,
+    tamper: impl Fn(usize, &mut spark::SendLeafKeyTweak),
+) -> (spark::StartTransferRequest, SecretScalar) {
     let record = quorum.leaf(0, &leaf.id);
     let plan = record.build_send(&receiver).unwrap();
-    let transfer = LeafId::from_bytes(rand::random()).to_string();
     let next = SecretScalar::random(&mut OsRng);
     let cipher = ecies::seal(&receiver, next.to_bytes().as_slice(), &mut OsRng).unwrap();
-    let signature = wallet.sign(package::secret_cipher_digest(&leaf.id.to_string(), &transfer, &cipher));
+    let signature = wallet.sign(package::secret_cipher_digest(&leaf.id.to_string(), transfer, &cipher));
     let split =
         feldman::split(&leaf.key.sub(&next).unwrap(), quorum.threshold(), quorum.size(), &mut OsRng).unwrap();
-    let packages = quorum.seal(&split, |share| {
-        spark::SendLeafKeyTweaks {
-            leaves_to_send: vec![spark::SendLeafKeyTweak {
-                leaf_id: leaf.id.to_string(),
-                secret_share_tweak: Some(share.0),
-                pubkey_shares_tweak: share.1,
-                secret_cipher: cipher.clone(),
-                signature: signature.clone(),
-                ..spark::SendLeafKeyTweak::default()
-            }],
-        }
-        .encode_to_vec()
+    let packages = quorum.seal(&split, |operator, share| {
+        let mut tweak = spark::SendLeafKeyTweak {
+            leaf_id: leaf.id.to_string(),
+            secret_share_tweak: Some(share.0),
+            pubkey_shares_tweak: share.1,
+            secret_cipher: cipher.clone(),
+            signature: signature.clone(),
+            ..spark::SendLeafKeyTweak::default()
+        };
+        tamper(operator, &mut tweak);
+        spark::SendLeafKeyTweaks { leaves_to_send: vec![tweak] }.encode_to_vec()
     });
     let user_signature =
-        wallet.sign(package::transfer_payload(&package::parse_transfer_id(&transfer).unwrap(), &packages));
+        wallet.sign(package::transfer_payload(&package::parse_transfer_id(transfer).unwrap(), &packages));
     let mut jobs = |purpose| {
         plan.get(purpose)
             .map(|p| user_job(quorum, &leaf.id.to_string(), record.verifying_key, &leaf.key, p, wallet.id()))
@@ -178,7 +205,7 @@ fn send_request(
         hash_variant: spark::HashVariant::V2.into(),
     };
     let request = spark::StartTransferRequest {
-        transfer_id: transfer,
+        transfer_id: transfer.to_owned(),
         owner_identity_public_key: wallet.id().serialize().to_vec(),
         receiver_identity_public_key: receiver.serialize().to_vec(),
         transfer_package: Some(transfer_package),
@@ -200,7 +227,7 @@ fn claim_request(
     let plan = record.claim(Source::Build, &key.public_key()).unwrap();
     let split =
         feldman::split(&received.sub(&key).unwrap(), quorum.threshold(), quorum.size(), &mut OsRng).unwrap();
-    let packages = quorum.seal(&split, |share| {
+    let packages = quorum.seal(&split, |_, share| {
         spark::ClaimLeafKeyTweaks {
             leaves_to_receive: vec![spark::ClaimLeafKeyTweak {
                 leaf_id: leaf.to_string(),
@@ -243,7 +270,7 @@ fn operation(quorum: &mut Quorum, request: peer::operation::Request) -> peer::Op
         coordinator: 0,
         request: Some(request),
     };
-    let id: OperationId = quorum.read(0, |txn| identify(&operation, &View(txn)).unwrap().0);
+    let id: OperationId = quorum.read(0, |txn| View::ask(txn, |view| identify(&operation, view)).unwrap().0);
     operation.operation_id = id.as_bytes().to_vec();
     operation
 }
@@ -251,5 +278,5 @@ fn operation(quorum: &mut Quorum, request: peer::operation::Request) -> peer::Op
 /// Derives an operation as signer 0 sees it.
 fn derive(quorum: &mut Quorum, request: &peer::Operation) -> Operation {
     let federation = quorum.federation.clone();
-    quorum.read(0, |txn| Operation::derive(request, &View(txn), &federation).unwrap())
+    quorum.read(0, |txn| View::ask(txn, |view| Operation::derive(request, view, &federation)).unwrap())
 }

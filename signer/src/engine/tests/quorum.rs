@@ -118,12 +118,23 @@ impl Quorum {
         self.members[member].engine = engine;
     }
 
+    /// The signer over a copy of its disk, beside the running one, over the same token.
+    pub(super) fn copy(&self, member: usize) -> Engine {
+        let Member { token, store, .. } = &self.members[member];
+        let copy = MemoryStore::default();
+        copy.restore(store.snapshot());
+        open(&self.federation, member, token, &copy)
+    }
+
+    pub(super) fn question(&mut self, member: usize) -> wire::WitnessQuestion {
+        match self.call(member, Request::AskWitness(wire::AskWitnessRequest {})).unwrap() {
+            Reply::WitnessQuestion(question) => question,
+            _ => panic!(),
+        }
+    }
+
     pub(super) fn witness(&mut self, member: usize) -> Result<(), EngineError> {
-        let Reply::WitnessQuestion(question) =
-            self.call(member, Request::AskWitness(wire::AskWitnessRequest {})).unwrap()
-        else {
-            panic!()
-        };
+        let question = self.question(member);
         let others: Vec<_> = (0..self.members.len()).filter(|m| *m != member).collect();
         let mut answers = Vec::new();
         for other in others {
@@ -177,6 +188,11 @@ impl Quorum {
                 _ => panic!(),
             }
         }
+    }
+
+    /// The next keyshare of the pool, unbound.
+    pub(super) fn next_keyshare(&self) -> wire::PublicKeyshare {
+        self.keyshares[self.next].clone()
     }
 
     /// Binds the next keyshare everywhere, checks statements and the proof of possession; returns P.
@@ -278,7 +294,7 @@ impl Quorum {
     pub(super) fn seal(
         &self,
         split: &Split,
-        message: impl Fn((spark::SecretShare, BTreeMap<String, Vec<u8>>)) -> Vec<u8>,
+        message: impl Fn(usize, (spark::SecretShare, BTreeMap<String, Vec<u8>>)) -> Vec<u8>,
     ) -> BTreeMap<String, Vec<u8>> {
         let proofs: Vec<Vec<u8>> = split.proofs.iter().map(|p| p.serialize().to_vec()).collect();
         let public: BTreeMap<_, _> = self
@@ -294,7 +310,7 @@ impl Quorum {
             .map(|(member, share)| {
                 let share =
                     spark::SecretShare { secret_share: share.to_bytes().to_vec(), proofs: proofs.clone() };
-                let plaintext = message((share, public.clone()));
+                let plaintext = message(member.index.as_usize(), (share, public.clone()));
                 let sealed = ecies::seal(&member.identity, &plaintext, &mut rand::rngs::OsRng).unwrap();
                 (member.index.identifier_hex(), sealed)
             })
