@@ -28,6 +28,15 @@ impl CallError {
         ))
     }
 
+    /// The code that the call ended with.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Deadline(_) => Code::DeadlineExceeded,
+            Self::Status(status) => status.code(),
+            Self::Stranger(_) => Code::FailedPrecondition,
+        }
+    }
+
     /// The other side knows nothing of it.
     pub fn not_found(&self) -> bool {
         matches!(self, Self::Status(s) if s.code() == Code::NotFound)

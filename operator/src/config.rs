@@ -30,6 +30,8 @@ pub struct Config {
     pub operator: OperatorIndex,
     /// Path of the federation file.
     pub federation: PathBuf,
+    /// The hash that it must have.
+    pub federation_hash: [u8; 32],
     /// Authority of the other operators' certificates, for both directions.
     pub peers_ca: PathBuf,
     /// Sockets.

@@ -4,12 +4,19 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use tokio::time;
-use tonic_health::server::HealthReporter;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 
 /// A check that does not answer in this time has failed.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often gRPC health follows the checks.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// What gRPC health answers for: the whole server, and the service that wallets use.
+const GRPC_SERVICES: [&str; 2] = ["", "spark.SparkService"];
 
 /// Why a check fails, for operators of the machine; never shown to wallets.
 pub type CheckResult = Result<String, String>;
@@ -76,27 +83,62 @@ impl Health {
         Report { checks: join_all(checks).await }
     }
 
-    /// Keeps gRPC health (`grpc.health.v1`, the whole server) in step with the checks, for ever.
-    pub async fn follow(&self, reporter: HealthReporter) {
-        let mut ticks = time::interval(REPORT_EVERY);
-        let mut last = None;
+    /// The service `grpc.health.v1.Health` and what keeps it in step with the checks. It says NOT_SERVING until the
+    /// first look.
+    pub async fn grpc(&self) -> (GrpcHealth, HealthServer<HealthService>) {
+        let reporter = HealthReporter::new();
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let this = GrpcHealth { health: self.clone(), reporter, last: None };
+        this.say(ServingStatus::NotServing).await;
+        (this, service)
+    }
+}
+
+/// Keeps `grpc.health.v1` in step with the checks.
+#[derive(Debug)]
+pub struct GrpcHealth {
+    health: Health,
+    reporter: HealthReporter,
+    last: Option<bool>,
+}
+
+impl GrpcHealth {
+    /// One look at the checks.
+    pub async fn look(&mut self) {
+        let report = self.health.report().await;
+        let ready = report.ready();
+        // Watchers hear of changes only.
+        if self.last.replace(ready) == Some(ready) {
+            return;
+        }
+        if ready {
+            tracing::info!("ready");
+            self.say(ServingStatus::Serving).await;
+        } else {
+            tracing::warn!(%report, "not ready");
+            self.say(ServingStatus::NotServing).await;
+        }
+    }
+
+    /// Looks until `shutdown`, and then sends callers away.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
         loop {
-            ticks.tick().await;
-            let report = self.report().await;
-            let ready = report.ready();
-            if last.replace(ready) != Some(ready) {
-                if ready {
-                    tracing::info!("ready");
-                } else {
-                    tracing::warn!(%report, "not ready");
-                }
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = self.look() => {}
             }
-            let status = if ready {
-                tonic_health::ServingStatus::Serving
-            } else {
-                tonic_health::ServingStatus::NotServing
-            };
-            reporter.set_service_status("", status).await;
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = time::sleep(REPORT_EVERY) => {}
+            }
+        }
+        self.say(ServingStatus::NotServing).await;
+    }
+
+    async fn say(&self, status: ServingStatus) {
+        for service in GRPC_SERVICES {
+            self.reporter.set_service_status(service, status).await;
         }
     }
 }

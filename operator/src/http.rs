@@ -75,7 +75,7 @@ mod tests {
 
     async fn ask(health: &Health, path: &str) -> (StatusCode, String) {
         let build = BuildInfo { version: "0", commit: "0", network: "regtest", epoch: 1 };
-        let router = router(Metrics::new(build, 3).unwrap(), health.clone());
+        let router = router(Metrics::new(build, &[1, 2]).unwrap(), health.clone());
         let response = router.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();

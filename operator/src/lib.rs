@@ -4,6 +4,7 @@
 pub mod authn;
 pub mod call;
 pub mod chain;
+mod checks;
 pub mod config;
 pub mod convert;
 pub mod db;
@@ -19,6 +20,7 @@ pub mod op;
 pub mod peer;
 pub mod recovery;
 pub mod rpc;
+pub mod sampler;
 pub mod server;
 pub mod signer_client;
 pub mod status;

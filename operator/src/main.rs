@@ -30,7 +30,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check the file and open everything it names, without connecting anywhere.
+    /// Check the file, open everything it names, and compare the federation file with its pinned hash, without
+    /// connecting anywhere.
     Check,
 }
 
@@ -38,7 +39,9 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Command::Config(ConfigCommand::Check) => {
-            server::federation(&Config::check(&cli.config)?)?;
+            let federation = server::federation(&Config::check(&cli.config)?)?;
+            let hash = hex::encode(federation.hash());
+            println!("federation: epoch {}, hash {hash}, as pinned", federation.epoch());
             println!("ok");
             Ok(())
         }

@@ -2,8 +2,11 @@
 //!
 //! Label values come from enums and tables only: no ids, keys or addresses. Names and labels are API.
 
+mod labels;
+
 use std::{sync::Arc, time::Duration};
 
+pub use labels::{LeafStatus, OpenState, OperationKind, Outcome, Phase, PoolState};
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, core::Collector,
@@ -15,103 +18,6 @@ use crate::edge::TABLE;
 /// Seconds. From a cached read to an operation that waits for a slow token.
 const LATENCY: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const DEPTH: &[f64] = &[1.0, 2.0, 3.0, 6.0, 12.0, 50.0, 100.0];
-
-macro_rules! label_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant,)* }
-
-        impl $name {
-            /// Every value.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The label's text.
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-        }
-    };
-}
-
-label_enum! {
-    /// Kinds of operations.
-    OperationKind {
-        /// A deposit becomes a leaf.
-        Deposit = "deposit",
-        /// A leaf is sent.
-        Transfer = "transfer",
-        /// A transfer is received.
-        Claim = "claim",
-        /// Timelocks are raised.
-        Renewal = "renewal",
-    }
-}
-label_enum! {
-    /// Steps of an operation.
-    Phase {
-        /// Checked and proposed.
-        Propose = "propose",
-        /// The signer votes.
-        Prepare = "prepare",
-        /// Votes become a certificate.
-        Certify = "certify",
-        /// Signature shares are released and aggregated.
-        Release = "release",
-        /// Signer and database change over.
-        Apply = "apply",
-    }
-}
-label_enum! {
-    /// How an operation ended.
-    Outcome {
-        /// Applied.
-        Committed = "committed",
-        /// Given up, with proof.
-        Aborted = "aborted",
-        /// Never prepared.
-        Refused = "refused",
-    }
-}
-label_enum! {
-    /// States of operations that have not ended.
-    OpenState {
-        /// Waiting for votes.
-        Proposed = "proposed",
-        /// Voted for here, undecided.
-        Prepared = "prepared",
-        /// Decided, not applied everywhere.
-        Decided = "decided",
-    }
-}
-label_enum! {
-    /// States of leaves.
-    LeafStatus {
-        /// Deposit not final.
-        Creating = "creating",
-        /// Spendable.
-        Available = "available",
-        /// In a transfer.
-        TransferLocked = "transfer_locked",
-        /// Being renewed.
-        RenewLocked = "renew_locked",
-        /// Replaced by children.
-        Split = "split",
-        /// Frozen by what the chain shows.
-        Frozen = "frozen",
-        /// Left to the chain.
-        Exited = "exited",
-    }
-}
-label_enum! {
-    /// States of database connections.
-    PoolState {
-        /// In use.
-        Busy = "busy",
-        /// Waiting for work.
-        Idle = "idle",
-    }
-}
 
 /// Service and method of a call; only values of the authorisation table, or `unknown`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,11 +75,12 @@ struct Families {
 
 impl Metrics {
     /// Registers every family, with a zero for every combination of labels that is known in advance, so that
-    /// rates and alerts work from the start. `peers` is the number of operators in the federation.
+    /// rates and alerts work from the start. `peers` are the indices of the other operators: one's own would be
+    /// down for ever.
     ///
     /// # Errors
     /// Only if two families share a name.
-    pub fn new(build: BuildInfo<'_>, peers: u16) -> Result<Self, prometheus::Error> {
+    pub fn new(build: BuildInfo<'_>, peers: &[u16]) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let r = &registry;
         let families = Families {
@@ -290,7 +197,9 @@ impl Metrics {
         let peer = peer.to_string();
         self.families.peer_requests.with_label_values(&[peer.as_str(), code_label(code)]).inc();
         self.families.peer_duration.with_label_values(&[peer.as_str()]).observe(elapsed.as_secs_f64());
-        let up = !matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Unknown);
+        // A deadline that the transport enforces comes as CANCELLED: we never count calls that we cancel.
+        let up =
+            !matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown);
         self.families.peer_up.with_label_values(&[peer.as_str()]).set(i64::from(up));
     }
 
@@ -328,7 +237,7 @@ impl Metrics {
 }
 
 impl Families {
-    fn start_at_zero(&self, peers: u16) {
+    fn start_at_zero(&self, peers: &[u16]) {
         for method in TABLE.iter().filter(|method| method.offered()) {
             self.rpc_in_flight.with_label_values(&[method.service, method.name]);
             self.rpc_requests.with_label_values(&[method.service, method.name, code_label(Code::Ok)]);
@@ -352,8 +261,11 @@ impl Families {
         for state in PoolState::ALL {
             self.db_connections.with_label_values(&[state.label()]);
         }
-        for peer in 0..peers {
-            self.peer_up.with_label_values(&[peer.to_string()]);
+        for peer in peers {
+            let peer = peer.to_string();
+            self.peer_up.with_label_values(&[&peer]);
+            self.peer_duration.with_label_values(&[&peer]);
+            self.peer_requests.with_label_values(&[peer.as_str(), code_label(Code::Ok)]);
         }
     }
 }
@@ -422,7 +334,8 @@ mod tests {
     use super::*;
 
     fn metrics() -> Metrics {
-        Metrics::new(BuildInfo { version: "0.1.0", commit: "abc", network: "regtest", epoch: 1 }, 3).unwrap()
+        Metrics::new(BuildInfo { version: "0.1.0", commit: "abc", network: "regtest", epoch: 1 }, &[0, 2])
+            .unwrap()
     }
 
     #[test]
@@ -437,6 +350,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+        assert!(!text.contains(r#"peer_up{peer="1"}"#), "the own index is no peer");
         #[cfg(target_os = "linux")]
         assert!(text.contains("process_resident_memory_bytes"));
     }
@@ -447,13 +361,13 @@ mod tests {
         let labels = RpcLabels { service: "spark.SparkService", method: "query_nodes" };
         metrics.rpc_started(labels);
         metrics.rpc_ended(labels, Code::NotFound, Duration::from_millis(3));
-        metrics.peer_call(1, Code::Unavailable, Duration::from_millis(3));
+        metrics.peer_call(0, Code::Unavailable, Duration::from_millis(3));
         metrics.peer_call(2, Code::Aborted, Duration::from_millis(3));
         let text = metrics.render().unwrap();
         for line in [
             r#"spark_operator_rpc_requests_total{code="NOT_FOUND",method="query_nodes",service="spark.SparkService"} 1"#,
             r#"spark_operator_rpc_in_flight{method="query_nodes",service="spark.SparkService"} 0"#,
-            r#"spark_operator_peer_up{peer="1"} 0"#,
+            r#"spark_operator_peer_up{peer="0"} 0"#,
             r#"spark_operator_peer_up{peer="2"} 1"#,
         ] {
             assert!(text.contains(line), "{line}");

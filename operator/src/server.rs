@@ -19,20 +19,21 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use crate::{
     authn::Authn,
     chain::{BitcoindSource, ChainSource, Follower, Start},
+    checks,
     config::Config,
     convert::Converter,
-    db::{Db, confirm, follow::ChainTables, keyshare, operation::index_column},
+    db::{Db, confirm, follow::ChainTables, operation::index_column},
     deletion_log::LogService,
     deposit_address::DepositAddresses,
     edge::{Edge, Quotas, TlsMaterial, public_service, signer_channel},
     events::Events,
-    health::Health,
     http,
     keypool::Keypool,
     metrics::{BuildInfo, Metrics},
     op::{Engine, Settings},
     peer::{PeerClient, PeerService, Signers},
     recovery, rpc,
+    sampler::Sampler,
     signer_client::SignerClient,
 };
 
@@ -49,11 +50,17 @@ const WITNESS_EVERY: Duration = Duration::from_secs(30);
 /// Blocks looked back at the first start: nothing was bound before it.
 const FIRST_START: u32 = 6;
 
-/// Reads the federation file and checks every signature.
+/// Reads the federation file; it must be the pinned one, and signed by every member. A refusal begins with a stable
+/// reason.
 pub fn federation(config: &Config) -> anyhow::Result<Federation> {
     let path = &config.federation;
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let federation = FederationFile::parse(&text)?.verify(None)?;
+    let federation = FederationFile::parse(&text)
+        .and_then(|file| file.verify(Some(&config.federation_hash)))
+        .map_err(|error| {
+            let reason = error.reason();
+            anyhow::Error::new(error).context(format!("{reason}: {}", path.display()))
+        })?;
     anyhow::ensure!(federation.network() == config.network, "federation file is for another network");
     Ok(federation)
 }
@@ -71,6 +78,7 @@ fn peers(
     federation: &Federation,
     own: OperatorIndex,
     tls: &TlsMaterial,
+    metrics: &Metrics,
 ) -> anyhow::Result<BTreeMap<OperatorIndex, PeerClient>> {
     let mut peers = BTreeMap::new();
     for member in federation.members().iter().filter(|m| m.index != own) {
@@ -79,7 +87,8 @@ fn peers(
         let tls = tls.to_peer(host, Spki::from_bytes(*spki));
         let deadlines = Deadlines { request: PEER_DEADLINE, ..Deadlines::default() };
         let channel = channel(&member.peer_address, &tls, deadlines)?;
-        peers.insert(member.index, PeerClient::new(channel, PEER_DEADLINE));
+        let client = PeerClient::new(member.index, channel, PEER_DEADLINE, metrics.clone());
+        peers.insert(member.index, client);
     }
     Ok(peers)
 }
@@ -98,7 +107,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         network: config.network.to_core_arg(),
         epoch: federation.epoch(),
     };
-    let metrics = Metrics::new(build, federation.size())?;
+    let others: Vec<u16> = federation.indices().filter(|i| *i != own).map(OperatorIndex::get).collect();
+    let metrics = Metrics::new(build, &others)?;
 
     let url = config.database.url.read()?;
     let depth = config.chain.deposit_depth.get();
@@ -106,7 +116,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .await?
         .with_deposit_depth(depth);
     let signer = SignerClient::new(signer_channel(&config)?, config.signer.deadline);
-    let signers = Signers::new(own, signer.clone(), peers(&federation, own, &tls)?);
+    let signers = Signers::new(own, signer.clone(), peers(&federation, own, &tls, &metrics)?);
     let source: Arc<dyn ChainSource> =
         Arc::new(BitcoindSource::connect(&config.bitcoind, config.network).await?);
     let tables = ChainTables::new(db.clone());
@@ -120,8 +130,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     ));
     let chain_status = follower.status();
 
-    let engine = Engine::new(db.clone(), Arc::clone(&federation), signers.clone(), Settings::default())
-        .with_chain(chain_status.clone(), config.chain.max_tip_age);
+    let engine = Engine::new(
+        db.clone(),
+        Arc::clone(&federation),
+        signers.clone(),
+        Settings::default(),
+        metrics.clone(),
+    )
+    .with_chain(chain_status.clone(), config.chain.max_tip_age);
     let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
 
     let (stop, stopping) = watch::channel(false);
@@ -153,13 +169,21 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         serve(peer_listener, peer_tls, peer_routes.prepare(), until).await.map_err(Into::into)
     });
 
-    let (health, ready) = health(own, &db, &signer, &chain_status, config.chain.max_tip_age);
+    let (health, ready) = checks::health(own, &db, &signer, &chain_status, config.chain.max_tip_age);
+    let (grpc_health, health_service) = health.grpc().await;
     let http_listener = TcpListener::bind(config.listen.http).await?;
     let http_address = http_listener.local_addr()?;
     let (http_metrics, until) = (metrics.clone(), wait(&stopping));
     tasks.spawn(
         async move { http::serve(http_listener, http_metrics, health, until).await.map_err(Into::into) },
     );
+
+    let sampler = Sampler::new(db.clone(), index_column(own), signer.clone(), metrics.clone());
+    let until = wait(&stopping);
+    tasks.spawn(async move {
+        sampler.run(until).await;
+        Ok(())
+    });
 
     tokio::pin!(shutdown);
     let started = tokio::select! {
@@ -197,6 +221,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             pool.run(until).await;
             Ok(())
         });
+        engine.resume().await?;
         let (terminator, until) = (engine.clone(), wait(&stopping));
         tasks.spawn(async move {
             terminator.run_termination(until).await;
@@ -210,6 +235,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         let (announcer, until) = (engine.clone(), wait(&stopping));
         tasks.spawn(async move {
             announce(&announcer, until).await;
+            Ok(())
+        });
+
+        let until = wait(&stopping);
+        tasks.spawn(async move {
+            grpc_health.run(until).await;
             Ok(())
         });
 
@@ -228,6 +259,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         };
         let routes = rpc::Api::new(parts)
             .routes()
+            .add_service(health_service)
             .add_service(SparkAuthnServiceServer::new(authn.clone()))
             .add_service(DeletionLogServer::new(LogService::new(db.clone(), signer.clone())));
         let edge = Edge { authn, quotas: Arc::new(Quotas::new(config.limits)), metrics: metrics.clone() };
@@ -258,58 +290,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     }
     db.close().await;
     Ok(())
-}
-
-fn health(
-    own: OperatorIndex,
-    db: &Db,
-    signer: &SignerClient,
-    chain: &watch::Receiver<crate::chain::ChainStatus>,
-    max_tip_age: Duration,
-) -> (Health, watch::Sender<bool>) {
-    let (ready, recovered) = watch::channel(false);
-    let own = index_column(own);
-    let (db, keys, signer, chain) = (db.clone(), db.clone(), signer.clone(), chain.clone());
-    let health = Health::default()
-        .with("database", move || {
-            let db = db.clone();
-            async move { db.ping().await.map(|()| "answers".to_owned()).map_err(|e| e.to_string()) }
-        })
-        .with("signer", move || {
-            let signer = signer.clone();
-            async move {
-                let status = signer
-                    .get_status(spark_proto::signer::v1::GetStatusRequest {})
-                    .await
-                    .map_err(|e| e.to_string())?;
-                if status.locked {
-                    return Err("locked: the peers' memory was not heard yet".to_owned());
-                }
-                if !status.alarms.is_empty() {
-                    return Err(format!("alarms: {}", status.alarms.join(", ")));
-                }
-                Ok(format!("{} keyshares", status.keyshares_available))
-            }
-        })
-        .with("keyshares", move || {
-            let db = keys.clone();
-            async move {
-                match keyshare::available(db.pool(), own).await {
-                    Ok(0) => Err("none unused; the pool is being filled".to_owned()),
-                    Ok(unused) => Ok(format!("{unused} unused")),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
-        })
-        .with("chain", move || {
-            let status = chain.borrow().fresh(max_tip_age);
-            async move { status }
-        })
-        .with("recovery", move || {
-            let done = *recovered.borrow();
-            async move { if done { Ok("done".to_owned()) } else { Err("not finished".to_owned()) } }
-        });
-    (health, ready)
 }
 
 /// Unlocks the signer with the peers' memory and follows its journal; tries again until it works, unless the

@@ -92,7 +92,7 @@ impl World {
             max_tip_age: Duration::from_secs(3600),
         };
         let build = BuildInfo { version: "0", commit: "0", network: "regtest", epoch: 1 };
-        let metrics = Metrics::new(build, 3).unwrap();
+        let metrics = Metrics::new(build, &[1, 2]).unwrap();
         let follower = Arc::new(Follower::new(
             source.clone(),
             store.clone(),

@@ -12,7 +12,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, UNIX_EPOCH},
 };
@@ -26,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 use spark_operator::{
     authn::{Authn, challenge_nonce},
     edge::{Edge, MAX_REQUEST_BYTES, QuotaLimits, Quotas, Rule, TABLE, public_service},
+    health::Health,
     metrics::{BuildInfo, Metrics},
 };
 use spark_proto::{
@@ -37,6 +38,7 @@ use spark_proto::{
     transport::RemoteAddr,
 };
 use tonic::{Code, Status, body::Body, service::Routes};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 use tonic_types::StatusExt as _;
 use tower::{ServiceExt as _, util::BoxCloneService};
 
@@ -55,6 +57,11 @@ fn keypair(seed: u8) -> Keypair {
 }
 
 fn world_with(burst: u32) -> World {
+    world_beside(burst, |routes| routes)
+}
+
+/// The login and what `more` adds to it.
+fn world_beside(burst: u32, more: impl FnOnce(Routes) -> Routes) -> World {
     let operator = keypair(1);
     let clock = Arc::new(AtomicU64::new(1_800_000_000));
     let now = clock.clone();
@@ -62,7 +69,7 @@ fn world_with(burst: u32) -> World {
         UNIX_EPOCH + Duration::from_secs(now.load(Ordering::SeqCst))
     });
     let metrics =
-        Metrics::new(BuildInfo { version: "0", commit: "0", network: "regtest", epoch: 1 }, 3).unwrap();
+        Metrics::new(BuildInfo { version: "0", commit: "0", network: "regtest", epoch: 1 }, &[1, 2]).unwrap();
     let burst = NonZeroU32::new(burst).unwrap();
     let quotas = Arc::new(Quotas::new(QuotaLimits {
         address_per_second: NonZeroU32::MIN,
@@ -70,7 +77,7 @@ fn world_with(burst: u32) -> World {
         identity_per_second: NonZeroU32::MIN,
         identity_burst: burst,
     }));
-    let routes = Routes::new(SparkAuthnServiceServer::new(authn.clone()));
+    let routes = more(Routes::new(SparkAuthnServiceServer::new(authn.clone())));
     let edge = Edge { authn, quotas, metrics: metrics.clone() };
     World { public: public_service(&edge, routes), metrics, operator, clock }
 }
@@ -284,7 +291,8 @@ async fn every_flipped_bit_of_a_token_kills_it() {
 async fn nothing_runs_without_its_rule() {
     let (world, wallet) = (world(), keypair(2));
     let token = world.login(&wallet).await;
-    for method in TABLE {
+    // Health answers anybody and has its own test.
+    for method in TABLE.iter().filter(|method| !method.service.starts_with("grpc.health")) {
         let path = format!("/{}/{}", method.service, method.name);
         let bare = world.call(&path, &[], None).await.unwrap_err();
         let with = world.call(&path, &[], Some(&token)).await.unwrap_err();
@@ -309,9 +317,62 @@ async fn nothing_runs_without_its_rule() {
             }
         }
     }
-    for path in ["/peer.v1.PeerService/propose", "/spark.SparkService/no_such_method", "/x"] {
+    for path in [
+        "/peer.v1.PeerService/propose",
+        "/spark.SparkService/no_such_method",
+        "/grpc.health.v1.Health/List",
+        "/x",
+    ] {
         assert_eq!(world.call(path, &[], Some(&token)).await.unwrap_err().code(), Code::Unimplemented);
     }
+}
+
+fn ask_health(service: &str) -> Vec<u8> {
+    HealthCheckRequest { service: service.to_owned() }.encode_to_vec()
+}
+
+/// Load balancers have no session. They hear what the checks say, for the whole server and for the service of wallets,
+/// and no more.
+#[tokio::test]
+async fn health_needs_no_session_and_follows_the_checks() {
+    let good = Arc::new(AtomicBool::new(true));
+    let seen = good.clone();
+    let health = Health::default().with("database", move || {
+        let seen = seen.clone();
+        async move { if seen.load(Ordering::SeqCst) { Ok(String::new()) } else { Err("gone".to_owned()) } }
+    });
+    let (mut grpc, service) = health.grpc().await;
+    let world = world_beside(10_000, |routes| routes.add_service(service));
+    let check = async |name: &str| {
+        let answer = world.call("/grpc.health.v1.Health/Check", &ask_health(name), None).await?;
+        Ok::<_, Status>(HealthCheckResponse::decode(answer).unwrap().status())
+    };
+    for name in ["", "spark.SparkService"] {
+        assert_eq!(check(name).await.unwrap(), ServingStatus::NotServing, "before the first look");
+    }
+    grpc.look().await;
+
+    let request = World::request("/grpc.health.v1.Health/Watch", &ask_health(""), None);
+    let mut watching = world.send(request).await.into_body();
+    let mut next = async || {
+        let frame = watching.frame().await.unwrap().unwrap().into_data().unwrap();
+        HealthCheckResponse::decode(frame.slice(5..)).unwrap().status()
+    };
+    assert_eq!(next().await, ServingStatus::Serving);
+    good.store(false, Ordering::SeqCst);
+    grpc.look().await;
+    assert_eq!(next().await, ServingStatus::NotServing);
+    for name in ["", "spark.SparkService"] {
+        assert_eq!(check(name).await.unwrap(), ServingStatus::NotServing, "{name}");
+    }
+    good.store(true, Ordering::SeqCst);
+    grpc.look().await;
+    assert_eq!(next().await, ServingStatus::Serving);
+
+    assert_eq!(check("peer.v1.Peer").await.unwrap_err().code(), Code::NotFound);
+    // Callers are sent away before the process ends.
+    grpc.run(std::future::ready(())).await;
+    assert_eq!(next().await, ServingStatus::NotServing);
 }
 
 /// X19, X20: nobody reads with somebody else's key.

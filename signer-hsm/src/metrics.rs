@@ -1,18 +1,44 @@
-//! Prometheus metrics of the signer.
+//! Prometheus metrics of the signer, in a registry of its own.
+//!
+//! Label values come from enums and tables only: no ids, keys or addresses. Names and labels are API.
 
+mod hsm;
+
+use std::time::Duration;
+
+pub use hsm::{HsmMetrics, HsmOperation};
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramTimer, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
-use spark_signer::engine::{ALARMS, Engine};
+use spark_proto::peer::v1::Choice;
+use spark_signer::engine::{ALARMS, Engine, Reply};
 
-/// All metrics, in a registry of their own.
+/// What `spark_signer_build_info` says.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildInfo<'a> {
+    /// Version of the package.
+    pub version: &'a str,
+    /// Commit it was built from.
+    pub commit: &'a str,
+    /// Bitcoin network.
+    pub network: &'a str,
+    /// Epoch of the federation file.
+    pub epoch: u64,
+}
+
+/// All metrics. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    refusals: IntCounterVec,
+    votes: IntCounterVec,
+    shares: IntCounter,
     batch_size: Histogram,
     batch_seconds: Histogram,
+    log_size: IntGauge,
     nonces_open: IntGauge,
     root_epoch: IntGauge,
     sequence: IntGauge,
@@ -22,60 +48,110 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    /// Registers all, with a zero for every combination of labels that is known in advance.
+    ///
+    /// # Errors
+    /// Only if two families share a name.
+    pub fn new(build: BuildInfo<'_>, hsm: &HsmMetrics) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        let r = &registry;
+        let latency = prometheus::exponential_buckets(0.0005, 2.0, 14)?;
+        let batches = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
         let this = Self {
-            requests: IntCounterVec::new(
-                Opts::new("spark_signer_requests_total", "Calls by method and gRPC code."),
-                &["method", "code"],
+            requests: counters(r, "requests_total", "Calls by method and gRPC code.", &["method", "code"])?,
+            request_seconds: register(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::from(opts("request_duration_seconds", "Time of calls, waiting included."))
+                        .buckets(latency.clone()),
+                    &["method"],
+                )?,
             )?,
-            batch_size: Histogram::with_opts(
-                HistogramOpts::new("spark_signer_batch_calls", "Calls that shared one batch of the vault.")
-                    .buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
+            refusals: counters(r, "refusals_total", "Calls refused, by stable reason.", &["reason"])?,
+            votes: counters(
+                r,
+                "votes_total",
+                "Votes given, repeats of the same vote included.",
+                &["choice"],
             )?,
-            batch_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "spark_signer_batch_duration_seconds",
-                    "Time of one batch, checks and commit.",
-                )
-                .buckets(prometheus::exponential_buckets(0.0005, 2.0, 14)?),
+            shares: register(
+                r,
+                IntCounter::with_opts(opts(
+                    "shares_released_total",
+                    "Signature shares given, repeats of the same share included.",
+                ))?,
             )?,
-            nonces_open: IntGauge::new("spark_signer_nonces_available", "Open nonce pairs.")?,
-            root_epoch: IntGauge::new("spark_signer_root_epoch", "Epoch of the HSM root key.")?,
-            sequence: IntGauge::new("spark_signer_sequence", "Number of the last commit.")?,
-            secrets: IntGauge::new("spark_signer_live_secrets", "Secrets in the vault.")?,
-            locked: IntGauge::new("spark_signer_locked", "1 until the peers' memory was heard.")?,
-            alarms: IntGaugeVec::new(
-                Opts::new("spark_signer_alarms_active", "Alarms that a person must look at."),
-                &["kind"],
+            batch_size: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::from(opts("batch_calls", "Calls that shared one batch of the vault."))
+                        .buckets(batches.to_vec()),
+                )?,
             )?,
+            batch_seconds: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::from(opts(
+                        "batch_duration_seconds",
+                        "Time of one batch, checks and commit.",
+                    ))
+                    .buckets(latency),
+                )?,
+            )?,
+            log_size: gauge(r, "audit_log_size", "Receipts in the deletion log.")?,
+            nonces_open: gauge(r, "nonces_available", "Open nonce pairs.")?,
+            root_epoch: gauge(r, "root_epoch", "Epoch of the HSM root key.")?,
+            sequence: gauge(r, "sequence", "Number of the last commit.")?,
+            secrets: gauge(r, "live_secrets", "Secrets in the vault.")?,
+            locked: gauge(r, "locked", "1 until the peers' memory was heard.")?,
+            alarms: gauges(r, "alarms_active", "Alarms that a person must look at.", &["kind"])?,
             registry,
         };
-        for collector in [
-            Box::new(this.requests.clone()) as Box<dyn prometheus::core::Collector>,
-            Box::new(this.batch_size.clone()),
-            Box::new(this.batch_seconds.clone()),
-            Box::new(this.nonces_open.clone()),
-            Box::new(this.root_epoch.clone()),
-            Box::new(this.sequence.clone()),
-            Box::new(this.secrets.clone()),
-            Box::new(this.locked.clone()),
-            Box::new(this.alarms.clone()),
-            Box::new(prometheus::process_collector::ProcessCollector::for_self()),
-        ] {
+        let epoch = build.epoch.to_string();
+        gauges(&this.registry, "build_info", "Always 1.", &["version", "commit", "network", "epoch"])?
+            .with_label_values(&[build.version, build.commit, build.network, &epoch])
+            .set(1);
+        for collector in hsm.collectors() {
             this.registry.register(collector)?;
         }
+        // Absent where there is no /proc.
+        #[cfg(target_os = "linux")]
+        this.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         this.locked.set(1);
         for kind in ALARMS {
             this.alarms.with_label_values(&[kind]).set(0);
+        }
+        for choice in [Choice::Yes, Choice::No, Choice::Abort] {
+            this.votes.with_label_values(&[choice_label(choice)]);
         }
         Ok(this)
     }
 
     /// One call ended.
-    pub fn request(&self, method: &'static str, code: &'static str) {
+    pub fn request(&self, method: &'static str, code: &'static str, elapsed: Duration) {
         self.requests.with_label_values(&[method, code]).inc();
+        self.request_seconds.with_label_values(&[method]).observe(elapsed.as_secs_f64());
+    }
+
+    /// A call was refused for this stable reason.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.with_label_values(&[reason]).inc();
+    }
+
+    /// What leaves the signer.
+    pub fn replied(&self, reply: &Reply) {
+        let vote = match reply {
+            Reply::Prepare(reply) => reply.vote.as_ref(),
+            Reply::SignAbort(reply) => reply.vote.as_ref(),
+            Reply::Release(reply) => {
+                self.shares.inc_by(reply.shares.len() as u64);
+                None
+            }
+            _ => None,
+        };
+        if let Some(vote) = vote {
+            self.votes.with_label_values(&[choice_label(vote.choice())]).inc();
+        }
     }
 
     /// A batch begins.
@@ -85,13 +161,17 @@ impl Metrics {
     }
 
     /// State after a batch.
-    pub fn engine(&self, engine: &Engine) {
+    pub fn engine(&self, engine: &mut Engine) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.nonces_open.set(gauge(engine.open_nonces() as u64));
         self.root_epoch.set(gauge(engine.vault().epoch()));
         self.sequence.set(gauge(engine.vault().sequence()));
         self.secrets.set(gauge(engine.vault().secret_count() as u64));
         self.locked.set(i64::from(engine.is_locked()));
+        match engine.log_size() {
+            Ok(size) => self.log_size.set(gauge(size)),
+            Err(error) => tracing::error!(%error, "size of the deletion log"),
+        }
         for kind in ALARMS {
             let active = engine.alarms().any(|alarm| alarm == *kind);
             self.alarms.with_label_values(&[kind]).set(i64::from(active));
@@ -110,4 +190,39 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         text
     }
+}
+
+const fn choice_label(choice: Choice) -> &'static str {
+    match choice {
+        Choice::Yes => "yes",
+        Choice::No => "no",
+        Choice::Abort => "abort",
+        Choice::Unspecified => "unspecified",
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("spark_signer_{name}"), help)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+fn counters(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    register(r, IntCounterVec::new(opts(name, help), labels)?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    register(r, IntGaugeVec::new(opts(name, help), labels)?)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    register(r, IntGauge::with_opts(opts(name, help))?)
 }

@@ -17,20 +17,24 @@ use tokio::net::TcpListener;
 use crate::{
     config::Config,
     federation, http,
-    metrics::Metrics,
+    metrics::{BuildInfo, HsmMetrics, Metrics},
     service::SignerService,
     store::RedbStore,
-    token::{DeleteClaim, Pkcs11Token, Security},
+    token::{DeleteClaim, Observed, Pkcs11Token, Security},
     worker::Worker,
 };
 
 /// Most bytes of one message: a package of the largest operation for every operator.
 const MAX_MESSAGE: usize = 32 << 20;
 
-/// Opens token and store and checks that both belong to the federation's member.
-pub fn open(config: &Config) -> anyhow::Result<(Engine, Federation)> {
+/// Opens token and store and checks that both belong to the federation's member. From then on `metrics` counts the
+/// token's calls.
+pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Federation)> {
     let path = config.federation.as_deref().context("configuration: federation is missing")?;
-    let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref())?;
+    let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref()).map_err(|error| {
+        let reason = error.reason();
+        anyhow::Error::new(error).context(format!("{reason}: {}", path.display()))
+    })?;
     anyhow::ensure!(
         config.profile == Security::Production || federation.network() == bitcoin::Network::Regtest,
         "profile \"development\" is for regtest only, and the federation is on {}",
@@ -55,7 +59,7 @@ pub fn open(config: &Config) -> anyhow::Result<(Engine, Federation)> {
         "federation key is not the federation file's"
     );
     let store = RedbStore::open(&config.store)?;
-    let vault = Vault::open(Arc::new(token), Box::new(store))?;
+    let vault = Vault::open(Arc::new(Observed::new(token, metrics.clone())), Box::new(store))?;
     let approved_repairs: BTreeSet<_> =
         config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
     let settings = Settings { federation: federation.clone(), me, delete_claim, approved_repairs };
@@ -66,9 +70,16 @@ pub fn open(config: &Config) -> anyhow::Result<(Engine, Federation)> {
 /// supervisor can let the system choose ports.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let tls = config.tls.clone().context("configuration: tls is missing")?;
-    let (engine, _) = open(&config)?;
-    let metrics = Metrics::new()?;
-    metrics.engine(&engine);
+    let hsm = HsmMetrics::new()?;
+    let (mut engine, federation) = open(&config, &hsm)?;
+    let build = BuildInfo {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("SPARK_COMMIT").unwrap_or("unknown"),
+        network: federation.network().to_core_arg(),
+        epoch: federation.epoch(),
+    };
+    let metrics = Metrics::new(build, &hsm)?;
+    metrics.engine(&mut engine);
     let (worker, thread) = Worker::start(engine, metrics.clone())?;
 
     let allow = tls.allow.iter().map(|text| text.parse::<Spki>()).collect::<Result<Vec<_>, _>>()?;

@@ -1,5 +1,7 @@
 //! The gRPC service: one call of the engine each, errors mapped in one place.
 
+use std::time::Instant;
+
 use spark_proto::signer::v1::{self as wire, signer_server::Signer};
 use spark_signer::engine::{EngineError, Reply, Request as Call};
 use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
@@ -23,18 +25,24 @@ impl SignerService {
     }
 
     async fn call(&self, method: &'static str, request: Call) -> Result<Reply, Status> {
+        let started = Instant::now();
         let result = match self.worker.call(request).await {
-            Ok(Ok(reply)) => Ok(reply),
+            Ok(Ok(reply)) => {
+                self.metrics.replied(&reply);
+                Ok(reply)
+            }
             Ok(Err(error)) => {
+                self.metrics.refused(error.reason());
                 tracing::info!(method, reason = error.reason(), %error, "refused");
                 Err(status(&error))
             }
             Err(overloaded) => {
+                self.metrics.refused("OVERLOADED");
                 Err(with_reason(Status::resource_exhausted(overloaded.to_string()), "OVERLOADED"))
             }
         };
         let code = result.as_ref().map_or_else(|s| code_name(s.code()), |_| "OK");
-        self.metrics.request(method, code);
+        self.metrics.request(method, code, started.elapsed());
         result
     }
 }

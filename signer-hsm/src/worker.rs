@@ -85,7 +85,7 @@ fn serve(mut engine: Engine, mut queue: mpsc::Receiver<Call>, metrics: &Metrics)
         #[cfg(feature = "failpoints")]
         crate::fail::fail_point(&calls, crate::fail::Step::Committed);
         timer.observe_duration();
-        metrics.engine(&engine);
+        metrics.engine(&mut engine);
         for (reply, result) in replies.into_iter().zip(results) {
             // A caller that went away gets its answer when it asks again.
             let _ = reply.send(result);

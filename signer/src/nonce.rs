@@ -146,6 +146,11 @@ impl NonceBook {
             .is_some_and(|e| e.expires > now && e.leaf.is_none_or(|bound| bound == *leaf))
     }
 
+    /// Whether a pair with these commitments, hiding ‖ binding, was used in this process and would still be open.
+    pub fn was_used(&self, hiding: &[u8], binding: &[u8]) -> bool {
+        <[u8; 66]>::try_from([hiding, binding].concat()).is_ok_and(|key| self.used.contains_key(&key))
+    }
+
     fn expire(&mut self, now: u64) {
         while let Some((expires, key)) = self.by_expiry.first().copied()
             && expires <= now
@@ -196,8 +201,11 @@ mod tests {
         let mut book = NonceBook::new();
         let leaf = LeafId::derive("test", &[b"a"]);
         let commitment = book.issue(&identity(), None, 0, &mut OsRng).unwrap();
+        let (hiding, binding) = (commitment.hiding.serialize(), commitment.binding.serialize());
+        assert!(!book.was_used(&hiding, &binding));
         assert!(book.take(&commitment, &leaf, 1).is_ok());
         assert_eq!(book.take(&commitment, &leaf, 1).err(), Some(NonceError::Used));
+        assert!(book.was_used(&hiding, &binding) && !book.was_used(&binding, &hiding));
         assert!(book.is_empty());
     }
 

@@ -167,7 +167,16 @@ impl Chain {
 
     /// An output, if it is unspent on the chain and in the mempool.
     pub async fn unspent(&self, outpoint: &OutPoint) -> Result<Option<Unspent>, ChainError> {
-        let args = [json!(outpoint.txid.to_string()), json!(outpoint.vout), json!(true)];
+        self.output(outpoint, true).await
+    }
+
+    /// An output, if it is unspent on the chain, whatever the mempool says.
+    pub async fn unspent_in_blocks(&self, outpoint: &OutPoint) -> Result<Option<Unspent>, ChainError> {
+        self.output(outpoint, false).await
+    }
+
+    async fn output(&self, outpoint: &OutPoint, mempool: bool) -> Result<Option<Unspent>, ChainError> {
+        let args = [json!(outpoint.txid.to_string()), json!(outpoint.vout), json!(mempool)];
         let answer: Option<TxOutAnswer> = self.call("gettxout", &args).await?;
         let Some(answer) = answer else { return Ok(None) };
         let txout = TxOut {

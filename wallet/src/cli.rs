@@ -141,7 +141,7 @@ pub(crate) enum Exit {
         /// sat/vB.
         #[arg(long)]
         fee_rate: Option<u64>,
-        /// Also where fees eat the leaf.
+        /// Also where fees eat the leaf, or where it was sent away.
         #[arg(long)]
         force: bool,
         /// Do not ask.
@@ -163,7 +163,7 @@ pub(crate) enum Exit {
         /// sat/vB.
         #[arg(long)]
         fee_rate: Option<u64>,
-        /// Go on until the money has arrived.
+        /// Go on until the money has arrived; fees follow the estimate.
         #[arg(long)]
         wait: bool,
     },

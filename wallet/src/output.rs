@@ -25,6 +25,10 @@ pub(crate) struct Created {
     /// Of `create` only.
     pub(crate) words: Option<String>,
     pub(crate) leaves: Vec<LeafView>,
+    /// Of `restore`: deposit addresses that wait for money.
+    pub(crate) deposit_addresses: Vec<String>,
+    /// Of `restore`: operators that did not tell theirs.
+    pub(crate) problems: Vec<String>,
 }
 
 impl Show for Created {
@@ -36,6 +40,12 @@ impl Show for Created {
         let _ = write!(out, "identity  {}\naddress   {}", self.identity, self.address);
         if !self.leaves.is_empty() {
             let _ = write!(out, "\nrestored  {} leaves", self.leaves.len());
+        }
+        for address in &self.deposit_addresses {
+            let _ = write!(out, "\ndeposit   {address}");
+        }
+        for problem in &self.problems {
+            let _ = write!(out, "\nproblem   {problem}");
         }
         out
     }
@@ -113,11 +123,29 @@ pub(crate) struct DepositClaimed {
     pub(crate) address: String,
     pub(crate) amount_sats: u64,
     pub(crate) status: String,
+    pub(crate) warning: Option<String>,
 }
 
 impl Show for DepositClaimed {
     fn text(&self) -> String {
-        format!("{} sat from {} are leaf {} ({})", self.amount_sats, self.address, self.leaf_id, self.status)
+        let warning = self.warning.as_ref().map_or_else(String::new, |w| format!("\n  {w}"));
+        format!(
+            "{} sat from {} are leaf {} ({}){warning}",
+            self.amount_sats, self.address, self.leaf_id, self.status
+        )
+    }
+}
+
+/// `deposit claim`: an address that failed beside others.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DepositFailed {
+    pub(crate) address: String,
+    pub(crate) error: String,
+}
+
+impl Show for DepositFailed {
+    fn text(&self) -> String {
+        format!("{}: {}", self.address, self.error)
     }
 }
 
@@ -248,6 +276,9 @@ impl Show for LeafView {
             self.depth,
             self.operators_agreeing
         );
+        if !self.anchored {
+            out.push_str(", not checked against the chain");
+        }
         if let Some(problem) = &self.problem {
             let _ = write!(out, "\n  problem: {problem}");
         }
@@ -322,13 +353,16 @@ impl Show for ExitStatus {
         if let Some(amount) = self.amount_sats {
             let _ = write!(out, ", {amount} sat");
         }
+        let name = |state| serde_json::to_value(state).ok().and_then(|s| s.as_str().map(ToOwned::to_owned));
+        let name = |state| name(state).unwrap_or_else(|| "?".into());
         for step in &self.steps {
-            let state = serde_json::to_value(step.state).ok();
-            let state = state.as_ref().and_then(|s| s.as_str()).unwrap_or("?").to_owned();
-            let _ = write!(out, "\n  {:6}  {}  {state}", step.kind, step.txid);
+            let _ = write!(out, "\n  {:6}  {}  {}", step.kind, step.txid, name(step.state));
             if step.blocks_left > 0 {
                 let _ = write!(out, ", {} blocks left", step.blocks_left);
             }
+        }
+        if let Some(txid) = self.sweep_txid {
+            let _ = write!(out, "\n  {:6}  {txid}  {}", "sweep", name(self.sweep_state));
         }
         out
     }

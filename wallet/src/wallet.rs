@@ -68,6 +68,9 @@ pub enum WalletError {
     /// The wallet's own policy says no.
     #[error("{0}")]
     Refused(String),
+    /// Not all operators show what one of them says: try again.
+    #[error("{0}")]
+    Undecided(String),
     /// An answer lacks a part.
     #[error("the operator's answer lacks {0}")]
     Answer(&'static str),
@@ -101,7 +104,7 @@ impl WalletError {
                 _ => ErrorClass::Failed,
             },
             Self::Chain(ChainError::Refused { .. }) => ErrorClass::Refused,
-            Self::Chain(_) | Self::State(StateError::InUse) => ErrorClass::Unavailable,
+            Self::Chain(_) | Self::State(StateError::InUse) | Self::Undecided(_) => ErrorClass::Unavailable,
             Self::Verify(_) | Self::Select(_) | Self::Refused(_) | Self::Receipt(_) => ErrorClass::Refused,
             Self::Exit(e) if e.is_refusal() => ErrorClass::Refused,
             _ => ErrorClass::Failed,
@@ -136,6 +139,18 @@ impl Wallet {
         let state = State::open(dir, &keys.identity().public_key().to_string())?;
         let chain = config.bitcoind.as_ref().map(Chain::new).transpose()?;
         Ok(Self { config, keys, operators, state, chain })
+    }
+
+    /// Of parts, without files of configuration.
+    #[cfg(test)]
+    pub(crate) const fn of(
+        config: Config,
+        keys: Keys,
+        operators: Operators,
+        state: State,
+        chain: Option<Chain>,
+    ) -> Self {
+        Self { config, keys, operators, state, chain }
     }
 
     /// Its configuration.

@@ -25,6 +25,7 @@ pub(super) struct RawConfig {
     network: String,
     operator: u32,
     federation: PathBuf,
+    federation_hash: String,
     peers_ca: PathBuf,
     listen: RawListen,
     tls: RawTls,
@@ -223,6 +224,11 @@ impl RawConfig {
             OperatorIndex::from_wire(self.operator).ok(),
             "must be the position in the federation file, 0 to 14",
         );
+        let mut federation_hash = [0u8; 32];
+        if hex::decode_to_slice(&self.federation_hash, &mut federation_hash).is_err() {
+            let problem = "must be 64 hex digits: what `spark-signer federation verify` prints";
+            faults.add("federation_hash", problem);
+        }
         let mainnet = network == Some(Network::Bitcoin);
         let listen = self.listen.check(self.tls.client_ca.is_some(), &mut faults);
         let signer = self.signer.check(folder, &mut faults);
@@ -245,6 +251,7 @@ impl RawConfig {
                     network,
                     operator,
                     federation: folder.join(self.federation),
+                    federation_hash,
                     peers_ca: folder.join(self.peers_ca),
                     listen,
                     tls: Tls {

@@ -4,6 +4,7 @@ const GOOD: &str = r#"
 network = "regtest"
 operator = 1
 federation = "federation.toml"
+federation_hash = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100"
 peers_ca = "/etc/spark/peers.pem"
 
 [listen]
@@ -47,12 +48,15 @@ fn faults(from: &str, to: &str) -> String {
     }
 }
 
+const HASH: &str = "federation_hash = \"ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100\"\n";
+
 #[test]
 fn good_file_and_defaults() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.network, Network::Regtest);
     assert_eq!(config.operator.get(), 1);
     assert_eq!(config.federation, Path::new("/conf/federation.toml"));
+    assert_eq!(config.federation_hash[..2], [0xff, 0xee]);
     assert_eq!(config.peers_ca, Path::new("/etc/spark/peers.pem"));
     assert_eq!(config.listen.public[0].client_auth, ClientCertificates::Off);
     assert_eq!(config.listen.public[1].client_auth, ClientCertificates::Required);
@@ -90,6 +94,7 @@ fn unknown_and_missing_fields_are_named() {
         ("[tls]\n", "[tls]\ncretificate = \"x\"\n", "unknown field `cretificate`"),
         ("network =", "netwrok =", "unknown field `netwrok`"),
         ("peer = \"127.0.0.1:7535\"\n", "", "missing field `peer`"),
+        (HASH, "", "missing field `federation_hash`"),
         ("client_auth = \"off\"", "client_auth = \"maybe\"", "unknown variant `maybe`"),
         ("127.0.0.1:9464", "nowhere", "invalid socket address"),
         ("operator = 1", "operator = \"one\"", "invalid type"),
@@ -104,6 +109,7 @@ fn bad_values_are_explained() {
     for (from, to, expected) in [
         ("\"regtest\"", "\"main\"", "network: must be one of mainnet"),
         ("operator = 1", "operator = 15", "operator: must be the position"),
+        ("federation_hash = \"ff", "federation_hash = \"f", "federation_hash: must be 64 hex digits"),
         ("spki = \"00", "spki = \"0", "signer.spki: must be 64 hex digits"),
         ("127.0.0.1:6535", "localhost", "signer.address: must be host:port"),
         ("http://127.0.0.1:18443", "127.0.0.1:18443", "bitcoind.url: must be http://host:port"),

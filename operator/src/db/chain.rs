@@ -68,6 +68,23 @@ pub async fn watch(ex: impl PgExecutor<'_>, row: &WatchedRow) -> Result<(), DbEr
     Ok(())
 }
 
+/// Forgets what was watched for a leaf whose deposit is replaced (D20): the former outputs are no longer its own.
+pub async fn unwatch(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<(), DbError> {
+    sqlx::query("DELETE FROM watched_outpoint WHERE leaf_id = $1").bind(leaf_id).execute(ex).await?;
+    Ok(())
+}
+
+/// Leaves among these one of whose deposits is in a block, however deep.
+pub async fn mined(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT w.leaf_id FROM watched_outpoint w JOIN deposit_output d ON d.txid = w.txid AND d.vout = w.vout \
+         WHERE w.leaf_id = ANY($1) AND w.kind = 'BASE' AND d.height IS NOT NULL",
+    )
+    .bind(leaf_ids)
+    .fetch_all(ex)
+    .await?)
+}
+
 /// Which of these outpoints are watched. `txids` and `vouts` are parallel.
 pub async fn watched(
     ex: impl PgExecutor<'_>,
@@ -157,10 +174,10 @@ pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uu
              SELECT p.leaf_id, l.parent_id FROM path p JOIN leaf l ON l.leaf_id = p.node_id \
              WHERE l.parent_id IS NOT NULL) \
          SELECT p.leaf_id FROM path p JOIN chain_event e ON e.leaf_id = p.node_id \
-         WHERE p.leaf_id = p.node_id OR e.kind <> 'NODE' \
+         WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE') \
          UNION \
          SELECT p.leaf_id FROM path p JOIN mempool_spend e ON e.leaf_id = p.node_id \
-         WHERE p.leaf_id = p.node_id OR e.kind <> 'NODE'",
+         WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE')",
     )
     .bind(leaf_ids)
     .fetch_all(ex)

@@ -152,18 +152,18 @@ impl ChainTables {
         Ok(spends)
     }
 
-    /// A leaf's own current node tx starts its refund clock, and only moves the tree on chain for what is below it.
-    /// Any other spend of a leaf's outputs is its end.
+    /// The node tx of an inner node only moves the tree on chain. A leaf's own node tx starts the clock of its
+    /// refund and freezes it, as does any other spend of a leaf's outputs.
     async fn classify(&self, watched: &chain::WatchedRow, spender: &[u8]) -> Result<&'static str, DbError> {
-        let current: Option<bool> = sqlx::query_scalar("SELECT node_txid = $2 FROM leaf WHERE leaf_id = $1")
-            .bind(watched.leaf_id)
+        let node: Option<String> = sqlx::query_scalar("SELECT status FROM leaf WHERE node_txid = $1")
             .bind(spender)
             .fetch_optional(self.db.pool())
             .await?;
-        Ok(match (watched.kind.as_str(), current) {
-            ("BASE" | "NODE", Some(true)) => "NODE",
-            ("REFUND", _) => "REFUND",
-            _ => "FOREIGN",
+        Ok(match (node.as_deref(), watched.kind.as_str()) {
+            (Some("SPLITTED"), _) => "MOVE",
+            (Some(_), _) => "NODE",
+            (None, "REFUND") => "REFUND",
+            (None, _) => "FOREIGN",
         })
     }
 }

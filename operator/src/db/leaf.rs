@@ -1,5 +1,6 @@
 //! Leaves and their history.
 
+use spark_rules::{leaf::LeafStatus, vote::Kind};
 use sqlx::{FromRow, PgExecutor};
 use uuid::Uuid;
 
@@ -122,6 +123,28 @@ pub async fn balance(ex: impl PgExecutor<'_>, owner: &[u8]) -> Result<(i64, i64)
     .bind(owner)
     .fetch_one(ex)
     .await?)
+}
+
+/// Number and satoshis of leaves by status: for metrics. What an undecided operation holds counts as locked, what the
+/// chain forbids to spend (D21) as `UNAVAILABLE`. Held leaves are found from the few open operations.
+pub async fn gauges(ex: impl PgExecutor<'_>) -> Result<Vec<(LeafStatus, i64, i64)>, DbError> {
+    let renewal = i16::try_from(Kind::Renew.code()).map_err(|_| DbError::Corrupt("kind"))?;
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+        "WITH held AS (SELECT c.leaf_id, c.leaf_version, o.kind FROM operation o JOIN leaf_claim c USING (op_id, attempt) \
+             WHERE o.state IN ('PROPOSED', 'PREPARED', 'CERTIFIED', 'COMMITTED') AND c.state = 'LOCKED'), \
+         frozen AS (SELECT leaf_id FROM chain_event WHERE kind <> 'MOVE' \
+             UNION SELECT leaf_id FROM mempool_spend WHERE kind <> 'MOVE') \
+         SELECT CASE WHEN l.status <> 'AVAILABLE' THEN l.status WHEN f.leaf_id IS NOT NULL THEN 'UNAVAILABLE' \
+             WHEN h.kind = $1 THEN 'RENEW_LOCKED' WHEN h.kind IS NOT NULL THEN 'TRANSFER_LOCKED' \
+             ELSE l.status END AS shown, count(*), coalesce(sum(l.value), 0)::bigint \
+         FROM leaf l LEFT JOIN held h ON h.leaf_id = l.leaf_id AND h.leaf_version = l.version \
+         LEFT JOIN frozen f ON f.leaf_id = l.leaf_id GROUP BY shown",
+    )
+    .bind(renewal)
+    .fetch_all(ex)
+    .await?;
+    let status = |text: &str| text.parse().map_err(|_| DbError::Corrupt("leaf.status"));
+    rows.into_iter().map(|(text, count, value)| Ok((status(&text)?, count, value))).collect()
 }
 
 /// Writes the state of a leaf after an operation; a later version stays.

@@ -85,6 +85,12 @@ impl Db {
         &self.pool
     }
 
+    /// Connections that work and that wait for work.
+    pub fn connections(&self) -> (usize, usize) {
+        let idle = self.pool.num_idle();
+        (usize::try_from(self.pool.size()).unwrap_or(usize::MAX).saturating_sub(idle), idle)
+    }
+
     /// One round trip, for health checks.
     pub async fn ping(&self) -> Result<(), DbError> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;

@@ -440,12 +440,13 @@ pub async fn drop_request(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<(), 
     Ok(())
 }
 
-/// Open attempts by state, and the age of the oldest undecided one in seconds: for metrics.
-pub async fn gauges(ex: impl PgExecutor<'_>) -> Result<Vec<(String, i64, i64)>, DbError> {
-    Ok(sqlx::query_as(
+/// Open attempts by state, and the age of the oldest of each in seconds: for metrics.
+pub async fn gauges(ex: impl PgExecutor<'_>) -> Result<Vec<(State, i64, i64)>, DbError> {
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
         "SELECT state, count(*), coalesce(max(extract(epoch FROM now() - created_at)), 0)::bigint FROM operation \
          WHERE state IN ('PROPOSED', 'PREPARED', 'CERTIFIED', 'COMMITTED', 'APPLIED', 'REFUSED') GROUP BY state",
     )
     .fetch_all(ex)
-    .await?)
+    .await?;
+    rows.into_iter().map(|(state, count, age)| Ok((state.parse()?, count, age))).collect()
 }

@@ -90,20 +90,25 @@ pub async fn prepared(
 }
 
 /// The own signer voted NO or ABORT. Claims fall at once if it never voted YES; after a YES only a proof of abort
-/// frees them (D1).
-pub async fn refused(db: &Db, id: AttemptId, own: &VoteWrite, reason: &str) -> Result<(), DbError> {
+/// frees them (D1). True if this is what ended the attempt here.
+pub async fn refused(db: &Db, id: AttemptId, own: &VoteWrite, reason: &str) -> Result<bool, DbError> {
     in_transaction!(db, tx => {
         operation::set_vote(&mut *tx, id, &own.body, None, None, reason).await?;
         vote::insert(&mut *tx, id, own.signer, own.choice, &own.body).await?;
-        if operation::advance(&mut *tx, id, &[State::Proposed], State::Refused).await? {
+        let first = operation::advance(&mut *tx, id, &[State::Proposed], State::Refused).await?;
+        if first {
             claim::release_leaves(&mut *tx, id).await?;
             claim::release_resources(&mut *tx, id).await?;
         }
+        first
     })
 }
 
 /// Keeps votes of others.
 pub async fn keep_votes(db: &Db, id: AttemptId, votes: &[VoteWrite]) -> Result<(), DbError> {
+    if votes.is_empty() {
+        return Ok(());
+    }
     in_transaction!(db, tx => {
         for v in votes {
             vote::insert(&mut *tx, id, v.signer, v.choice, &v.body).await?;
@@ -111,9 +116,17 @@ pub async fn keep_votes(db: &Db, id: AttemptId, votes: &[VoteWrite]) -> Result<(
     })
 }
 
-/// YES of the quorum is known.
-pub async fn certified(db: &Db, id: AttemptId, certificate: &[u8]) -> Result<(), DbError> {
+/// YES of the quorum is known; `votes` are those that were not kept before.
+pub async fn certified(
+    db: &Db,
+    id: AttemptId,
+    certificate: &[u8],
+    votes: &[VoteWrite],
+) -> Result<(), DbError> {
     in_transaction!(db, tx => {
+        for v in votes {
+            vote::insert(&mut *tx, id, v.signer, v.choice, &v.body).await?;
+        }
         operation::set_certificate(&mut *tx, id, certificate).await?;
         operation::advance(&mut *tx, id, &[State::Proposed, State::Prepared], State::Certified).await?;
     })
@@ -143,10 +156,32 @@ pub async fn committed(
     })
 }
 
-/// The own signer applied; domain rows change in the same transaction as the state. A repeat changes nothing.
-pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(), DbError> {
+/// These peers applied: nothing is left to tell them. With it, what they say of their keys.
+pub async fn told(
+    db: &Db,
+    id: AttemptId,
+    peers: &[OperatorIndex],
+    receipts: &[ReceiptRow],
+) -> Result<(), DbError> {
+    if peers.is_empty() {
+        return Ok(());
+    }
     in_transaction!(db, tx => {
-        if operation::advance(&mut *tx, id, &[State::Committed], State::Applied).await? {
+        for r in receipts {
+            receipt::upsert(&mut *tx, r).await?;
+        }
+        for peer in peers {
+            delivery::delivered(&mut *tx, *peer, id, Message::Apply).await?;
+        }
+    })
+}
+
+/// The own signer applied; domain rows change in the same transaction as the state. A repeat changes nothing.
+/// True the first time.
+pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<bool, DbError> {
+    in_transaction!(db, tx => {
+        let first = operation::advance(&mut *tx, id, &[State::Committed], State::Applied).await?;
+        if first {
             claim::spend_leaves(&mut *tx, id).await?;
             claim::spend_resources(&mut *tx, id).await?;
             for l in &write.leaves {
@@ -167,6 +202,7 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(),
             }
             for leaf_id in &write.used_addresses {
                 address::mark_used(&mut *tx, *leaf_id).await?;
+                super::chain::unwatch(&mut *tx, *leaf_id).await?;
             }
             for w in &write.watched {
                 super::chain::watch(&mut *tx, w).await?;
@@ -178,6 +214,7 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<(),
         for r in &write.receipts {
             receipt::upsert(&mut *tx, r).await?;
         }
+        first
     })
 }
 
@@ -206,6 +243,9 @@ pub async fn adopt(db: &Db, write: &AppliedWrite) -> Result<(), DbError> {
         }
         for leaf_id in &write.used_addresses {
             address::mark_used(&mut *tx, *leaf_id).await?;
+            if newer.contains(leaf_id) {
+                super::chain::unwatch(&mut *tx, *leaf_id).await?;
+            }
         }
         for w in write.watched.iter().filter(|w| w.leaf_id.is_some_and(|leaf| newer.contains(&leaf))) {
             super::chain::watch(&mut *tx, w).await?;
@@ -236,12 +276,14 @@ pub async fn done(db: &Db, id: AttemptId, events: &[EventWrite], everywhere: boo
     })
 }
 
-/// A proof of abort is known; claims are released. `tell` are the peers that must hear it from us.
-pub async fn aborted(db: &Db, id: AttemptId, proof: &[u8], tell: &[OperatorIndex]) -> Result<(), DbError> {
+/// A proof of abort is known; claims are released. `tell` are the peers that must hear it from us. True if this is
+/// what ended the attempt here, false if it was refused before or the proof was known.
+pub async fn aborted(db: &Db, id: AttemptId, proof: &[u8], tell: &[OperatorIndex]) -> Result<bool, DbError> {
     in_transaction!(db, tx => {
         operation::set_abort_proof(&mut *tx, id, proof).await?;
-        let from = [State::Proposed, State::Prepared, State::Certified, State::Refused];
-        if operation::advance(&mut *tx, id, &from, State::Aborted).await? {
+        let live = [State::Proposed, State::Prepared, State::Certified];
+        let first = operation::advance(&mut *tx, id, &live, State::Aborted).await?;
+        if first || operation::advance(&mut *tx, id, &[State::Refused], State::Aborted).await? {
             claim::release_leaves(&mut *tx, id).await?;
             claim::release_resources(&mut *tx, id).await?;
             operation::drop_request(&mut *tx, id).await?;
@@ -249,6 +291,7 @@ pub async fn aborted(db: &Db, id: AttemptId, proof: &[u8], tell: &[OperatorIndex
         for peer in tell {
             delivery::push(&mut *tx, *peer, id, Message::Abort).await?;
         }
+        first
     })
 }
 

@@ -53,6 +53,8 @@ const AUTHN: &str = "spark_authn.SparkAuthnService";
 const SPARK: &str = "spark.SparkService";
 const LOG: &str = "log.v1.DeletionLog";
 const TOKEN: &str = "spark_token.SparkTokenService";
+/// Load balancers ask it, and they have no session. It says only whether this operator is ready.
+const HEALTH: &str = "grpc.health.v1.Health";
 
 const fn method(service: &'static str, name: &'static str, rule: Rule) -> Method {
     Method { service, name, rule, cost: 1 }
@@ -70,6 +72,8 @@ const PARTICIPANTS: &[Field] = &[
 
 /// Every method of every public service.
 pub const TABLE: &[Method] = &[
+    method(HEALTH, "Check", Rule::Open),
+    method(HEALTH, "Watch", Rule::Open),
     method(LOG, "GetCheckpoint", Rule::Session),
     method(LOG, "GetReceipts", Rule::Session),
     method(AUTHN, "get_challenge", Rule::Open),
@@ -181,10 +185,21 @@ mod tests {
     #[test]
     fn every_public_method_is_listed_once() {
         let described: BTreeSet<_> = public_methods().into_iter().map(|(s, m, _)| (s, m)).collect();
+        let (health, ours): (Vec<&Method>, Vec<&Method>) =
+            TABLE.iter().partition(|method| method.service == HEALTH);
         let listed: BTreeSet<_> =
-            TABLE.iter().map(|method| (method.service.to_owned(), method.name.to_owned())).collect();
+            ours.iter().map(|method| (method.service.to_owned(), method.name.to_owned())).collect();
         assert_eq!(described, listed);
-        assert_eq!(listed.len(), TABLE.len());
+        assert_eq!(listed.len(), ours.len());
+        let health: Vec<_> = health.iter().map(|method| (method.name, method.rule)).collect();
+        assert_eq!(health, [("Check", Rule::Open), ("Watch", Rule::Open)]);
+    }
+
+    /// What works without a session is this list and nothing else (S11).
+    #[test]
+    fn s11_open_methods() {
+        let open: Vec<_> = TABLE.iter().filter(|method| method.rule == Rule::Open).map(|m| m.name).collect();
+        assert_eq!(open, ["Check", "Watch", "get_challenge", "verify_challenge"]);
     }
 
     #[test]

@@ -15,14 +15,19 @@ use spark_rules::{
 use super::{
     engine::{Attempt, Engine, EngineError, Outcome, Refusal, request_digest, vote_write},
     fail::{Point, fail_point},
+    observe::asked_kind,
     records::Snapshot,
     shares::Stages,
     tally::{Tally, Verdict},
 };
-use crate::db::{
-    DbError,
-    operation::{self, AttemptId, OperationRow, State},
-    vote, work,
+use crate::{
+    db::{
+        DbError,
+        operation::{self, AttemptId, OperationRow, State},
+        vote,
+        work::{self, VoteWrite},
+    },
+    metrics::{Outcome as End, Phase},
 };
 
 /// Reason told to wallets when another operation holds a leaf.
@@ -41,6 +46,7 @@ impl Engine {
         let digest = request_digest(&request);
         // Each turn answers, or lost a race against another session and looks again.
         for _ in 0..8 {
+            let started = Instant::now();
             let snapshot = Snapshot::load(self.db(), &request).await?;
             let mut message = wire::Operation {
                 federation_epoch: self.federation().epoch(),
@@ -50,7 +56,7 @@ impl Engine {
             };
             let (op, kind) = match identify(&message, &snapshot) {
                 Ok(found) => found,
-                Err(error) => return Ok(Outcome::Invalid(error)),
+                Err(error) => return Ok(self.turned_away(asked_kind(&request), Outcome::Invalid(error))),
             };
             let mut latest = operation::latest(self.db().pool(), op).await?;
             if latest.is_none() && kind == Kind::Renew {
@@ -73,22 +79,24 @@ impl Engine {
             message.operation_id = op.as_bytes().to_vec();
             message.attempt = attempt;
             let attempt = match self.derive(message).await {
-                Ok((attempt, snapshot)) => {
-                    match snapshot.frozen(attempt.operation.claims().iter().map(|c| c.leaf)) {
-                        Some(_) => return Ok(unavailable(op, kind)),
-                        None => attempt,
-                    }
+                Ok((attempt, snapshot)) => match snapshot.forbidden(&attempt.operation) {
+                    Some(_) => return Ok(self.turned_away(kind, unavailable(op, kind))),
+                    None => attempt,
+                },
+                Err(EngineError::Operation(error)) => {
+                    return Ok(self.turned_away(kind, Outcome::Invalid(error)));
                 }
-                Err(EngineError::Operation(error)) => return Ok(Outcome::Invalid(error)),
                 Err(error) => return Err(error),
             };
             if attempt.operation.requester != *requester {
-                return Ok(Outcome::NotRequester(op));
+                return Ok(self.turned_away(kind, Outcome::NotRequester(op)));
             }
             self.chain_is_fresh()?;
             match work::propose(self.db(), &attempt.new_row(true), &attempt.claims()?).await {
-                Ok(()) => {}
-                Err(DbError::LeafClaimed | DbError::ResourceClaimed) => return Ok(unavailable(op, kind)),
+                Ok(()) => self.step_done(kind, Phase::Propose, started),
+                Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {
+                    return Ok(self.turned_away(kind, unavailable(op, kind)));
+                }
                 Err(DbError::Exists(_) | DbError::AttemptLive) => continue,
                 Err(error) => return Err(error.into()),
             }
@@ -103,6 +111,12 @@ impl Engine {
             .await?;
         }
         Err(EngineError::State("too many sessions race for one id"))
+    }
+
+    /// Refused before anything was written.
+    fn turned_away(&self, kind: Kind, outcome: Outcome) -> Outcome {
+        self.ended(kind, End::Refused);
+        outcome
     }
 
     /// Waits for an attempt that somebody else drives.
@@ -134,15 +148,21 @@ impl Engine {
     }
 
     async fn decide(&self, attempt: &Attempt, row: &OperationRow) -> Result<Outcome, EngineError> {
+        let started = Instant::now();
         let mut tally = self.tally(row).await?;
         let mut tried = 0;
+        let mut heard = Vec::new();
         let certificate = loop {
-            match tally.verdict() {
+            let verdict = tally.verdict();
+            if !matches!(verdict, Verdict::Certified(_)) {
+                work::keep_votes(self.db(), attempt.id, &std::mem::take(&mut heard)).await?;
+            }
+            match verdict {
                 Verdict::Certified(certificate) => break certificate,
                 Verdict::Waiting(missing) if tried < self.inner.settings.tries => {
                     self.pause(tried).await;
                     tried += 1;
-                    self.ask_votes(attempt, &mut tally, missing.into_iter().collect()).await?;
+                    heard = self.ask_votes(attempt, &mut tally, missing.into_iter().collect()).await;
                 }
                 Verdict::Waiting(_) => return self.collect_aborts(row, &mut tally, "PEER_UNREACHABLE").await,
                 Verdict::Refused { reason } => return self.collect_aborts(row, &mut tally, &reason).await,
@@ -150,8 +170,10 @@ impl Engine {
             }
         };
         fail_point(Point::Voted);
-        work::certified(self.db(), attempt.id, &certificate.encode_to_vec()).await?;
+        // One commit keeps the votes with the certificate that they make.
+        work::certified(self.db(), attempt.id, &certificate.encode_to_vec(), &heard).await?;
         fail_point(Point::Certified);
+        self.step_done(attempt.operation.kind, Phase::Certify, started);
         let row = operation::get(self.db().pool(), attempt.id).await?.ok_or(EngineError::Unknown)?;
         self.release(attempt, &row, &mut tally, certificate).await
     }
@@ -165,12 +187,13 @@ impl Engine {
         Ok(tally)
     }
 
+    /// Votes that hold, for the caller to keep.
     async fn ask_votes(
         &self,
         attempt: &Attempt,
         tally: &mut Tally<'_>,
         missing: Vec<OperatorIndex>,
-    ) -> Result<(), EngineError> {
+    ) -> Vec<VoteWrite> {
         let replies = join_all(missing.into_iter().map(|index| async move {
             if index == self.own() {
                 return (index, self.prepare_own(attempt).await.map(Some));
@@ -196,7 +219,7 @@ impl Engine {
                 Err(error) => tracing::warn!(peer = index.get(), %error, operation = %attempt.id, "no vote"),
             }
         }
-        Ok(work::keep_votes(self.db(), attempt.id, &keep).await?)
+        keep
     }
 
     async fn release(
@@ -206,6 +229,7 @@ impl Engine {
         tally: &mut Tally<'_>,
         certificate: wire::Certificate,
     ) -> Result<Outcome, EngineError> {
+        let started = Instant::now();
         let keys = self.keys(attempt, row).await?;
         let voted = Certificate::verify(&certificate, self.federation())?;
         if voted.ballot().digest != attempt.operation.digest(&keys) {
@@ -273,12 +297,14 @@ impl Engine {
         )
         .await?;
         fail_point(Point::Committed);
+        self.step_done(attempt.operation.kind, Phase::Release, started);
         let row = operation::get(self.db().pool(), attempt.id).await?.ok_or(EngineError::Unknown)?;
         self.finish(attempt, &row).await
     }
 
     /// Applies a committed attempt everywhere; own tables show it last (D7).
     pub(super) async fn finish(&self, attempt: &Attempt, row: &OperationRow) -> Result<Outcome, EngineError> {
+        let started = Instant::now();
         let proof = wire::ProofOfCommit::decode(row.proof.as_deref().ok_or(EngineError::State("no proof"))?)?;
         let keys = self.keys(attempt, row).await?;
         for tried in 0..self.inner.settings.tries {
@@ -293,6 +319,7 @@ impl Engine {
                 Ok(receipts) if waiting.len() <= self.spare() => {
                     fail_point(Point::SignerApplied);
                     self.write_applied(attempt, &keys, &proof, &receipts).await?;
+                    self.step_done(attempt.operation.kind, Phase::Apply, started);
                     fail_point(Point::Everywhere);
                     self.close(attempt.id, attempt.body()?, row.coordinates, waiting.is_empty()).await?;
                     return Ok(Outcome::Applied(attempt.id.op));

@@ -16,10 +16,13 @@ use super::{
     outcome,
     tally::{Tally, Verdict},
 };
-use crate::db::{
-    delivery::{self, Message},
-    operation::{self, AttemptId, OperationRow},
-    receipt, transfer, work,
+use crate::{
+    db::{
+        delivery::{self, Message},
+        operation::{self, AttemptId, OperationRow},
+        transfer, work,
+    },
+    metrics::Outcome as End,
 };
 
 impl Engine {
@@ -97,10 +100,12 @@ impl Engine {
         fail_point(Point::SignerAborted);
         operation::set_reason(self.db().pool(), row.id, reason).await?;
         let tell = if row.coordinates { self.peer_indices() } else { Vec::new() };
-        work::aborted(self.db(), row.id, &proof.encode_to_vec(), &tell).await?;
+        let kind = Kind::from_code(row.kind)?;
+        if work::aborted(self.db(), row.id, &proof.encode_to_vec(), &tell).await? {
+            self.ended(kind, End::Aborted);
+        }
         fail_point(Point::Aborted);
         self.deliver_aborts(row.id).await?;
-        let kind = Kind::from_code(row.kind)?;
         let row = operation::get(self.db().pool(), row.id).await?.ok_or(EngineError::Unknown)?;
         Ok(refused(&row, kind))
     }
@@ -160,20 +165,17 @@ impl Engine {
         }))
         .await;
         let mut left = Vec::new();
+        let (mut told, mut receipts) = (Vec::new(), Vec::new());
         for (index, reply) in replies {
             match reply {
                 Ok(reply) => {
                     match outcome::receipts(index, &reply.receipts) {
-                        Ok(rows) => {
-                            for row in rows {
-                                receipt::upsert(self.db().pool(), &row).await?;
-                            }
-                        }
+                        Ok(rows) => receipts.extend(rows),
                         Err(error) => {
                             tracing::warn!(peer = index.get(), %error, "peer sent malformed receipts")
                         }
                     }
-                    delivery::delivered(self.db().pool(), index, id, Message::Apply).await?;
+                    told.push(index);
                 }
                 Err(error) => {
                     tracing::warn!(peer = index.get(), %error, operation = %id, "peer did not apply");
@@ -181,6 +183,7 @@ impl Engine {
                 }
             }
         }
+        work::told(self.db(), id, &told, &receipts).await?;
         Ok(left)
     }
 
@@ -230,7 +233,9 @@ impl Engine {
         let applied = self.outcome(attempt, keys, proof)?;
         let mut write = outcome::rows(&attempt.operation, attempt.body()?, keys, &applied)?;
         write.receipts = outcome::receipts(self.own(), receipts)?;
-        work::applied(self.db(), attempt.id, &write).await?;
+        if work::applied(self.db(), attempt.id, &write).await? {
+            self.ended(attempt.operation.kind, End::Committed);
+        }
         fail_point(Point::Applied);
         Ok(())
     }

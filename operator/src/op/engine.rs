@@ -27,6 +27,7 @@ use crate::{
         operation::{AttemptId, NewOperation, OperationRow, State},
         work::{Claims, VoteWrite},
     },
+    metrics::Metrics,
     peer::Signers,
 };
 
@@ -136,6 +137,7 @@ pub(super) struct Inner {
     pub(super) federation: Arc<Federation>,
     pub(super) signers: Signers,
     pub(super) settings: Settings,
+    pub(super) metrics: Metrics,
     chain: Option<(watch::Receiver<ChainStatus>, Duration)>,
     /// Attempts that a task of this process drives now: a second one could end what the first carries on.
     driven: Mutex<BTreeSet<AttemptId>>,
@@ -179,11 +181,13 @@ impl Attempt {
         }
     }
 
-    /// A deposit makes its leaf, so there is no version to take: it claims the leaf id itself.
+    /// A deposit makes its leaf, so there is no version to take: it claims the leaf id itself. One that replaces
+    /// another takes that one's version, as everything does that would spend the leaf.
     pub(super) fn claims(&self) -> Result<Claims, DbError> {
         let mut claims = Claims::default();
+        let makes = self.operation.kind == Kind::Deposit && self.operation.replaces().is_none();
         for claim in self.operation.claims() {
-            if self.operation.kind == Kind::Deposit {
+            if makes {
                 claims.resources.push(("leaf", claim.leaf.as_bytes().to_vec()));
             } else {
                 let version = i64::try_from(claim.version).map_err(|_| DbError::Corrupt("leaf.version"))?;
@@ -218,20 +222,28 @@ pub(super) fn vote_write(signer: OperatorIndex, choice: Choice, vote: &wire::Vot
 
 impl Engine {
     /// Over one database, one federation and the signers of its members.
-    pub fn new(db: Db, federation: Arc<Federation>, signers: Signers, settings: Settings) -> Self {
-        let inner = Inner { db, federation, signers, settings, chain: None, driven: Mutex::default() };
+    pub fn new(
+        db: Db,
+        federation: Arc<Federation>,
+        signers: Signers,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> Self {
+        let inner =
+            Inner { db, federation, signers, settings, metrics, chain: None, driven: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 
     /// Votes only while this view of the chain is fresh.
     #[must_use]
     pub fn with_chain(self, status: watch::Receiver<ChainStatus>, max_age: Duration) -> Self {
-        let Inner { db, federation, signers, settings, .. } = &*self.inner;
+        let Inner { db, federation, signers, settings, metrics, .. } = &*self.inner;
         let inner = Inner {
             db: db.clone(),
             federation: Arc::clone(federation),
             signers: signers.clone(),
             settings: *settings,
+            metrics: metrics.clone(),
             chain: Some((status, max_age)),
             driven: Mutex::default(),
         };

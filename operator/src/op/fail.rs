@@ -5,7 +5,7 @@ macro_rules! points {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// A step of an operation on one operator, after which it may die.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[allow(dead_code, reason = "names are read only with the feature `failpoints`")]
+        #[allow(dead_code, unreachable_pub, reason = "read, and by others, only with the feature `failpoints`")]
         pub enum Point {
             $($(#[$doc])* $name,)*
         }

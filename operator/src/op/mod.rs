@@ -8,6 +8,7 @@ mod coordinate;
 mod decide;
 mod engine;
 mod fail;
+mod observe;
 mod outcome;
 mod participate;
 pub(crate) mod records;

@@ -1,22 +1,28 @@
 //! What an operator does when another one coordinates, and the own signer's vote in both roles.
 
+use std::time::Instant;
+
 use prost::Message as _;
 use spark_proto::{peer::v1 as wire, signer::v1 as signer};
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
     operation::{Keys, OperationError, identify},
-    vote::{Certificate, ProofOfAbort, Vote, VoteError},
+    vote::{Certificate, Kind, ProofOfAbort, Vote, VoteError},
 };
 
 use super::{
     coordinate::LEAF_UNAVAILABLE,
     engine::{Attempt, Engine, EngineError, Outcome, request_digest, vote_write},
     fail::{Point, fail_point},
+    records::Snapshot,
 };
-use crate::db::{
-    DbError, chain,
-    operation::{self, AttemptId, NewOperation, OperationRow, State},
-    receipt, work,
+use crate::{
+    db::{
+        DbError,
+        operation::{self, AttemptId, NewOperation, OperationRow, State},
+        receipt, work,
+    },
+    metrics::{Outcome as End, Phase},
 };
 
 fn attempt_id(operation_id: &[u8], attempt: u32) -> Result<AttemptId, EngineError> {
@@ -33,8 +39,8 @@ impl Engine {
         }
         // Here and not only where the attempt is proposed: it may have waited since.
         self.chain_is_fresh()?;
-        let leaves: Vec<_> = attempt.operation.claims().iter().map(|claim| claim.leaf.uuid()).collect();
-        if !chain::frozen(self.db().pool(), &leaves).await?.is_empty() {
+        let snapshot = Snapshot::load(self.db(), attempt.body()?).await?;
+        if snapshot.forbidden(&attempt.operation).is_some() {
             return self.refuse_own(&row.id, &attempt.request, LEAF_UNAVAILABLE).await;
         }
         self.ask_own_signer(attempt).await
@@ -42,6 +48,7 @@ impl Engine {
 
     /// The vote of the own signer, stored; for what it voted on already, whatever the chain says now.
     async fn ask_own_signer(&self, attempt: &Attempt) -> Result<wire::Vote, EngineError> {
+        let started = Instant::now();
         let request = signer::PrepareRequest { operation: Some(attempt.request.clone()) };
         let response = self.inner.signers.own().prepare(request).await?;
         fail_point(Point::SignerPrepared);
@@ -50,7 +57,9 @@ impl Engine {
         let own = vote_write(self.own(), checked.ballot.choice, &vote);
         if checked.ballot.choice.aborts() {
             fail_point(Point::SignerRefused);
-            work::refused(self.db(), attempt.id, &own, &vote.reason).await?;
+            if work::refused(self.db(), attempt.id, &own, &vote.reason).await? {
+                self.ended(attempt.operation.kind, End::Refused);
+            }
             return Ok(vote);
         }
         let opened = signer::PrepareResponse { vote: None, opened: response.opened };
@@ -62,6 +71,7 @@ impl Engine {
         }
         work::prepared(self.db(), attempt.id, &own, &checked.ballot.digest, &opened.encode_to_vec()).await?;
         fail_point(Point::Prepared);
+        self.step_done(attempt.operation.kind, Phase::Prepare, started);
         Ok(vote)
     }
 
@@ -99,14 +109,16 @@ impl Engine {
             return self.prepare_own(&attempt).await;
         }
         self.chain_is_fresh()?;
+        let started = Instant::now();
         match self.derive(request.clone()).await {
             Ok((attempt, snapshot)) => {
-                if snapshot.frozen(attempt.operation.claims().iter().map(|c| c.leaf)).is_some() {
+                if snapshot.forbidden(&attempt.operation).is_some() {
                     return self.refuse(&attempt.new_row(false), &request, LEAF_UNAVAILABLE).await;
                 }
                 match work::propose(self.db(), &attempt.new_row(false), &attempt.claims()?).await {
                     Ok(()) => {
                         fail_point(Point::Proposed);
+                        self.step_done(attempt.operation.kind, Phase::Propose, started);
                         self.prepare_own(&attempt).await
                     }
                     Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {
@@ -144,7 +156,9 @@ impl Engine {
         if row.state != State::Aborted {
             let own = vote_write(self.own(), checked.ballot.choice, &vote);
             fail_point(Point::SignerRefused);
-            work::refused(self.db(), row.id, &own, LEAF_UNAVAILABLE).await?;
+            if work::refused(self.db(), row.id, &own, LEAF_UNAVAILABLE).await? {
+                self.ended(Kind::from_code(row.kind)?, End::Refused);
+            }
         }
         vote.reason = LEAF_UNAVAILABLE.to_owned();
         Ok(vote)
@@ -159,7 +173,7 @@ impl Engine {
         coordinator: OperatorIndex,
     ) -> Result<NewOperation, EngineError> {
         let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
-        let snapshot = super::records::Snapshot::load(self.db(), body).await?;
+        let snapshot = Snapshot::load(self.db(), body).await?;
         let (_, kind) = identify(request, &snapshot)?;
         Ok(NewOperation {
             id,
@@ -180,6 +194,7 @@ impl Engine {
         reason: &str,
     ) -> Result<wire::Vote, EngineError> {
         work::refuse_new(self.db(), new, reason).await?;
+        self.ended(Kind::from_code(new.kind)?, End::Refused);
         self.refuse_own(&new.id, request, reason).await
     }
 
@@ -215,6 +230,7 @@ impl Engine {
         if vote.reason.is_empty() {
             vote.reason = reason.to_owned();
         }
+        // Counted when its row was written.
         fail_point(Point::SignerRefused);
         work::refused(self.db(), *id, &vote_write(self.own(), checked.ballot.choice, &vote), reason).await?;
         Ok(vote)
@@ -233,7 +249,7 @@ impl Engine {
             return Err(VoteError::Disagree("operation").into());
         }
         if row.state < State::Certified {
-            work::certified(self.db(), id, &certificate.encode_to_vec()).await?;
+            work::certified(self.db(), id, &certificate.encode_to_vec(), &[]).await?;
             fail_point(Point::Certified);
         }
         let response = self.inner.signers.own().release(request).await?;
@@ -263,7 +279,9 @@ impl Engine {
             if checked.ballot.choice.aborts() && row.state != State::Aborted {
                 let own = vote_write(self.own(), checked.ballot.choice, vote);
                 fail_point(Point::SignerRefused);
-                work::refused(self.db(), id, &own, "ABORT_ASKED").await?;
+                if work::refused(self.db(), id, &own, "ABORT_ASKED").await? {
+                    self.ended(Kind::from_code(row.kind)?, End::Refused);
+                }
             }
         }
         Ok(response)
@@ -271,6 +289,7 @@ impl Engine {
 
     /// Somebody hands over a proof of commit. Idempotent.
     pub async fn on_apply(&self, request: wire::ApplyRequest) -> Result<Vec<wire::Receipt>, EngineError> {
+        let started = Instant::now();
         let proof = request.proof.ok_or(VoteError::Malformed("proof"))?;
         let certificate = proof.certificate.as_ref().ok_or(VoteError::Malformed("certificate"))?;
         let checked = Certificate::verify(certificate, self.federation())?;
@@ -301,6 +320,7 @@ impl Engine {
         let receipts = self.signer_apply(id, &proof).await?;
         fail_point(Point::SignerApplied);
         self.write_applied(&attempt, &keys, &proof, &receipts).await?;
+        self.step_done(attempt.operation.kind, Phase::Apply, started);
         Ok(receipts)
     }
 

@@ -8,7 +8,7 @@ use spark_rules::{
     address::Network,
     ids::{KeyshareId, LeafId, TransferId},
     leaf::{LeafRecord, LeafStatus},
-    operation::{Binding, Records, TransferRecord, transfer_id},
+    operation::{Binding, Operation, Records, TransferRecord, transfer_id},
     point,
     vote::Kind,
 };
@@ -27,6 +27,7 @@ use crate::db::{
 pub struct Snapshot {
     leaves: BTreeMap<LeafId, LeafRecord>,
     frozen: BTreeSet<LeafId>,
+    mined: BTreeSet<LeafId>,
     bindings: BTreeMap<Vec<u8>, Binding>,
     transfers: BTreeMap<TransferId, TransferRecord>,
 }
@@ -100,6 +101,9 @@ impl Snapshot {
             snapshot.leaves.insert(record.leaf_id, record);
         }
         snapshot.frozen = chain::frozen(db.pool(), &ids).await?.into_iter().map(LeafId::from).collect();
+        if matches!(request, wire::operation::Request::Deposit(_)) {
+            snapshot.mined = chain::mined(db.pool(), &ids).await?.into_iter().map(LeafId::from).collect();
+        }
         Ok(snapshot)
     }
 
@@ -132,9 +136,16 @@ impl Snapshot {
         self
     }
 
-    /// A leaf on which the chain forbids a YES (D21).
-    pub fn frozen(&self, leaves: impl IntoIterator<Item = LeafId>) -> Option<LeafId> {
-        leaves.into_iter().find(|leaf| self.frozen.contains(leaf))
+    /// A leaf on which the chain forbids a YES: frozen (D21), or a deposit that is to be replaced although a block
+    /// has it (D20).
+    pub fn forbidden(&self, operation: &Operation) -> Option<LeafId> {
+        let frozen = operation.claims().into_iter().map(|c| c.leaf).find(|leaf| self.frozen.contains(leaf));
+        frozen.or_else(|| operation.replaces().filter(|leaf| !self.unconfirmed(leaf)))
+    }
+
+    fn unconfirmed(&self, leaf: &LeafId) -> bool {
+        let creating = self.leaves.get(leaf).is_some_and(|record| record.status == LeafStatus::Creating);
+        creating && !self.mined.contains(leaf)
     }
 }
 

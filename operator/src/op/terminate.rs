@@ -47,6 +47,27 @@ impl Engine {
         }
     }
 
+    /// Carries on at once what this operator coordinated when its process ended: nobody else would, before the stale
+    /// timer. One process per operator works on its attempts.
+    pub async fn resume(&self) -> Result<(), EngineError> {
+        for row in
+            operation::open(self.db().pool(), 0, BATCH).await?.into_iter().filter(|row| row.coordinates)
+        {
+            let engine = self.clone();
+            tokio::spawn(async move {
+                let Some(_driving) = engine.driving(row.id) else { return };
+                let resumed = match row.state {
+                    State::Committed | State::Applied => engine.terminate(&row).await,
+                    _ => engine.end_stale(&row).await,
+                };
+                if let Err(error) = resumed {
+                    tracing::warn!(%error, operation = %row.id, state = row.state.as_str(), "attempt is not resumed yet");
+                }
+            });
+        }
+        Ok(())
+    }
+
     /// One round.
     pub async fn terminate_once(&self) -> Result<(), EngineError> {
         let mut aborts: Vec<_> = delivery::due(self.db().pool(), BATCH)

@@ -1,33 +1,44 @@
 //! Persistent channels to the peers, and one way to reach the signer of any member.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use spark_proto::{
     peer::v1::{self as wire, peer_client::PeerClient as Client},
     signer::v1 as signer,
 };
 use spark_rules::ids::OperatorIndex;
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 
 use crate::{
     call::{CallError, MAX_MESSAGE, unary},
+    metrics::Metrics,
     signer_client::SignerClient,
 };
 
 /// One peer; clones share the channel.
 #[derive(Debug, Clone)]
 pub struct PeerClient {
+    index: OperatorIndex,
     client: Client<Channel>,
     deadline: Duration,
+    metrics: Metrics,
 }
 
 impl PeerClient {
-    /// Over a channel made once; `deadline` bounds every call.
-    pub fn new(channel: Channel, deadline: Duration) -> Self {
+    /// Over a channel made once; `deadline` bounds every call, and each is counted.
+    pub fn new(index: OperatorIndex, channel: Channel, deadline: Duration, metrics: Metrics) -> Self {
         let client = Client::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        Self { client, deadline }
+        Self { index, client, deadline, metrics }
+    }
+
+    fn ended<T>(&self, result: &Result<T, CallError>, started: Instant) {
+        let code = result.as_ref().map_or_else(CallError::code, |_| Code::Ok);
+        self.metrics.peer_call(self.index.get(), code, started.elapsed());
     }
 }
 
@@ -36,8 +47,10 @@ macro_rules! peer_calls {
         impl PeerClient {
             $($(#[$doc])*
             pub async fn $name(&self, request: $request) -> Result<$response, CallError> {
-                let mut client = self.client.clone();
-                unary(self.deadline, request, |r| async move { client.$name(r).await }).await
+                let (mut client, started) = (self.client.clone(), Instant::now());
+                let result = unary(self.deadline, request, |r| async move { client.$name(r).await }).await;
+                self.ended(&result, started);
+                result
             })*
         }
     };

@@ -19,9 +19,9 @@ use crate::{
     status::{Reason, Refused},
 };
 
-/// Most transaction kinds of one request: a deposit over eleven outputs needs thirteen inputs at two kinds more,
-/// which clients ask for in parts; everything else needs at most seven.
-const MAX_KINDS: u32 = 12;
+/// Most transaction kinds of one request: a deposit over eleven outputs needs thirteen; everything else needs at most
+/// seven.
+const MAX_KINDS: u32 = 13;
 
 /// What a wallet asks commitments for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,8 +237,8 @@ mod tests {
 
     #[test]
     fn bounds() {
-        assert!(Wanted::parse(&bound(12, 300)).is_ok());
-        assert!(Wanted::parse(&bound(13, 1)).is_err());
+        assert!(Wanted::parse(&bound(13, 300)).is_ok());
+        assert!(Wanted::parse(&bound(14, 1)).is_err());
         assert!(Wanted::parse(&bound(1, 301)).is_err());
         assert!(Wanted::parse(&bound(3, 0)).is_err());
         let unbound = |count, leaves| spark::GetSigningCommitmentsRequest {

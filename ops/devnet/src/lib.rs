@@ -7,6 +7,7 @@ pub mod bitcoind;
 pub mod certs;
 pub mod control;
 pub mod demo;
+pub mod exposition;
 pub mod faucet;
 pub mod http;
 pub mod member;

@@ -39,6 +39,7 @@ impl Shape {
             threshold: self.threshold,
             deposit_depth: self.deposit_depth,
             sdk: self.sdk,
+            known_identities: self.sdk,
             dir,
         }
     }

@@ -128,6 +128,21 @@ impl Member {
         format!("http://{}", self.signer_http.address())
     }
 
+    /// `host:port` where the signer listens for its operator.
+    pub fn signer_address(&self) -> String {
+        self.signer_port.address().to_string()
+    }
+
+    /// Certificate and key of the operator: towards wallets, peers and its signer.
+    pub const fn operator_tls(&self) -> &PemFiles {
+        &self.operator_tls
+    }
+
+    /// Certificate and key of the signer.
+    pub const fn signer_tls(&self) -> &PemFiles {
+        &self.signer_tls
+    }
+
     /// The token directory.
     pub const fn tokens(&self) -> &TokenDir {
         &self.tokens
@@ -267,6 +282,7 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
             r#"network = "regtest"
 operator = {index}
 federation = {federation:?}
+federation_hash = "{hash}"
 peers_ca = {ca:?}
 
 [listen]
@@ -311,6 +327,7 @@ identity_burst = 100000
 "#,
             index = self.index,
             federation = around.federation.display().to_string(),
+            hash = around.federation_hash,
             ca = around.ca.display().to_string(),
             mutual = self.mutual_port.address(),
             open = self.open_port.address(),

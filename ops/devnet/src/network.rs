@@ -39,13 +39,15 @@ pub struct Options {
     pub deposit_depth: u32,
     /// Development identities on ports 8535 and up, bitcoind's front on 8332: what public SDK suites expect.
     pub sdk: bool,
+    /// The development identities on free ports: a test can open what is sealed for operators. Implied by `sdk`.
+    pub known_identities: bool,
     /// Where its state lies; a temporary folder if absent.
     pub dir: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { operators: 3, threshold: 2, deposit_depth: 1, sdk: false, dir: None }
+        Self { operators: 3, threshold: 2, deposit_depth: 1, sdk: false, known_identities: false, dir: None }
     }
 }
 
@@ -359,7 +361,8 @@ async fn front(
 }
 
 fn development(options: &Options) -> impl Iterator<Item = Option<&'static str>> {
-    let known: Vec<_> = if options.sdk { DEVELOPMENT_IDENTITIES.to_vec() } else { Vec::new() };
+    let known =
+        if options.sdk || options.known_identities { DEVELOPMENT_IDENTITIES.to_vec() } else { Vec::new() };
     known.into_iter().map(Some).chain(std::iter::repeat(None))
 }
 

@@ -20,7 +20,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// After a kill the old backends may hold the shared memory a moment longer, and the server refuses to start.
 const START_ATTEMPTS: usize = 20;
 /// What we call, all from one folder.
-const PROGRAMS: [&str; 5] = ["initdb", "postgres", "pg_isready", "createdb", "dropdb"];
+const PROGRAMS: [&str; 6] = ["initdb", "postgres", "pg_isready", "createdb", "dropdb", "pg_dump"];
 const SUPERUSER: &str = "spark";
 
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +127,11 @@ impl Cluster {
         self.client("dropdb", &["--force", name])
     }
 
+    /// Everything in a database as SQL text.
+    pub fn dump(&self, name: &str) -> Result<Vec<u8>, PostgresError> {
+        self.client_output("pg_dump", &[name])
+    }
+
     /// `postgres://` URL of a database over TCP, with user and password.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{SUPERUSER}:{}@{}/{database}", self.password, self.port.address())
@@ -187,6 +192,10 @@ impl Cluster {
     }
 
     fn client(&self, program: &str, args: &[&str]) -> Result<(), PostgresError> {
+        self.client_output(program, args).map(drop)
+    }
+
+    fn client_output(&self, program: &str, args: &[&str]) -> Result<Vec<u8>, PostgresError> {
         let mut command = as_user(&self.programs.join(program), self.user.as_ref());
         command
             .args(["--host", "127.0.0.1", "--username", SUPERUSER, "--no-password"])
@@ -260,11 +269,11 @@ fn as_user(executable: &Path, user: Option<&UnixUser>) -> Command {
     command
 }
 
-fn run(program: &str, mut command: Command) -> Result<(), PostgresError> {
+fn run(program: &str, mut command: Command) -> Result<Vec<u8>, PostgresError> {
     let output =
         command.output().map_err(|source| PostgresError::Run { program: program.to_owned(), source })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     Err(PostgresError::Failed { program: program.to_owned(), stderr })

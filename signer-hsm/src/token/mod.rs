@@ -11,6 +11,7 @@ mod keys;
 mod link;
 mod module;
 mod objects;
+mod observed;
 mod pin;
 mod roots;
 
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 pub use ceremony::{IdentitySource, generate_keys};
 pub use config::{DeleteClaim, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef};
 pub use keys::IdentityMethod;
+pub use observed::Observed;
 
 use keys::Keys;
 use link::Link;

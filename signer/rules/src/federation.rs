@@ -39,6 +39,18 @@ pub enum FederationError {
     },
 }
 
+impl FederationError {
+    /// Stable reason.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Format(_) | Self::Field(_) => "FEDERATION_MALFORMED",
+            Self::Unsafe(_) => "FEDERATION_UNSAFE",
+            Self::Signature(_) => "FEDERATION_UNSIGNED",
+            Self::Hash { .. } => "FEDERATION_DIFFERS",
+        }
+    }
+}
+
 /// One member as written in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

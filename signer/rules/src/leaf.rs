@@ -13,8 +13,8 @@ use uuid::Uuid;
 use crate::address::Network;
 use crate::ids::{KeyshareId, LeafId};
 use crate::tx::{
-    Basis, LEAST_REFUND_STEP, Plan, Planned, Purpose, RawSet, RenewalPath, Rule, SequenceField, Source,
-    Spend, Template, TemplateError, Timelock, p2tr_script,
+    Basis, INITIAL_TIMELOCK, LEAST_REFUND_STEP, Plan, Planned, Purpose, RawSet, RenewalPath, Rule,
+    SequenceField, Source, Spend, Template, TemplateError, Timelock, p2tr_script,
 };
 
 /// Highest timelock at which a renewal is accepted.
@@ -178,6 +178,12 @@ impl LeafRecord {
             (Some(input), Some(txout)) => Ok(Spend { outpoint: input.previous_output, txout: txout.clone() }),
             _ => Err(LeafError::Prevouts("node tx")),
         }
+    }
+
+    /// Still what a deposit made: no send was committed (it would have lowered the timelock) and no renewal (it
+    /// would have put a node above the leaf).
+    pub fn is_fresh_deposit(&self) -> bool {
+        self.parent_id.is_none() && self.refund_timelock == INITIAL_TIMELOCK
     }
 
     /// The node tx may be broadcast at once.

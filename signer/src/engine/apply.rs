@@ -131,12 +131,11 @@ impl Shared {
         }
         if operation.kind == Kind::Claim
             && let Some(sealed) = &operation.sealed
+            && let Some(mut transfer) = ledger::transfer(txn, &sealed.transfer)?
         {
-            if let Some(mut transfer) = ledger::transfer(txn, &sealed.transfer)? {
-                transfer.claimed = true;
-                ledger::put_transfer(txn, &transfer);
-                result = Some(transfer);
-            }
+            transfer.claimed = true;
+            ledger::put_transfer(txn, &transfer);
+            result = Some(transfer);
         }
         for signed in &outcome.signed {
             let key = [

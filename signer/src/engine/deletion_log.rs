@@ -15,7 +15,7 @@ use crate::vault::Txn;
 
 const SIZE: &[u8] = b"log-size";
 
-fn size(txn: &Txn<'_>) -> Result<u64, EngineError> {
+pub(super) fn size(txn: &Txn<'_>) -> Result<u64, EngineError> {
     match txn.record(SIZE)? {
         Some(bytes) => Ok(u64::from_be_bytes(
             bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("log size"))?,

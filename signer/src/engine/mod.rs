@@ -201,6 +201,11 @@ impl Engine {
         self.shared.nonces.len()
     }
 
+    /// Receipts in the deletion log.
+    pub fn log_size(&mut self) -> Result<u64, EngineError> {
+        deletion_log::size(&self.vault.begin())
+    }
+
     /// The vault, for reading.
     pub const fn vault(&self) -> &Vault {
         &self.vault

@@ -9,7 +9,7 @@ use spark_proto::{peer::v1 as peer, signer::v1 as wire, spark};
 use spark_rules::{
     feldman::Proofs,
     ids::{KeyshareId, LeafId, OperationId},
-    operation::{Keys, Operation, OperationError, Resource, identify},
+    operation::{Keys, Operation, OperationError, Resource, commitment_sets, identify},
     vote::{Ballot, Choice, Kind},
 };
 use zeroize::{Zeroize as _, Zeroizing};
@@ -98,6 +98,11 @@ impl Shared {
                 }
             };
         }
+        // S3: whatever else is wrong with it, another package under a used nonce raises the alarm. Asked before
+        // nonces are taken for this one.
+        if self.replays(&request) {
+            self.alarm("nonce_replayed");
+        }
         if request.attempt > 0 && !self.former_attempt_is_aborted(txn, &id, request.attempt)? {
             return Err(EngineError::Decided("undecided before"));
         }
@@ -111,6 +116,17 @@ impl Shared {
                 self.refuse(txn, id, request.attempt, kind, &error)
             }
         }
+    }
+
+    /// Whether a package names a nonce of this signer that served another one.
+    fn replays(&self, request: &peer::Operation) -> bool {
+        let me = self.me.identifier_hex();
+        request
+            .request
+            .iter()
+            .flat_map(commitment_sets)
+            .filter_map(|set| set.signing_commitments.get(&me))
+            .any(|pair| self.nonces.was_used(&pair.hiding, &pair.binding))
     }
 
     fn former_attempt_is_aborted(

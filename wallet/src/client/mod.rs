@@ -50,6 +50,12 @@ pub enum ClientError {
         /// Its answer.
         status: Box<Status>,
     },
+    /// The operator sends more than any wallet needs, or never comes to an end.
+    #[error("operator {}: its list does not end", operator.get())]
+    Endless {
+        /// Which.
+        operator: OperatorIndex,
+    },
 }
 
 impl ClientError {
@@ -87,6 +93,8 @@ pub struct Operator {
     index: OperatorIndex,
     identity: PublicKey,
     channel: Channel,
+    /// For one call, to the last byte of its answer.
+    deadline: Duration,
     session: Mutex<Option<Session>>,
     login: tokio::sync::Mutex<()>,
 }
@@ -98,9 +106,33 @@ impl std::fmt::Debug for Operator {
 }
 
 impl Operator {
+    pub(crate) fn over(
+        index: OperatorIndex,
+        identity: PublicKey,
+        channel: Channel,
+        deadline: Duration,
+    ) -> Self {
+        let (session, login) = (Mutex::new(None), tokio::sync::Mutex::new(()));
+        Self { index, identity, channel, deadline, session, login }
+    }
+
+    /// With a session that never ends.
+    #[cfg(test)]
+    pub(crate) fn let_in(self) -> Self {
+        let expires = SystemTime::now() + Duration::from_secs(86_400);
+        let session = Session { token: MetadataValue::from_static("Bearer test"), expires };
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        self
+    }
+
     /// Its position.
     pub const fn index(&self) -> OperatorIndex {
         self.index
+    }
+
+    /// Longest time of one call.
+    pub const fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     /// The identity key that the federation file states.
@@ -146,7 +178,9 @@ impl Operator {
         loop {
             let mut attempt = Request::new(request.clone());
             attempt.metadata_mut().insert("authorization", self.token(key).await?);
-            match call(attempt).await {
+            // The channel's own deadline ends with the headers: a body may trickle for ever.
+            let answer = tokio::time::timeout(self.deadline, call(attempt)).await;
+            match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no complete answer in time"))) {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if status.code() == Code::Unauthenticated && !renewed => {
                     renewed = true;
@@ -174,8 +208,11 @@ impl Operator {
             return Ok(token);
         }
         let refuse = |source| ClientError::Auth { operator: self.index, source };
-        let (token, expires) =
-            authn::login(self.channel.clone(), &self.identity, key).await.map_err(refuse)?;
+        let login = authn::login(self.channel.clone(), &self.identity, key);
+        let (token, expires) = tokio::time::timeout(self.deadline, login)
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("no complete answer in time").into()))
+            .map_err(refuse)?;
         let mut token: MetadataValue<tonic::metadata::Ascii> =
             format!("Bearer {token}").parse().map_err(|_| refuse(AuthError::Answer("session token")))?;
         token.set_sensitive(true);
@@ -219,15 +256,15 @@ impl Operators {
                 endpoint.host.clone()
             };
             let channel = transport::channel(&format!("{host}:{}", endpoint.port), &tls, deadlines)?;
-            all.push(Operator {
-                index: member.index,
-                identity: member.identity,
-                channel,
-                session: Mutex::new(None),
-                login: tokio::sync::Mutex::new(()),
-            });
+            all.push(Operator::over(member.index, member.identity, channel, config.deadline));
         }
         Ok(Self { all, coordinator: config.coordinator.as_usize() })
+    }
+
+    /// Over given operators, the first of which coordinates.
+    #[cfg(test)]
+    pub(crate) const fn of(all: Vec<Operator>) -> Self {
+        Self { all, coordinator: 0 }
     }
 
     /// All, in index order.

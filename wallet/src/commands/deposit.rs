@@ -4,8 +4,11 @@ use spark_wallet::{Wallet, flow::Funding, state::DepositState};
 use super::{Printer, qr_code, refused};
 use crate::{
     cli::Deposit,
-    output::{Address, CommandError, DepositClaimed, DepositInfo, List},
+    output::{Address, CommandError, DepositClaimed, DepositFailed, DepositInfo, List, explain},
 };
+
+const UNCONFIRMED: &str =
+    "unconfirmed: whoever pays can still replace it; then claim the transaction that takes its place";
 
 pub(super) async fn run(wallet: &Wallet, command: Deposit, printer: Printer) -> Result<(), CommandError> {
     match command {
@@ -61,21 +64,33 @@ async fn claim(
             open.map(|d| d.address).collect()
         }
     };
-    let mut claimed = 0usize;
+    let (mut claimed, mut failed) = (0usize, None);
+    let alone = addresses.len() == 1;
     for address in addresses {
-        if let Some(leaf) = wallet.claim_deposit(&address, funding).await? {
-            claimed = claimed.saturating_add(1);
-            printer.show(&DepositClaimed {
-                leaf_id: leaf.leaf_id,
-                address: leaf.address,
-                amount_sats: leaf.value,
-                status: leaf.status,
-            })?;
+        match wallet.claim_deposit(&address, funding).await {
+            Ok(None) => {}
+            Ok(Some(leaf)) => {
+                claimed = claimed.saturating_add(1);
+                let warning = leaf.is_unconfirmed().then(|| UNCONFIRMED.to_owned());
+                printer.show(&DepositClaimed {
+                    leaf_id: leaf.leaf_id,
+                    address: leaf.address,
+                    amount_sats: leaf.value,
+                    status: leaf.status,
+                    warning,
+                })?;
+            }
+            // One address does not stop the others.
+            Err(error) if alone => return Err(error.into()),
+            Err(error) => {
+                printer.show(&DepositFailed { address, error: explain(&error) })?;
+                failed = Some(error);
+            }
         }
     }
-    if claimed == 0 {
-        Err(refused("nothing to claim: no confirmed output on a waiting address"))
-    } else {
-        Ok(())
+    match failed {
+        Some(error) => Err(error.into()),
+        None if claimed == 0 => Err(refused("nothing to claim: no confirmed output on a waiting address")),
+        None => Ok(()),
     }
 }

@@ -1,7 +1,10 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use spark_wallet::{Wallet, WalletError, exit::ExitStatus};
+use spark_wallet::{
+    Wallet, WalletError,
+    exit::{ExitStatus, FeePolicy},
+};
 
 use super::{Printer, refused};
 use crate::{
@@ -48,9 +51,15 @@ async fn go_on(
 ) -> Result<(), CommandError> {
     let bar =
         if wait && !printer.is_json() && io::stderr().is_terminal() { bar() } else { ProgressBar::hidden() };
+    let fee = match fee_rate {
+        Some(rate) => FeePolicy::Rate(rate),
+        // Whoever waits here wants it to end, also when blocks get dearer meanwhile.
+        None if wait => FeePolicy::Follow,
+        None => FeePolicy::Estimate,
+    };
     let mut shown: Option<ExitStatus> = None;
     loop {
-        let status = wallet.exit_advance(leaf, fee_rate).await?;
+        let status = wallet.exit_advance(leaf, fee).await?;
         // Counting blocks is for the bar; objects are for steps.
         if shown.as_ref().is_none_or(|s| phases(s) != phases(&status)) {
             bar.suspend(|| printer.show(&status))?;
@@ -75,7 +84,8 @@ async fn go_on(
 }
 
 fn phases(status: &ExitStatus) -> Vec<(spark_wallet::exit::StepState, Option<bitcoin::Txid>)> {
-    status.steps.iter().map(|s| (s.state, s.child_txid)).collect()
+    let steps = status.steps.iter().map(|s| (s.state, s.child_txid));
+    steps.chain([(status.sweep_state, status.sweep_txid)]).collect()
 }
 
 fn bar() -> ProgressBar {

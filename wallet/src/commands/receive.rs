@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeSet,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -14,11 +15,16 @@ const POLL: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Printer) -> Done {
     let end = Instant::now() + Duration::from_secs(timeout.min(86_400 * 365));
-    for claimed in wallet.resume_claims().await? {
-        printer.show(&describe(wallet, claimed).await)?;
+    for outcome in wallet.resume_claims().await? {
+        match outcome {
+            Ok(claimed) => printer.show(&describe(wallet, claimed).await)?,
+            // An old one that cannot be finished does not keep new ones away.
+            Err((id, error)) => printer.show(&failure(id, &error))?,
+        }
     }
     // Subscribed before looking, so that nothing falls between.
     let mut events = if wait { Some(Box::pin(wallet.events().await?)) } else { None };
+    let mut shown = BTreeSet::new();
     loop {
         let mut failed: Option<WalletError> = None;
         let mut claimed = 0usize;
@@ -29,21 +35,18 @@ pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Prin
                     printer.show(&describe(wallet, transfer).await)?;
                 }
                 Err((transfer_id, error)) => {
-                    printer.show(&Received {
-                        transfer_id,
-                        amount_sats: None,
-                        sender: None,
-                        leaves: Vec::new(),
-                        finality: Vec::new(),
-                        error: Some(explain(&error)),
-                    })?;
+                    let failure = failure(transfer_id, &error);
+                    // While waiting the same trouble is told once.
+                    if shown.insert((failure.transfer_id.clone(), failure.error.clone())) {
+                        printer.show(&failure)?;
+                    }
                     failed = Some(error);
                 }
             }
         }
         match failed {
             // Its text has been shown with the transfer.
-            Some(error) if !wait || claimed == 0 => {
+            Some(error) if !wait => {
                 return Ok(ExitCode::from(CommandError::from(error).exit_code()));
             }
             _ if claimed > 0 || !wait => return Ok(ExitCode::SUCCESS),
@@ -73,6 +76,17 @@ pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Prin
         if events.is_none() {
             events = wallet.events().await.ok().map(Box::pin);
         }
+    }
+}
+
+fn failure(transfer_id: String, error: &WalletError) -> Received {
+    Received {
+        transfer_id,
+        amount_sats: None,
+        sender: None,
+        leaves: Vec::new(),
+        finality: Vec::new(),
+        error: Some(explain(error)),
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) fn create(dir: &Path, words: u8, printer: Printer) -> Done {
         address: wallet.address()?,
         words: Some(phrase.reveal().to_owned()),
         leaves: Vec::new(),
+        deposit_addresses: Vec::new(),
+        problems: Vec::new(),
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -42,11 +44,15 @@ pub(super) async fn restore(dir: &Path, seed_file: Option<&Path>, printer: Print
     };
     let phrase = Phrase::parse(&text).map_err(WalletError::from)?;
     let wallet = Wallet::create(dir, &phrase)?;
+    // The keys of deposits derive from leaf ids, which only the operators have now.
+    let restored = wallet.restore_deposits().await?;
     printer.show(&Created {
         identity: wallet.keys().identity().public_key().to_string(),
         address: wallet.address()?,
         words: None,
         leaves: wallet.sync().await?,
+        deposit_addresses: restored.addresses,
+        problems: restored.problems,
     })?;
     Ok(ExitCode::SUCCESS)
 }

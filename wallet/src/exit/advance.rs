@@ -3,114 +3,171 @@ use std::collections::BTreeSet;
 use bitcoin::{OutPoint, ScriptBuf, Transaction, consensus::encode};
 use spark_rules::{ids::LeafId, tx::Spend};
 
-use super::{Child, ExitError, ExitStatus, StepState, StepView, decode, kind, timelock, transactions};
+use super::{
+    Child, ChildError, ExitError, ExitStatus, StepState, decode,
+    look::Outlook,
+    path::{Leg, Slot},
+};
 use crate::{
     Wallet, WalletError,
+    chain::ChainError,
     keys::SigningKey,
     state::{ExitRecord, ExitState, LeafKeyKind, StoredStep},
     verify::VerifyError,
-    wallet::now,
 };
 
-impl Wallet {
-    /// Begins an exit of `leaf_id` to `destination`, or finds the one that is under way. Nothing is sent yet:
-    /// [`Wallet::exit_advance`] does that.
-    pub async fn exit_start(
-        &self,
-        leaf_id: &str,
-        destination: &str,
-        fee_rate: Option<u64>,
-        force: bool,
-    ) -> Result<ExitRecord, WalletError> {
-        self.script_of(destination)?;
-        if let Some(record) = self.state().get::<ExitRecord>(leaf_id)? {
-            if record.destination != destination {
-                return Err(
-                    ExitError::Other { leaf: leaf_id.to_owned(), destination: record.destination }.into()
-                );
-            }
-            return Ok(record);
-        }
-        let plan = self.exit_plan(leaf_id, fee_rate).await?;
-        if !plan.economic && !force {
-            let fees = plan.node_fees_sats.saturating_add(plan.refund_fee_sats);
-            return Err(ExitError::Uneconomic { fees, value: plan.value_sats }.into());
-        }
-        let (stored, lineage) = self.stored_leaf(leaf_id)?;
-        let steps = transactions(&lineage)?
-            .iter()
-            .map(|tx| StoredStep { tx: encode::serialize_hex(tx), child: None, fee_rate: 0 })
-            .collect();
-        let record = ExitRecord {
-            leaf_id: leaf_id.to_owned(),
-            destination: destination.to_owned(),
-            steps,
-            pays: stored.pays,
-            state: ExitState::Active,
-            created: now(),
-        };
-        self.state().put(&record)?;
-        Ok(record)
-    }
+/// What the transactions of an exit pay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeePolicy {
+    /// bitcoind's estimate at the time of each step; what is in the mempool is left alone.
+    Estimate,
+    /// bitcoind's estimate, also for what is in the mempool when that pays less.
+    Follow,
+    /// This many sat/vB, also for what is in the mempool when that pays less.
+    Rate(u64),
+}
 
+impl FeePolicy {
+    const fn chosen(self) -> Option<u64> {
+        match self {
+            Self::Rate(rate) => Some(rate),
+            Self::Estimate | Self::Follow => None,
+        }
+    }
+}
+
+impl Wallet {
     /// Where an exit stands. Nothing is sent.
     pub async fn exit_status(&self, leaf_id: &str) -> Result<ExitStatus, WalletError> {
         let record = self.exit_record(leaf_id)?;
-        self.look(&record).await
+        Ok(self.look(&record).await?.status)
     }
 
-    /// Does what can be done now: broadcasts the next package whose time has come, or replaces the child of the
-    /// one in the mempool when `fee_rate` is higher than what it pays. Call it again after each block.
-    pub async fn exit_advance(
-        &self,
-        leaf_id: &str,
-        fee_rate: Option<u64>,
-    ) -> Result<ExitStatus, WalletError> {
+    /// Does what can be done now: broadcasts the next package whose time has come, replaces the child of the one in
+    /// the mempool where `fee` says so, or takes the refund's output to the destination where no child did. Call it
+    /// again after each block.
+    pub async fn exit_advance(&self, leaf_id: &str, fee: FeePolicy) -> Result<ExitStatus, WalletError> {
         let mut record = self.exit_record(leaf_id)?;
-        let status = self.look(&record).await?;
-        if status.done {
-            record.state = ExitState::Done;
+        let outlook = self.look(&record).await?;
+        let state = if outlook.status.done { ExitState::Done } else { ExitState::Active };
+        if record.state != state {
+            // Also back again: a reorganisation may take the last block away.
+            record.state = state;
             self.state().put(&record)?;
-            return Ok(status);
         }
-        let turn = status.steps.iter().position(|s| matches!(s.state, StepState::Ready | StepState::Mempool));
-        let Some(turn) = turn else { return Ok(status) };
-        let step = record.steps.get(turn).cloned().ok_or(ExitError::Stored("a step"))?;
-        let in_mempool = status.steps.get(turn).is_some_and(|s| s.state == StepState::Mempool);
-        // What is in the mempool is only touched when the user pays more.
-        let rate = match (in_mempool, fee_rate) {
-            (true, Some(rate)) if rate > step.fee_rate => self.fee_rate(Some(rate)).await?,
-            (true, _) => return Ok(status),
-            (false, chosen) => self.fee_rate(chosen).await?.max(step.fee_rate),
+        if outlook.status.done {
+            return Ok(outlook.status);
+        }
+        let acted = self.act(&mut record, &outlook, fee).await;
+        match acted {
+            Ok(false) => Ok(outlook.status),
+            Ok(true) => Ok(self.look(&record).await?.status),
+            // Nobody asked for this replacement; what is in the mempool stays.
+            Err(error) if fee == FeePolicy::Follow && is_harmless(&error, &outlook) => {
+                tracing::warn!(%error, "a higher fee is not possible");
+                Ok(outlook.status)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn act(
+        &self,
+        record: &mut ExitRecord,
+        outlook: &Outlook,
+        fee: FeePolicy,
+    ) -> Result<bool, WalletError> {
+        let steps = outlook.legs.iter().zip(&outlook.status.steps);
+        let turn = steps
+            .map(|(leg, view)| (leg, view.state))
+            .find(|(_, state)| matches!(state, StepState::Ready | StepState::Mempool));
+        let (leg, in_mempool) = match turn {
+            Some((leg, state)) => (leg, state == StepState::Mempool),
+            None => {
+                let last = outlook.legs.last().ok_or(ExitError::Stored("no step"))?;
+                return self.sweep(record, last, outlook.status.sweep_state, fee).await;
+            }
         };
-        let parent = decode(&step.tx)?;
-        let child = self.child(&record, turn, &parent, rate).await?;
+        let Some(rate) = self.next_rate(in_mempool, leg.fee_rate, fee).await? else { return Ok(false) };
+        // Nobody's child pays for a direct node: it has no anchor, and its output is not this wallet's.
+        if leg.slot == Slot::DirectNode {
+            return Ok(false);
+        }
+        let child = match self.child(record, leg, rate).await {
+            Err(WalletError::Exit(ExitError::Child(ChildError::TooSmall { .. })))
+                if leg.slot == Slot::DirectRefund && !in_mempool =>
+            {
+                // It pays its own fee, if not this one.
+                self.chain()?.broadcast(&leg.tx).await?;
+                return Ok(true);
+            }
+            other => other?,
+        };
         // Stored first: after a crash it is known which child may be out.
-        if let Some(stored) = record.steps.get_mut(turn) {
+        if let Some(stored) = leg.slot.of_mut(record) {
             stored.child = Some(encode::serialize_hex(&child.tx));
             stored.fee_rate = rate;
         }
-        self.state().put(&record)?;
-        self.chain()?.submit_package(&parent, &child.tx).await?;
-        self.look(&record).await
+        self.state().put(record)?;
+        self.chain()?.submit_package(&leg.tx, &child.tx).await?;
+        Ok(true)
+    }
+
+    /// Rate of the next transaction; none where what is in the mempool stays.
+    async fn next_rate(
+        &self,
+        in_mempool: bool,
+        paid: u64,
+        fee: FeePolicy,
+    ) -> Result<Option<u64>, WalletError> {
+        if in_mempool && fee == FeePolicy::Estimate {
+            return Ok(None);
+        }
+        let rate = self.fee_rate(fee.chosen()).await?;
+        if in_mempool { Ok(Some(rate).filter(|rate| *rate > paid)) } else { Ok(Some(rate.max(paid))) }
+    }
+
+    /// Anyone can spend a refund's anchor with a child of his own, and push this wallet's child out: then the
+    /// refund confirms and its money still lies there.
+    async fn sweep(
+        &self,
+        record: &mut ExitRecord,
+        refund: &Leg,
+        state: StepState,
+        fee: FeePolicy,
+    ) -> Result<bool, WalletError> {
+        let in_mempool = state == StepState::Mempool;
+        if !in_mempool && state != StepState::Ready {
+            return Ok(false);
+        }
+        // What a child that was pushed out would have paid is no measure for another transaction.
+        let paid = record.sweep.as_ref().map_or(if in_mempool { refund.fee_rate } else { 0 }, |s| s.fee_rate);
+        let Some(rate) = self.next_rate(in_mempool, paid, fee).await? else { return Ok(false) };
+        let money = Spend::of(&refund.tx, 0).ok_or(ExitError::Stored("the refund"))?;
+        let (key, script) = (self.refund_key(record)?, self.script_of(&record.destination)?);
+        let sweep = Child::sweep(&money, &key, script, rate).map_err(ExitError::from)?;
+        let tx = encode::serialize_hex(&sweep.tx);
+        record.sweep = Some(StoredStep { tx, child: None, fee_rate: rate });
+        self.state().put(record)?;
+        self.chain()?.broadcast(&sweep.tx).await?;
+        Ok(true)
     }
 
     fn exit_record(&self, leaf_id: &str) -> Result<ExitRecord, WalletError> {
         Ok(self.state().get(leaf_id)?.ok_or_else(|| ExitError::NotStarted(leaf_id.to_owned()))?)
     }
 
-    async fn child(
-        &self,
-        record: &ExitRecord,
-        turn: usize,
-        parent: &Transaction,
-        rate: u64,
-    ) -> Result<Child, WalletError> {
-        if turn.saturating_add(1) == record.steps.len() {
+    async fn child(&self, record: &ExitRecord, leg: &Leg, rate: u64) -> Result<Child, WalletError> {
+        let parent = &leg.tx;
+        if leg.slot.is_refund(record) {
             let money = Spend::of(parent, 0).ok_or(ExitError::Stored("the refund"))?;
             let key = self.refund_key(record)?;
             let script = self.script_of(&record.destination)?;
-            return Ok(Child::build(parent, &money, &key, script, rate).map_err(ExitError::from)?);
+            let child = match leg.slot {
+                Slot::Step(_) => Child::build(parent, &money, &key, script, rate),
+                _ => Child::of_direct(parent, own_fee(record, leg)?, &money, &key, script, rate),
+            };
+            return Ok(child.map_err(ExitError::from)?);
         }
         let key = self.keys().exit_fee()?;
         let address = self.exit_fee_address()?;
@@ -148,7 +205,7 @@ impl Wallet {
         Ok(taken)
     }
 
-    fn script_of(&self, destination: &str) -> Result<ScriptBuf, ExitError> {
+    pub(super) fn script_of(&self, destination: &str) -> Result<ScriptBuf, ExitError> {
         destination
             .parse::<bitcoin::Address<_>>()
             .ok()
@@ -156,120 +213,27 @@ impl Wallet {
             .map(|a| a.script_pubkey())
             .ok_or_else(|| ExitError::Destination(destination.to_owned()))
     }
-
-    /// Reads the state of every step from the chain.
-    async fn look(&self, record: &ExitRecord) -> Result<ExitStatus, WalletError> {
-        let count = record.steps.len();
-        let mut depths = Vec::with_capacity(count);
-        let mut txs = Vec::with_capacity(count);
-        for step in &record.steps {
-            let tx = decode(&step.tx)?;
-            let child = step.child.as_deref().map(decode).transpose()?;
-            depths.push(self.depth(&tx, child.as_ref()).await?);
-            txs.push((tx, child));
-        }
-        let depths = carry_up(depths);
-        let mut steps = Vec::with_capacity(count);
-        // The deposit is deep enough for every timelock.
-        let mut before = Some(u32::MAX);
-        for (i, ((tx, child), depth)) in txs.iter().zip(&depths).enumerate() {
-            let timelock = timelock(tx);
-            let (state, blocks_left) = step_state(*depth, before, timelock);
-            if state == StepState::Ready {
-                self.must_be_free(tx).await?;
-            }
-            steps.push(StepView {
-                kind: kind(i, count),
-                txid: tx.compute_txid(),
-                state,
-                timelock,
-                blocks_left,
-                child_txid: child.as_ref().map(Transaction::compute_txid),
-                fee_rate: record.steps.get(i).map(|s| s.fee_rate).filter(|r| *r > 0),
-            });
-            before = *depth;
-        }
-        let sweep = txs.last().and_then(|(_, child)| child.as_ref()).and_then(|c| c.output.first());
-        Ok(ExitStatus {
-            leaf_id: record.leaf_id.clone(),
-            destination: record.destination.clone(),
-            done: steps.last().is_some_and(|s| s.state == StepState::Confirmed),
-            amount_sats: sweep.map(|o| o.value.to_sat()),
-            blocks_left: steps.iter().fold(0, |sum, s| sum.saturating_add(s.blocks_left)),
-            steps,
-        })
-    }
-
-    /// Confirmations; 0 in the mempool, none if unknown.
-    async fn depth(&self, tx: &Transaction, child: Option<&Transaction>) -> Result<Option<u32>, WalletError> {
-        let txid = tx.compute_txid();
-        if let Some(unspent) = self.chain()?.unspent(&OutPoint { txid, vout: 0 }).await? {
-            return Ok(Some(unspent.confirmations));
-        }
-        if let Some(confirmations) = self.chain()?.confirmations(&txid).await? {
-            return Ok(Some(confirmations));
-        }
-        // Without an index bitcoind knows a spent transaction only by what spends it.
-        let Some(child) = child else { return Ok(None) };
-        let outpoint = OutPoint { txid: child.compute_txid(), vout: 0 };
-        Ok(self.chain()?.unspent(&outpoint).await?.map(|u| u.confirmations))
-    }
-
-    async fn must_be_free(&self, tx: &Transaction) -> Result<(), WalletError> {
-        for input in &tx.input {
-            if self.chain()?.unspent(&input.previous_output).await?.is_none() {
-                return Err(ExitError::Conflict { txid: tx.compute_txid() }.into());
-            }
-        }
-        Ok(())
-    }
 }
 
-/// What a known step stands on is confirmed, even where bitcoind cannot show a spent output any more.
-fn carry_up(mut depths: Vec<Option<u32>>) -> Vec<Option<u32>> {
-    let mut below = false;
-    for depth in depths.iter_mut().rev() {
-        if below {
-            *depth = Some(depth.unwrap_or(1).max(1));
-        }
-        below |= depth.is_some();
-    }
-    depths
+/// What a direct refund pays itself: the difference to the output that it spends, which is the leaf's node tx or
+/// its twin.
+fn own_fee(record: &ExitRecord, leg: &Leg) -> Result<u64, ExitError> {
+    let spent = leg.tx.input.first().ok_or(ExitError::Stored("the refund"))?.previous_output;
+    let steps = record.steps.iter().chain(record.direct.node.as_ref());
+    let parents = steps.map(|s| decode(&s.tx)).collect::<Result<Vec<Transaction>, _>>()?;
+    let parent = parents.iter().find(|tx| tx.compute_txid() == spent.txid);
+    let value = |tx: &Transaction| tx.output.first().map_or(0, |o| o.value.to_sat());
+    Ok(parent.map_or(0, value).saturating_sub(value(&leg.tx)))
 }
 
-/// State, and blocks still to wait for the timelock. A transaction with timelock T may enter the mempool when
-/// what it spends has T confirmations (BIP 68).
-fn step_state(depth: Option<u32>, before: Option<u32>, timelock: u16) -> (StepState, u32) {
-    match (depth, before) {
-        (Some(0), _) => (StepState::Mempool, 0),
-        (Some(_), _) => (StepState::Confirmed, 0),
-        (None, None | Some(0)) => (StepState::Later, timelock.into()),
-        (None, Some(before)) => match u32::from(timelock).saturating_sub(before) {
-            0 => (StepState::Ready, 0),
-            left => (StepState::Timelock, left),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_follow_the_chain() {
-        assert_eq!(step_state(None, Some(u32::MAX), 2000), (StepState::Ready, 0));
-        assert_eq!(step_state(None, None, 2000), (StepState::Later, 2000));
-        assert_eq!(step_state(None, Some(0), 2000), (StepState::Later, 2000));
-        assert_eq!(step_state(None, Some(1), 2000), (StepState::Timelock, 1999));
-        assert_eq!(step_state(None, Some(2000), 2000), (StepState::Ready, 0));
-        assert_eq!(step_state(Some(0), Some(2000), 2000), (StepState::Mempool, 0));
-        assert_eq!(step_state(Some(3), None, 2000), (StepState::Confirmed, 0));
-    }
-
-    #[test]
-    fn spent_parents_count_as_confirmed() {
-        assert_eq!(carry_up(vec![None, None, Some(0)]), vec![Some(1), Some(1), Some(0)]);
-        assert_eq!(carry_up(vec![Some(5), None, None]), vec![Some(5), None, None]);
-        assert_eq!(carry_up(vec![None, Some(7), None]), vec![Some(1), Some(7), None]);
-    }
+/// Whether a step was only to be replaced, so that nothing is lost where that fails.
+fn is_harmless(error: &WalletError, outlook: &Outlook) -> bool {
+    let pending = outlook.status.sweep_state == StepState::Mempool
+        || outlook.status.steps.iter().any(|s| s.state == StepState::Mempool);
+    let refused = matches!(
+        error,
+        WalletError::Chain(ChainError::Refused { .. })
+            | WalletError::Exit(ExitError::Child(_) | ExitError::FeeMoney { .. } | ExitError::FeeRate)
+    );
+    pending && refused
 }

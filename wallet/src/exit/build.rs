@@ -32,12 +32,12 @@ pub enum ChildError {
     Key(#[from] KeyError),
 }
 
-/// A signed child and what the package costs.
+/// A signed child and what it pays for itself and its parent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Child {
-    /// Version 3, spends the parent's anchor and `money`.
+    /// Spends `money`, and the parent's anchor where there is one.
     pub tx: Transaction,
-    /// Fee of both, satoshis.
+    /// Satoshis.
     pub fee: u64,
 }
 
@@ -54,22 +54,60 @@ impl Child {
         let vout = parent.output.iter().position(|o| o.script_pubkey.as_bytes() == ANCHOR_SCRIPT);
         let vout = vout.and_then(|v| u32::try_from(v).ok()).ok_or(ChildError::NoAnchor)?;
         let anchor = Spend::of(parent, vout).ok_or(ChildError::NoAnchor)?;
-        let available = money.txout.value.to_sat().saturating_add(anchor.txout.value.to_sat());
+        let above = size(parent).saturating_mul(fee_rate);
+        Self::spend(&[money.clone(), anchor], key, destination, fee_rate, above, Version(3))
+    }
+
+    /// A child of `parent`, which has no anchor and pays `paid` itself: what that lacks of `fee_rate` comes on top.
+    pub fn of_direct(
+        parent: &Transaction,
+        paid: u64,
+        money: &Spend,
+        key: &SigningKey,
+        destination: ScriptBuf,
+        fee_rate: u64,
+    ) -> Result<Self, ChildError> {
+        let above = size(parent).saturating_mul(fee_rate).saturating_sub(paid);
+        Self::spend(std::slice::from_ref(money), key, destination, fee_rate, above, Version(3))
+    }
+
+    /// Moves confirmed `money` (P2TR of `key`) to `destination`, less its own fee.
+    pub fn sweep(
+        money: &Spend,
+        key: &SigningKey,
+        destination: ScriptBuf,
+        fee_rate: u64,
+    ) -> Result<Self, ChildError> {
+        Self::spend(std::slice::from_ref(money), key, destination, fee_rate, 0, Version::TWO)
+    }
+
+    /// Spends `inputs`, the first of which is `key`'s and the others nobody's, into one output. `above` is what is
+    /// paid for an ancestor.
+    fn spend(
+        inputs: &[Spend],
+        key: &SigningKey,
+        destination: ScriptBuf,
+        fee_rate: u64,
+        above: u64,
+        version: Version,
+    ) -> Result<Self, ChildError> {
+        let available = inputs.iter().fold(0u64, |sum, i| sum.saturating_add(i.txout.value.to_sat()));
         let mut tx = Transaction {
-            version: Version(3),
+            version,
             lock_time: LockTime::ZERO,
-            input: vec![input(money.outpoint), input(anchor.outpoint)],
+            input: inputs.iter().map(|spend| input(spend.outpoint)).collect(),
             output: vec![TxOut { value: Amount::from_sat(available), script_pubkey: destination }],
         };
         // The signature has 64 bytes whatever it signs, so the size is known before.
         attach_signature(&mut tx, 0, [0; 64])?;
-        let fee = size(parent).saturating_add(size(&tx)).saturating_mul(fee_rate);
+        let fee = size(&tx).saturating_mul(fee_rate).saturating_add(above);
         let rest = available.checked_sub(fee).filter(|rest| *rest >= DUST);
         let rest = rest.ok_or(ChildError::TooSmall { available, fee })?;
         for output in &mut tx.output {
             output.value = Amount::from_sat(rest);
         }
-        let message = sighash(&tx, &[money.txout.clone(), anchor.txout], 0)?;
+        let prevouts: Vec<TxOut> = inputs.iter().map(|spend| spend.txout.clone()).collect();
+        let message = sighash(&tx, &prevouts, 0)?;
         let signature = key.sign_taproot(message, &mut OsRng)?;
         attach_signature(&mut tx, 0, signature)?;
         Ok(Self { tx, fee })
@@ -149,6 +187,32 @@ mod tests {
                 }
                 Err(ChildError::TooSmall { .. }) => prop_assert!(sats < Child::needs(&parent, rate)),
                 Err(other) => prop_assert!(false, "{other}"),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn sweeps_pay_their_own_rate(rate in 1u64..200, sats in 600u64..200_000, paid in 0u64..3000) {
+            let keys = keys();
+            let key = keys.identity();
+            let (money, to) = (spend(key, sats, 0), p2tr_script(&key.public_key()));
+            match Child::sweep(&money, key, to.clone(), rate) {
+                Ok(sweep) => {
+                    prop_assert_eq!(sats - sweep.tx.output[0].value.to_sat(), sweep.tx.vsize() as u64 * rate);
+                    prop_assert!(verify_input(&sweep.tx, std::slice::from_ref(&money.txout), 0).is_ok());
+                }
+                Err(ChildError::TooSmall { .. }) => prop_assert!(sats < 546 + 200 * rate),
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+            let parent = parent(&keys);
+            if let Ok(child) = Child::of_direct(&parent, paid, &money, key, to, rate) {
+                let both = (parent.vsize() + child.tx.vsize()) as u64 * rate;
+                prop_assert!(child.fee + paid >= both);
+                prop_assert_eq!(child.fee, (both - child.tx.vsize() as u64 * rate).saturating_sub(paid)
+                    + child.tx.vsize() as u64 * rate);
+                prop_assert_eq!(child.tx.version, Version(3));
             }
         }
     }

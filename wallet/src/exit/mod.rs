@@ -6,12 +6,16 @@
 
 mod advance;
 mod build;
+mod look;
+mod path;
 mod plan;
+mod start;
 
 use bitcoin::{Transaction, Txid, consensus::encode};
 use serde::{Deserialize, Serialize};
 use spark_rules::tx::SequenceField;
 
+pub use advance::FeePolicy;
 pub use build::{Child, ChildError};
 pub use plan::{ExitPlan, Lane};
 
@@ -74,6 +78,19 @@ pub enum ExitError {
         /// Of ours.
         txid: Txid,
     },
+    /// The leaf left this wallet: its stored refund is an old owner's, and whoever owns it now is faster.
+    #[error(
+        "leaf {0} was sent away; its new owner's refund comes first (repeat with --force to do it anyway)"
+    )]
+    Sent(String),
+    /// Somebody published a transaction that has no refund.
+    #[error(
+        "{txid} was published in place of the leaf's node tx, and no refund of it exists: ask the operators"
+    )]
+    NoRefund {
+        /// Of the twin.
+        txid: Txid,
+    },
     /// A stored record is damaged.
     #[error("stored exit: {0}")]
     Stored(&'static str),
@@ -104,7 +121,8 @@ pub enum StepState {
 /// One transaction of an exit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepView {
-    /// "node" or "refund".
+    /// "node" or "refund"; "direct-node", "direct-refund" or "direct-from-cpfp-refund" where somebody published that
+    /// in its place.
     pub kind: String,
     /// Its id.
     pub txid: Txid,
@@ -127,7 +145,7 @@ pub struct ExitStatus {
     pub leaf_id: String,
     /// User's address.
     pub destination: String,
-    /// Everything is confirmed.
+    /// The money is on the user's address, confirmed.
     pub done: bool,
     /// Satoshis that arrive, once the refund is out.
     pub amount_sats: Option<u64>,
@@ -135,6 +153,10 @@ pub struct ExitStatus {
     pub blocks_left: u32,
     /// From the root down.
     pub steps: Vec<StepView>,
+    /// Where the transaction stands that takes the refund's output to the destination.
+    pub sweep_state: StepState,
+    /// Its id, as last made by this wallet.
+    pub sweep_txid: Option<Txid>,
 }
 
 impl Wallet {
@@ -147,12 +169,7 @@ impl Wallet {
     fn stored_leaf(&self, leaf_id: &str) -> Result<(StoredLeaf, Lineage), WalletError> {
         let stored = self.state().get::<StoredLeaf>(leaf_id)?;
         let stored = stored.ok_or_else(|| ExitError::UnknownLeaf(leaf_id.to_owned()))?;
-        let nodes = stored
-            .lineage
-            .iter()
-            .map(|node| node.decode().map_err(|_| ExitError::Stored("a node")))
-            .collect::<Result<Vec<_>, _>>()?;
-        let lineage = Lineage::from_nodes(&nodes)?;
+        let lineage = parse_lineage(&stored)?;
         Ok((stored, lineage))
     }
 
@@ -160,6 +177,16 @@ impl Wallet {
     pub fn exits(&self) -> Result<Vec<ExitRecord>, WalletError> {
         Ok(self.state().all()?)
     }
+}
+
+/// The nodes of a stored leaf, leaf first.
+pub(crate) fn parse_lineage(stored: &StoredLeaf) -> Result<Lineage, WalletError> {
+    let nodes = stored
+        .lineage
+        .iter()
+        .map(|node| node.decode().map_err(|_| ExitError::Stored("a node")))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Lineage::from_nodes(&nodes)?)
 }
 
 /// Node transactions from the root down, then the refund.

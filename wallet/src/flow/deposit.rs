@@ -1,34 +1,31 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bitcoin::{OutPoint, Transaction, TxOut, Txid, consensus::encode};
+use bitcoin::{OutPoint, TxOut, consensus::encode};
 use spark_proto::spark::{
     FinalizeDepositTreeCreationRequest, GenerateDepositAddressRequest, HashVariant, TreeNode, Utxo,
 };
 use spark_rules::{
     ids::LeafId,
+    leaf::LeafStatus,
     point,
-    tx::{MAX_ROOT_INPUTS, Plan, Purpose, Source, Spend},
+    tx::{Plan, Purpose, Source, Spend},
 };
 use uuid::Uuid;
 
+use super::{
+    funding::{Funded, Funding},
+    query::agreement,
+};
 use crate::{
     Wallet, WalletError,
     signing::{CommitmentSets, job},
     state::{DepositRecord, DepositState, LeafKeyKind, Wire},
-    verify::{self, Lineage, Node, VerifyError, check_refunds},
+    verify::{self, Agreement, Lineage, Node, VerifyError, check_refunds},
     wallet::now,
 };
 
-/// How the wallet finds the money on a deposit address.
-#[derive(Debug, Clone)]
-pub enum Funding {
-    /// The funding transaction itself, confirmed or not.
-    Transaction(Transaction),
-    /// Its id; bitcoind is asked for it.
-    Txid(Txid),
-    /// bitcoind's set of unspent outputs is searched: confirmed outputs only.
-    Scan,
-}
+/// Times that a claim is built anew with fresh commitments.
+const ATTEMPTS: u32 = 2;
 
 /// A deposit that became a leaf.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +38,13 @@ pub struct ClaimedDeposit {
     pub value: u64,
     /// "CREATING" until confirmed, then "AVAILABLE".
     pub status: String,
+}
+
+impl ClaimedDeposit {
+    /// Whoever funds an unconfirmed deposit can still take it back.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.status == LeafStatus::Creating.name()
+    }
 }
 
 impl Wallet {
@@ -102,60 +106,139 @@ impl Wallet {
         Ok(record)
     }
 
-    /// Turns what came to a deposit address into a leaf. Nothing to claim is none.
+    /// Turns what came to a deposit address into a leaf. Nothing to claim is none. As long as the leaf waits for its
+    /// block, another output can be claimed in its place, should the first one vanish.
     pub async fn claim_deposit(
         &self,
         address: &str,
         funding: &Funding,
     ) -> Result<Option<ClaimedDeposit>, WalletError> {
-        let record = self.state().all::<DepositRecord>()?.into_iter().find(|d| d.address == address);
-        let mut record =
-            record.ok_or_else(|| WalletError::Refused(format!("{address} is no address of this wallet")))?;
+        let mut record = self.deposit_record(address).await?;
         if record.state == DepositState::Claimed {
             return Err(WalletError::Refused(format!("{address} is used up; ask for a new address")));
         }
-        let request = match (&record.request, funding) {
-            // The very bytes of the first attempt, unless another output is named.
-            (Some(request), Funding::Scan) => {
-                request.decode().map_err(|_| WalletError::Answer("the stored claim"))?
-            }
-            _ => {
-                let outputs = self.funding_outputs(&record, funding).await?;
-                if outputs.is_empty() {
-                    return Ok(None);
-                }
-                let request = self.deposit_request(&record, &outputs).await?;
-                record.outpoint = outputs.first().map(|(spend, _)| spend.outpoint.to_string());
-                record.amount = Some(outputs.iter().map(|(s, _)| s.txout.value.to_sat()).sum());
-                record.request = Some(Wire::of(&request));
-                record.state = DepositState::Claiming;
-                self.state().put(&record)?;
-                request
-            }
+        // An earlier claim whose answer was lost may have made the leaf.
+        let existing = match record.state {
+            DepositState::Claiming => self.existing_root(&record).await?,
+            _ => None,
         };
-        let node = match self.finalize(request).await {
-            Err(WalletError::Client(error))
-                if matches!(
-                    error.code(),
-                    Some(tonic::Code::Unavailable | tonic::Code::FailedPrecondition)
-                ) =>
+        if let Some(root) = existing
+            && !self.may_replace(&record, &root, funding).await?
+        {
+            return self.accept_deposit(record, &root).await.map(Some);
+        }
+        let mut attempt = 0u32;
+        loop {
+            let Some(request) = self.next_claim(&mut record, funding, attempt > 0).await? else {
+                return Ok(None);
+            };
+            attempt = attempt.saturating_add(1);
+            let asked: BTreeSet<OutPoint> = funded(&request).into_keys().collect();
+            let error = match self.finalize(request).await {
+                Ok(root) => return self.accept_deposit(record, &root).await.map(Some),
+                Err(error) => error,
+            };
+            // No answer, or "exists": the leaf tells what became of the claim.
+            if let Ok(Some(root)) = self.existing_root(&record).await
+                && (root.status != LeafStatus::Creating.name() || root_inputs(&root)? == asked)
             {
-                // Nonces live in the signers' memory, and an unconfirmed funding transaction may have been
-                // replaced: only fresh commitments, over what the chain shows now, help (D7).
-                let outputs = self.funding_outputs(&record, funding).await?;
-                if outputs.is_empty() {
-                    return Err(error.into());
-                }
-                let request = self.deposit_request(&record, &outputs).await?;
-                record.outpoint = outputs.first().map(|(spend, _)| spend.outpoint.to_string());
-                record.amount = Some(outputs.iter().map(|(s, _)| s.txout.value.to_sat()).sum());
-                record.request = Some(Wire::of(&request));
-                self.state().put(&record)?;
-                self.finalize(request).await?
+                return self.accept_deposit(record, &root).await.map(Some);
             }
-            other => other?,
+            // Nonces live in memory, and unconfirmed funding may be replaced: only fresh commitments, over what the
+            // chain shows now, help (D7).
+            let again = matches!(&error, WalletError::Client(e) if matches!(
+                e.code(),
+                Some(tonic::Code::Unavailable | tonic::Code::FailedPrecondition)
+            ));
+            if !again || attempt >= ATTEMPTS {
+                return Err(error);
+            }
+        }
+    }
+
+    /// The record of an address; one that this wallet forgot is searched at the operators.
+    async fn deposit_record(&self, address: &str) -> Result<DepositRecord, WalletError> {
+        let find = || -> Result<Option<DepositRecord>, WalletError> {
+            Ok(self.state().all::<DepositRecord>()?.into_iter().find(|d| d.address == address))
         };
-        self.accept_deposit(record, &node).await.map(Some)
+        if let Some(record) = find()? {
+            return Ok(record);
+        }
+        self.restore_deposits().await?;
+        find()?.ok_or_else(|| WalletError::Refused(format!("{address} is no address of this wallet")))
+    }
+
+    async fn existing_root(&self, record: &DepositRecord) -> Result<Option<TreeNode>, WalletError> {
+        let id = record.leaf_id.clone();
+        let mut nodes = self.nodes_by_id(self.operators().coordinator(), vec![id]).await?;
+        Ok(nodes.remove(&record.leaf_id))
+    }
+
+    /// Whether to claim another output in place of a leaf that waits for its block: when its own output is gone, or
+    /// when more is to be had.
+    async fn may_replace(
+        &self,
+        record: &DepositRecord,
+        root: &TreeNode,
+        funding: &Funding,
+    ) -> Result<bool, WalletError> {
+        if root.status != LeafStatus::Creating.name() {
+            return Ok(false);
+        }
+        let Some(chain) = self.chain_if_any() else {
+            // Nobody here can tell; a user who names a transaction knows why.
+            return Ok(match funding {
+                Funding::Transaction(tx) => {
+                    let txid = tx.compute_txid();
+                    !root_inputs(root)?.iter().any(|outpoint| outpoint.txid == txid)
+                }
+                _ => false,
+            });
+        };
+        let now = self.funding_outputs(record, funding).await?;
+        let ((sum, outpoints), present) = (totals(&now), root_inputs(root)?);
+        if now.is_empty() || outpoints == present {
+            return Ok(false);
+        }
+        for outpoint in &present {
+            if chain.unspent(outpoint).await?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(sum > root.value)
+    }
+
+    /// The claim to send: the very bytes of the last attempt if the same outputs are there, unless `fresh`
+    /// commitments are needed.
+    async fn next_claim(
+        &self,
+        record: &mut DepositRecord,
+        funding: &Funding,
+        fresh: bool,
+    ) -> Result<Option<FinalizeDepositTreeCreationRequest>, WalletError> {
+        let stored = record.request.as_ref().map(Wire::decode).transpose();
+        let stored = stored.map_err(|_| WalletError::Answer("the stored claim"))?;
+        if let (Some(stored), Funding::Scan, None, false) = (&stored, funding, self.chain_if_any(), fresh) {
+            return Ok(Some(stored.clone()));
+        }
+        let outputs = self.funding_outputs(record, funding).await?;
+        let (sum, outpoints) = totals(&outputs);
+        if outputs.is_empty() {
+            return Ok(None);
+        }
+        if let Some(stored) = stored
+            && !fresh
+            && funded(&stored).into_keys().collect::<BTreeSet<_>>() == outpoints
+        {
+            return Ok(Some(stored));
+        }
+        let request = self.deposit_request(record, &outputs).await?;
+        record.outpoint = outputs.first().map(|(spend, _)| spend.outpoint.to_string());
+        record.amount = Some(sum);
+        record.request = Some(Wire::of(&request));
+        record.state = DepositState::Claiming;
+        self.state().put(record)?;
+        Ok(Some(request))
     }
 
     async fn finalize(&self, request: FinalizeDepositTreeCreationRequest) -> Result<TreeNode, WalletError> {
@@ -180,10 +263,22 @@ impl Wallet {
         }
         check_refunds(&node, &self.keys().leaf(&node.id)?.public_key())?;
         let lineage = Lineage::from_nodes(std::slice::from_ref(root))?;
+        // The chain's outputs where it can be asked, else those that this wallet itself asked to collect.
+        let stored = record.request.as_ref().and_then(|r| r.decode().ok());
+        let mut deposits = stored.as_ref().map(funded).unwrap_or_default();
+        deposits.extend(self.deposits_of(&lineage).await?);
+        lineage.check(&deposits)?;
+        let agreement = match self.nodes_everywhere(std::slice::from_ref(&record.leaf_id)).await {
+            Ok((_, others)) => agreement(root, &others),
+            Err(error) => Agreement::Silence(error.to_string()),
+        };
         let nodes = BTreeMap::from([(root.id.clone(), root.clone())]);
-        lineage.check(&self.deposits_of(&lineage).await?)?;
-        self.remember(&lineage, &nodes, LeafKeyKind::Leaf)?;
-        record.state = DepositState::Claimed;
+        self.remember(&lineage, &nodes, LeafKeyKind::Leaf, &agreement)?;
+        record.outpoint = lineage.deposit_outpoints().first().map(ToString::to_string);
+        record.amount = Some(node.value);
+        // Until its block the funding may be replaced by its payer, and the address is needed again.
+        let confirmed = node.status != LeafStatus::Creating.name() && agreement == Agreement::All;
+        record.state = if confirmed { DepositState::Claimed } else { DepositState::Claiming };
         self.state().put(&record)?;
         Ok(ClaimedDeposit {
             leaf_id: record.leaf_id,
@@ -196,7 +291,7 @@ impl Wallet {
     async fn deposit_request(
         &self,
         record: &DepositRecord,
-        outputs: &[(Spend, Transaction)],
+        outputs: &[Funded],
     ) -> Result<FinalizeDepositTreeCreationRequest, WalletError> {
         let id = LeafId::parse(&record.leaf_id).map_err(VerifyError::from)?;
         let key = self.keys().leaf(&id)?;
@@ -218,7 +313,7 @@ impl Wallet {
                 &self.config().federation,
             )?))
         };
-        let utxo = |(spend, tx): &(Spend, Transaction)| Utxo {
+        let utxo = |(spend, tx): &Funded| Utxo {
             raw_tx: encode::serialize(tx),
             vout: spend.outpoint.vout,
             network: self.config().network.to_wire() as i32,
@@ -233,49 +328,22 @@ impl Wallet {
             additional_on_chain_utxos: outputs.iter().skip(1).map(utxo).collect(),
         })
     }
+}
 
-    async fn funding_outputs(
-        &self,
-        record: &DepositRecord,
-        funding: &Funding,
-    ) -> Result<Vec<(Spend, Transaction)>, WalletError> {
-        let script = record
-            .address
-            .parse::<bitcoin::Address<_>>()
-            .map_err(|_| VerifyError::Address)?
-            .assume_checked()
-            .script_pubkey();
-        let tx = match funding {
-            Funding::Transaction(tx) => tx.clone(),
-            Funding::Txid(txid) => {
-                let tx = self.chain()?.transaction(txid).await?;
-                tx.ok_or_else(|| WalletError::Refused(format!("bitcoind does not know {txid}")))?
-            }
-            Funding::Scan => return self.scanned_outputs(record).await,
-        };
-        let pays = |(_, out): &(u32, &TxOut)| out.script_pubkey == script;
-        let (vout, txout) = (0u32..).zip(&tx.output).find(pays).ok_or_else(|| {
-            WalletError::Refused(format!("the transaction does not pay {}", record.address))
-        })?;
-        let spend = Spend { outpoint: OutPoint { txid: tx.compute_txid(), vout }, txout: txout.clone() };
-        Ok(vec![(spend, tx)])
-    }
+fn totals(outputs: &[Funded]) -> (u64, BTreeSet<OutPoint>) {
+    let sum = outputs.iter().fold(0u64, |sum, (s, _)| sum.saturating_add(s.txout.value.to_sat()));
+    (sum, outputs.iter().map(|(spend, _)| spend.outpoint).collect())
+}
 
-    async fn scanned_outputs(
-        &self,
-        record: &DepositRecord,
-    ) -> Result<Vec<(Spend, Transaction)>, WalletError> {
-        let mut outputs = Vec::new();
-        for unspent in self.chain()?.scan(&record.address).await?.into_iter().take(MAX_ROOT_INPUTS) {
-            let tx = self.chain()?.transaction(&unspent.outpoint.txid).await?;
-            let tx = tx.ok_or_else(|| {
-                WalletError::Refused(format!(
-                    "bitcoind cannot show {}: it needs -txindex",
-                    unspent.outpoint.txid
-                ))
-            })?;
-            outputs.push((Spend { outpoint: unspent.outpoint, txout: unspent.txout }, tx));
-        }
-        Ok(outputs)
-    }
+/// What a claim collects.
+fn funded(request: &FinalizeDepositTreeCreationRequest) -> BTreeMap<OutPoint, TxOut> {
+    let utxos = request.on_chain_utxo.iter().chain(&request.additional_on_chain_utxos);
+    utxos
+        .filter_map(|utxo| Spend::of(&encode::deserialize(&utxo.raw_tx).ok()?, utxo.vout))
+        .map(|spend| (spend.outpoint, spend.txout))
+        .collect()
+}
+
+fn root_inputs(root: &TreeNode) -> Result<BTreeSet<OutPoint>, WalletError> {
+    Ok(Node::parse(root)?.node_tx.input.iter().map(|input| input.previous_output).collect())
 }

@@ -34,7 +34,7 @@ pub struct Entry {
     pub amount_sats: Option<u64>,
     /// Identity key or address on the other side.
     pub counterparty: Option<String>,
-    /// "pending", "done", "failed", or what went wrong.
+    /// "pending", "done", "doubtful", "failed", or what went wrong.
     pub status: String,
 }
 
@@ -59,6 +59,7 @@ impl Wallet {
             let status = match s.state {
                 SendState::Pending => "pending",
                 SendState::Done => "done",
+                SendState::Doubtful => "doubtful",
                 SendState::Failed => "failed",
             };
             entries.push(Entry {

@@ -1,15 +1,27 @@
 //! What a wallet does with the operators. Each flow stores what it sends before it sends it, and verifies what
 //! comes back.
 
+mod addresses;
+mod anchor;
+mod certain;
 mod deposit;
+mod funding;
 mod history;
+mod offer;
+mod paging;
 mod query;
 mod receive;
+mod remember;
 mod renew;
+mod resume;
 mod send;
 mod sync;
+#[cfg(test)]
+mod tests;
 
-pub use deposit::{ClaimedDeposit, Funding};
+pub use addresses::Restored;
+pub use deposit::ClaimedDeposit;
+pub use funding::Funding;
 pub use history::{Direction, Entry};
 pub use receive::{Claimed, Notice};
 pub use renew::Renewed;

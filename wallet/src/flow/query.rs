@@ -1,24 +1,40 @@
 use std::collections::BTreeMap;
 
-use bitcoin::{OutPoint, TxOut};
+use prost::Message as _;
 use spark_proto::spark::{
     GetSigningCommitmentsRequest, QueryNodesRequest, RequestedSigningCommitments, Transfer, TransferFilter,
     TreeNode, TreeNodeIds, query_nodes_request::Source, transfer_filter::Participant,
 };
-use spark_rules::ids::LeafId;
+use spark_rules::ids::OperatorIndex;
 
+use super::paging::{PAGE, Paging};
 use crate::{
     Wallet, WalletError,
     client::{ClientError, Operator},
-    verify::{Disagreement, Lineage, compare},
+    verify::{Agreement, Disagreement, Verdict, compare},
 };
-
-const PAGE: i64 = 100;
-/// Most nodes of one answer that are read; a wallet with more needs several calls by id.
-const MAX_NODES: usize = 100_000;
 
 /// Nodes by id, parents included.
 pub(super) type Nodes = BTreeMap<String, TreeNode>;
+
+/// What operators other than the coordinator answer.
+pub(super) type Others = Vec<(OperatorIndex, Result<Nodes, ClientError>)>;
+
+/// Whether all operators say of a node what the coordinator says.
+pub(super) fn agreement(node: &TreeNode, others: &Others) -> Agreement {
+    others.iter().fold(Agreement::All, |agreement, (index, answer)| {
+        agreement.and(match answer {
+            Ok(nodes) => match compare(node, nodes.get(&node.id)) {
+                Ok(()) => Verdict::Same,
+                Err(reason @ Disagreement::Status) => {
+                    Verdict::Silent(format!("operator {}: {reason}", index.get()))
+                }
+                Err(reason) => Verdict::Other(format!("operator {}: {reason}", index.get())),
+            },
+            Err(error) => Verdict::Silent(error.to_string()),
+        })
+    })
+}
 
 impl Wallet {
     /// All nodes that an operator lists under this identity, and their parents.
@@ -38,49 +54,51 @@ impl Wallet {
 
     async fn nodes(&self, operator: &Operator, source: Source) -> Result<Nodes, ClientError> {
         let mut all = Nodes::new();
-        let mut offset = 0;
+        let mut paging = Paging::of(operator);
         loop {
             let request = QueryNodesRequest {
                 source: Some(source.clone()),
                 include_parents: true,
                 limit: PAGE,
-                offset,
+                offset: paging.offset(),
                 network: self.config().network.to_wire() as i32,
                 statuses: Vec::new(),
             };
             let answer = operator
                 .spark(self.keys().identity(), request, |mut c, r| async move { c.query_nodes(r).await })
                 .await?;
-            let empty = answer.nodes.is_empty();
+            let (bytes, before) = (answer.encoded_len(), all.len());
             all.extend(answer.nodes);
-            // Offsets must grow, or a careless operator keeps us here for ever.
-            if empty || answer.offset <= offset || all.len() > MAX_NODES {
+            if !paging.more(all.len().saturating_sub(before), bytes, answer.offset)? {
                 return Ok(all);
             }
-            offset = answer.offset;
         }
+    }
+
+    /// What the coordinator says of some leaves, and what the others say.
+    pub(super) async fn nodes_everywhere(&self, ids: &[String]) -> Result<(Nodes, Others), WalletError> {
+        let answers = self.operators().each(|o| self.nodes_by_id(o, ids.to_vec())).await;
+        self.split(answers)
+    }
+
+    /// The coordinator's answer, without which nothing goes on, and those of the others.
+    pub(super) fn split(&self, mut answers: Others) -> Result<(Nodes, Others), WalletError> {
+        let coordinator = self.operators().coordinator().index();
+        let position = answers.iter().position(|(i, _)| *i == coordinator);
+        let reference = answers.swap_remove(position.ok_or(WalletError::Answer("nodes"))?).1?;
+        Ok((reference, answers))
     }
 
     /// What the coordinator says of these leaves, if all other operators say the same.
     pub(super) async fn agreed_nodes(&self, ids: &[String]) -> Result<Nodes, WalletError> {
-        let answers = self.operators().each(|o| self.nodes_by_id(o, ids.to_vec())).await;
-        let mut reference = None;
-        let mut others = Vec::new();
-        for (index, answer) in answers {
-            let answer = answer?;
-            if index == self.operators().coordinator().index() {
-                reference = Some(answer);
-            } else {
-                others.push((index, answer));
-            }
+        let (reference, mut others) = self.nodes_everywhere(ids).await?;
+        if let Some(silent) = others.iter().position(|(_, answer)| answer.is_err()) {
+            others.swap_remove(silent).1?;
         }
-        let reference = reference.ok_or(WalletError::Answer("nodes"))?;
         for id in ids {
             let node = reference.get(id).ok_or(WalletError::Answer("a leaf"))?;
-            for (index, nodes) in &others {
-                compare(node, nodes.get(id)).map_err(|e: Disagreement| {
-                    WalletError::Refused(format!("operator {} {e}: leaf {id}", index.get()))
-                })?;
+            if let Some(reason) = agreement(node, &others).problem() {
+                return Err(WalletError::Refused(format!("{reason}: leaf {id}")));
             }
         }
         Ok(reference)
@@ -104,59 +122,13 @@ impl Wallet {
         Ok(answer.signing_commitments)
     }
 
-    /// Outputs that roots with several inputs spend, from bitcoind.
-    pub(super) async fn deposits_of(
+    /// A transfer by id, as one operator knows it.
+    pub(super) async fn transfer_at(
         &self,
-        lineage: &Lineage,
-    ) -> Result<BTreeMap<OutPoint, TxOut>, WalletError> {
-        let outpoints = lineage.deposit_outpoints();
-        let mut found = BTreeMap::new();
-        if outpoints.len() < 2 {
-            return Ok(found);
-        }
-        for outpoint in outpoints {
-            let tx = self.chain()?.transaction(&outpoint.txid).await?;
-            let txout = usize::try_from(outpoint.vout).ok().and_then(|i| tx.as_ref()?.output.get(i).cloned());
-            if let Some(txout) = txout {
-                found.insert(outpoint, txout);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Checks the chain of parents of a leaf; where a bitcoind is configured, also that the deposit, or a node
-    /// above the leaf, is an unspent output there.
-    pub(super) async fn verified_lineage(
-        &self,
-        leaf: &LeafId,
-        nodes: &Nodes,
-    ) -> Result<Lineage, WalletError> {
-        let lineage = Lineage::assemble(leaf, nodes)?;
-        lineage.check(&self.deposits_of(&lineage).await?)?;
-        let Some(chain) = self.chain_if_any() else { return Ok(lineage) };
-        let mut anchored = true;
-        for outpoint in lineage.deposit_outpoints() {
-            anchored &= chain.unspent(&outpoint).await?.is_some();
-        }
-        for node in lineage.nodes() {
-            if anchored {
-                break;
-            }
-            anchored = chain.unspent(&node.spend()?.outpoint).await?.is_some();
-        }
-        if anchored {
-            Ok(lineage)
-        } else {
-            Err(WalletError::Refused(format!("leaf {leaf} stands on no unspent output of the chain")))
-        }
-    }
-
-    /// A transfer by id, as the coordinator knows it.
-    pub(super) async fn transfer(
-        &self,
+        operator: &Operator,
         id: &str,
         participant: Participant,
-    ) -> Result<Option<Transfer>, WalletError> {
+    ) -> Result<Option<Transfer>, ClientError> {
         let filter = TransferFilter {
             participant: Some(participant),
             transfer_ids: vec![id.to_owned()],
@@ -164,40 +136,51 @@ impl Wallet {
             limit: 1,
             ..Default::default()
         };
-        let answer = self
-            .operators()
-            .coordinator()
+        let answer = operator
             .spark(self.keys().identity(), filter, |mut c, r| async move { c.query_all_transfers(r).await })
             .await?;
         Ok(answer.transfers.into_iter().find(|t| t.id == id))
     }
 
+    /// A transfer by id, as each operator knows it.
+    pub(super) async fn transfer_everywhere(
+        &self,
+        id: &str,
+        participant: &Participant,
+    ) -> Vec<(OperatorIndex, Result<Option<Transfer>, ClientError>)> {
+        self.operators().each(|o| self.transfer_at(o, id, participant.clone())).await
+    }
+
     /// Transfers that wait for this wallet's claim.
     pub async fn pending(&self) -> Result<Vec<Transfer>, WalletError> {
         let receiver = self.keys().identity().public_key().serialize().to_vec();
-        let mut all = Vec::new();
-        let mut offset = 0;
+        let operator = self.operators().coordinator();
+        let mut all: BTreeMap<String, Transfer> = BTreeMap::new();
+        let mut order = Vec::new();
+        let mut paging = Paging::of(operator);
         loop {
             let filter = TransferFilter {
                 participant: Some(Participant::ReceiverIdentityPublicKey(receiver.clone())),
                 network: self.config().network.to_wire() as i32,
                 limit: PAGE,
-                offset,
+                offset: paging.offset(),
                 ..Default::default()
             };
-            let answer = self
-                .operators()
-                .coordinator()
+            let answer = operator
                 .spark(self.keys().identity(), filter, |mut c, r| async move {
                     c.query_pending_transfers(r).await
                 })
                 .await?;
-            let empty = answer.transfers.is_empty();
-            all.extend(answer.transfers);
-            if empty || answer.offset <= offset || all.len() > MAX_NODES {
-                return Ok(all);
+            let (bytes, before) = (answer.encoded_len(), order.len());
+            for transfer in answer.transfers {
+                if !all.contains_key(&transfer.id) {
+                    order.push(transfer.id.clone());
+                    all.insert(transfer.id.clone(), transfer);
+                }
             }
-            offset = answer.offset;
+            if !paging.more(order.len().saturating_sub(before), bytes, answer.offset)? {
+                return Ok(order.iter().filter_map(|id| all.remove(id)).collect());
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 use spark_proto::spark::{
-    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer, TransferLeaf,
-    TreeNode, subscribe_to_events_response::Event, transfer_filter::Participant,
+    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer,
+    subscribe_to_events_response::Event,
 };
 use spark_rules::{
     package,
@@ -15,7 +15,7 @@ use crate::{
     signing::{CommitmentSets, job},
     state::{ClaimRecord, LeafKeyKind, Wire},
     tweak::{LeafTweak, seal_claim},
-    verify::{Incoming, Node, VerifyError, check_claimed, incoming},
+    verify::{Agreement, Incoming, Node, VerifyError, check_claimed, incoming},
     wallet::now,
 };
 
@@ -111,11 +111,15 @@ impl Wallet {
             }
         };
         self.keep_exit(transfer).await?;
-        record.problem = None;
+        verified_terms(&mut record, transfer, &leaves);
         self.state().put(&record)?;
         self.submit_claim(&mut record, &leaves).await?;
         self.accept_claim(&record, &leaves).await?;
-        record.done = true;
+        self.finished(record)
+    }
+
+    pub(super) fn finished(&self, mut record: ClaimRecord) -> Result<Claimed, WalletError> {
+        (record.done, record.problem) = (true, None);
         self.state().put(&record)?;
         Ok(Claimed {
             transfer_id: record.transfer_id,
@@ -123,22 +127,6 @@ impl Wallet {
             amount: record.amount,
             leaves: record.leaves,
         })
-    }
-
-    /// Stores the exits that stand before the claim: refunds to the identity key.
-    async fn keep_exit(&self, transfer: &Transfer) -> Result<(), WalletError> {
-        let ids: Vec<String> =
-            transfer.leaves.iter().filter_map(|l| l.leaf.as_ref()).map(|l| l.id.clone()).collect();
-        let mut nodes = self.nodes_by_id(self.operators().coordinator(), ids).await?;
-        for leaf in &transfer.leaves {
-            let Some(node) = with_intermediate(leaf) else { continue };
-            let parsed = Node::parse(&node)?;
-            crate::verify::intermediate_refunds(&parsed, leaf, &self.keys().identity().public_key())?;
-            nodes.insert(node.id.clone(), node);
-            let lineage = self.verified_lineage(&parsed.id, &nodes).await?;
-            self.remember(&lineage, &nodes, LeafKeyKind::Identity)?;
-        }
-        Ok(())
     }
 
     async fn submit_claim(&self, record: &mut ClaimRecord, leaves: &[Incoming]) -> Result<(), WalletError> {
@@ -236,59 +224,26 @@ impl Wallet {
                 return Err(VerifyError::KeySum.into());
             }
             check_claimed(&node, &own, leaf.step.round_down())?;
-            let lineage = self.verified_lineage(&node.id, &nodes).await?;
-            self.remember(&lineage, &nodes, LeafKeyKind::Leaf)?;
+            self.remember_agreed(&node, &nodes).await?;
         }
         Ok(())
     }
 
-    /// Finishes claims that a crash interrupted after the operators had decided.
-    pub async fn resume_claims(&self) -> Result<Vec<Claimed>, WalletError> {
-        let mut finished = Vec::new();
-        for record in self.state().all::<ClaimRecord>()? {
-            if record.done || record.request.is_none() {
-                continue;
-            }
-            let receiver = self.keys().identity().public_key().serialize().to_vec();
-            let participant = Participant::ReceiverIdentityPublicKey(receiver);
-            let Some(transfer) = self.transfer(&record.transfer_id, participant).await? else { continue };
-            if transfer.status() == spark_proto::spark::TransferStatus::Completed {
-                finished.push(self.accept_completed(record).await?);
-            } else {
-                finished.push(self.claim(&transfer).await?);
-            }
-        }
-        Ok(finished)
-    }
-
-    async fn accept_completed(&self, mut record: ClaimRecord) -> Result<Claimed, WalletError> {
-        let nodes: Nodes = self.agreed_nodes(&record.leaves).await?;
-        for id in &record.leaves {
-            let node = Node::parse(nodes.get(id).ok_or(WalletError::Answer("a leaf"))?)?;
-            let own = self.keys().leaf(&node.id)?.public_key();
-            // A leaf that has left again in the meantime is not looked at further.
-            if own.combine(&node.group_key) == Ok(node.verifying_key) {
-                crate::verify::check_refunds(&node, &own)?;
-                let lineage = self.verified_lineage(&node.id, &nodes).await?;
-                self.remember(&lineage, &nodes, LeafKeyKind::Leaf)?;
-            }
-        }
-        record.done = true;
-        self.state().put(&record)?;
-        Ok(Claimed {
-            transfer_id: record.transfer_id,
-            sender: record.sender,
-            amount: record.amount,
-            leaves: record.leaves,
-        })
+    pub(super) async fn remember_agreed(&self, node: &Node, nodes: &Nodes) -> Result<(), WalletError> {
+        let verified = self.verified_lineage(&node.id, nodes, &Agreement::All).await?;
+        self.remember(&verified.lineage, nodes, LeafKeyKind::Leaf, &Agreement::All)
     }
 }
 
-/// The node with the refunds that the transfer carries.
-fn with_intermediate(leaf: &TransferLeaf) -> Option<TreeNode> {
-    let mut node = leaf.leaf.clone()?;
-    node.refund_tx.clone_from(&leaf.intermediate_refund_tx);
-    node.direct_refund_tx.clone_from(&leaf.intermediate_direct_refund_tx);
-    node.direct_from_cpfp_refund_tx.clone_from(&leaf.intermediate_direct_from_cpfp_refund_tx);
-    Some(node)
+/// Takes the terms of a transfer from its verified leaves, whatever was listed first.
+fn verified_terms(record: &mut ClaimRecord, transfer: &Transfer, leaves: &[Incoming]) {
+    let ids: Vec<String> = leaves.iter().map(|leaf| leaf.node.id.to_string()).collect();
+    if record.leaves != ids {
+        // A claim of other leaves is no claim of these.
+        record.request = None;
+    }
+    record.leaves = ids;
+    record.amount = leaves.iter().fold(0u64, |sum, leaf| sum.saturating_add(leaf.node.value));
+    record.sender = hex::encode(&transfer.sender_identity_public_key);
+    record.problem = None;
 }

@@ -13,7 +13,7 @@ use crate::{
     Wallet, WalletError,
     signing::{CommitmentSets, job},
     state::LeafKeyKind,
-    verify::{Node, VerifyError, check_claimed},
+    verify::{Agreement, Node, VerifyError, check_claimed},
 };
 
 /// Times a renewal is built anew with fresh commitments.
@@ -65,7 +65,7 @@ impl Wallet {
     pub async fn renew(&self, leaf_id: &str) -> Result<Renewed, WalletError> {
         let id = LeafId::parse(leaf_id).map_err(VerifyError::from)?;
         let nodes = self.agreed_nodes(&[leaf_id.to_owned()]).await?;
-        let lineage = self.verified_lineage(&id, &nodes).await?;
+        let lineage = self.verified_lineage(&id, &nodes, &Agreement::All).await?.lineage;
         let node = lineage.leaf()?.clone();
         let own = self.keys().leaf(&id)?;
         if own.public_key().combine(&node.group_key) != Ok(node.verifying_key) {
@@ -78,12 +78,16 @@ impl Wallet {
             )));
         }
         let (path, count) = path(node.node_timelock()?);
-        let parent = lineage.leaf_parent_spend(&self.deposits_of(&lineage).await?)?;
         let (p, d) = (&node.verifying_key, &own.public_key());
         let plan = match path {
+            // Stands on the node itself: nothing above it need be known.
             RenewalPath::Zero => Plan::renew_zero(Source::Build, node.spend()?, p, d),
-            RenewalPath::Node => Plan::renew_node(Source::Build, parent, p, d),
+            RenewalPath::Node => {
+                let parent = lineage.leaf_parent_spend(&self.deposits_of(&lineage).await?)?;
+                Plan::renew_node(Source::Build, parent, p, d)
+            }
             RenewalPath::Refund => {
+                let parent = lineage.leaf_parent_spend(&self.deposits_of(&lineage).await?)?;
                 let step = node.node_timelock()?.step_down().map_err(VerifyError::from)?;
                 Plan::renew_refund(Source::Build, parent, p, d, step)
             }
@@ -157,8 +161,8 @@ impl Wallet {
             return Err(VerifyError::Field("renewed node").into());
         }
         check_claimed(&node, &self.keys().leaf(&node.id)?.public_key(), INITIAL_TIMELOCK)?;
-        let lineage = self.verified_lineage(&node.id, nodes).await?;
-        self.remember(&lineage, nodes, LeafKeyKind::Leaf)
+        let lineage = self.verified_lineage(&node.id, nodes, &Agreement::All).await?.lineage;
+        self.remember(&lineage, nodes, LeafKeyKind::Leaf, &Agreement::All)
     }
 }
 

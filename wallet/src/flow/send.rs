@@ -3,8 +3,7 @@ use std::time::Duration;
 use bitcoin::secp256k1::PublicKey;
 use rand::rngs::OsRng;
 use spark_proto::spark::{
-    HashVariant, StartTransferRequest, Transfer, TransferPackage, TransferStatus,
-    transfer_filter::Participant,
+    HashVariant, StartTransferRequest, Transfer, TransferPackage, transfer_filter::Participant,
 };
 use spark_rules::{
     address::SparkAddress,
@@ -15,7 +14,10 @@ use spark_signer::secret::SecretScalar;
 use tonic::Code;
 use uuid::Uuid;
 
-use super::sync::LeafView;
+use super::{
+    certain::{Committed, Known, Standing, committed, doubtful_until},
+    sync::LeafView,
+};
 use crate::{
     Wallet, WalletError, seal, select,
     signing::{CommitmentSets, job},
@@ -65,9 +67,19 @@ impl Wallet {
             Some(record) if record.state == SendState::Failed => {
                 return Err(WalletError::Refused(format!("{id} failed before; use another id")));
             }
-            Some(record) => record,
+            Some(mut record) => {
+                if record.state == SendState::Doubtful {
+                    // The same transfer again, over the same leaves.
+                    (record.state, record.attempt) = (SendState::Pending, 0);
+                    self.state().put(&record)?;
+                }
+                record
+            }
             None => {
-                let leaves = self.choose(amount).await?;
+                let leaves = match self.doubtful_twin(&to.identity.to_string(), amount)? {
+                    Some(earlier) => self.same_leaves(earlier).await?,
+                    None => self.choose(amount).await?,
+                };
                 let request = self.transfer_request(&id, &to.identity, &leaves).await?;
                 let record = SendRecord {
                     transfer_id: id,
@@ -78,6 +90,7 @@ impl Wallet {
                     attempt: 0,
                     state: SendState::Pending,
                     created: now(),
+                    built: now(),
                 };
                 self.state().put(&record)?;
                 record
@@ -86,14 +99,22 @@ impl Wallet {
         self.finish_send(record).await
     }
 
-    /// Finishes the sends that a crash or an outage interrupted. One that fails stays pending and does not stop
-    /// the others; its error comes with its id.
+    /// Finishes the sends that a crash or an outage interrupted, and looks what became of refused ones. One that
+    /// fails stays pending and does not stop the others; its error comes with its id.
     pub async fn resume_sends(&self) -> Result<Vec<Result<Sent, (String, WalletError)>>, WalletError> {
         let mut outcomes = Vec::new();
-        for record in self.state().all::<SendRecord>()? {
-            if record.state == SendState::Pending {
-                let id = record.transfer_id.clone();
-                outcomes.push(self.finish_send(record).await.map_err(|error| (id, error)));
+        for mut record in self.state().all::<SendRecord>()? {
+            let id = record.transfer_id.clone();
+            match record.state {
+                SendState::Pending => {
+                    outcomes.push(self.finish_send(record).await.map_err(|error| (id, error)));
+                }
+                SendState::Doubtful => match self.settle_doubtful(&mut record).await {
+                    Ok(()) if record.state == SendState::Done => outcomes.push(Ok(sent(record))),
+                    Ok(()) => {}
+                    Err(error) => outcomes.push(Err((id, error))),
+                },
+                SendState::Done | SendState::Failed => {}
             }
         }
         Ok(outcomes)
@@ -102,33 +123,50 @@ impl Wallet {
     async fn finish_send(&self, mut record: SendRecord) -> Result<Sent, WalletError> {
         while record.state == SendState::Pending {
             match self.submit(&record).await? {
-                Outcome::Done => record.state = SendState::Done,
-                Outcome::Aborted(reason) => {
-                    let free = self.still_ours(&record).await?;
-                    record.attempt = record.attempt.saturating_add(1);
-                    if !free || record.attempt >= ATTEMPTS {
-                        // Only what is provably undone is forgotten.
-                        if free && self.transfer_of(&record).await?.is_none() {
-                            record.state = SendState::Failed;
-                            self.state().put(&record)?;
-                        }
-                        return Err(WalletError::Refused(reason));
-                    }
-                    let receiver = hex::decode(&record.receiver).unwrap_or_default();
-                    let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
-                    let request =
-                        self.transfer_request(&record.transfer_id, &receiver, &record.leaves).await?;
-                    record.request = Wire::of(&request);
+                Outcome::Done => {
+                    self.confirm_sent(&record).await?;
+                    record.state = SendState::Done;
                 }
+                Outcome::Aborted(reason) => self.after_refusal(&mut record, reason).await?,
             }
             self.state().put(&record)?;
         }
-        Ok(Sent {
-            transfer_id: record.transfer_id,
-            amount: record.amount,
-            leaves: record.leaves,
-            receiver: record.receiver,
-        })
+        self.forget_sent(&record)?;
+        Ok(sent(record))
+    }
+
+    /// The coordinator says that nothing happened. A new package over the same leaves may follow at once, since at
+    /// most one of the two can ever commit; more than that takes the word of all operators.
+    async fn after_refusal(&self, record: &mut SendRecord, reason: String) -> Result<(), WalletError> {
+        match self.known(record).await {
+            Known::ByQuorum => {
+                record.state = SendState::Done;
+                return Ok(());
+            }
+            Known::BySome => {
+                return Err(WalletError::Undecided(format!("{reason}; but an operator shows the transfer")));
+            }
+            Known::Unknown | Known::ByNone => {}
+        }
+        record.attempt = record.attempt.saturating_add(1);
+        let standing = self.standing(&record.leaves).await;
+        if standing == Standing::Ours && record.attempt < ATTEMPTS {
+            let receiver = hex::decode(&record.receiver).unwrap_or_default();
+            let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
+            let request = self.transfer_request(&record.transfer_id, &receiver, &record.leaves).await?;
+            record.request = Wire::of(&request);
+            record.built = now();
+            return Ok(());
+        }
+        if standing != Standing::Unclear {
+            record.state = SendState::Doubtful;
+            self.state().put(record)?;
+            self.settle_doubtful(record).await?;
+            if record.state == SendState::Done {
+                return Ok(());
+            }
+        }
+        Err(WalletError::Refused(reason))
     }
 
     async fn submit(&self, record: &SendRecord) -> Result<Outcome, WalletError> {
@@ -147,7 +185,7 @@ impl Wallet {
             let error = match answer {
                 Ok(answer) => {
                     let transfer = answer.transfer.ok_or(WalletError::Answer("the transfer"))?;
-                    return self.committed(record, &transfer);
+                    return self.outcome(record, &transfer);
                 }
                 Err(error) => error,
             };
@@ -159,7 +197,7 @@ impl Wallet {
                 Some(Code::AlreadyExists) => {
                     let transfer =
                         self.transfer_of(record).await?.ok_or(WalletError::Answer("the transfer"))?;
-                    return self.committed(record, &transfer);
+                    return self.outcome(record, &transfer);
                 }
                 // Undecided, or no answer: only the same bytes may follow (D7).
                 Some(Code::Aborted | Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
@@ -173,36 +211,34 @@ impl Wallet {
         }
     }
 
-    fn committed(&self, record: &SendRecord, transfer: &Transfer) -> Result<Outcome, WalletError> {
-        let same = transfer.id == record.transfer_id
-            && transfer.sender_identity_public_key == self.keys().identity().public_key().serialize()
-            && hex::encode(&transfer.receiver_identity_public_key) == record.receiver
-            && transfer.total_value == record.amount;
-        if !same {
-            return Err(WalletError::Refused("the operator answers with another transfer".into()));
-        }
-        match transfer.status() {
-            TransferStatus::SenderInitiated
-            | TransferStatus::SenderInitiatedCoordinator
-            | TransferStatus::SenderKeyTweakPending
-            | TransferStatus::ApplyingSenderKeyTweak => Err(WalletError::Refused(
+    fn outcome(&self, record: &SendRecord, transfer: &Transfer) -> Result<Outcome, WalletError> {
+        match committed(record, &self.keys().identity().public_key().serialize(), transfer) {
+            None => Err(WalletError::Refused("the operator answers with another transfer".into())),
+            Some(Committed::NotYet) => Err(WalletError::Undecided(
                 "the transfer is not decided yet; repeat it with the same id".into(),
             )),
-            TransferStatus::Expired | TransferStatus::Returned => {
-                Ok(Outcome::Aborted("transfer returned".into()))
-            }
-            _ => Ok(Outcome::Done),
+            Some(Committed::Never) => Ok(Outcome::Aborted("transfer returned".into())),
+            Some(Committed::Yes) => Ok(Outcome::Done),
         }
     }
 
     async fn transfer_of(&self, record: &SendRecord) -> Result<Option<Transfer>, WalletError> {
         let sender = self.keys().identity().public_key().serialize().to_vec();
-        self.transfer(&record.transfer_id, Participant::SenderIdentityPublicKey(sender)).await
+        let participant = Participant::SenderIdentityPublicKey(sender);
+        Ok(self.transfer_at(self.operators().coordinator(), &record.transfer_id, participant).await?)
     }
 
-    async fn still_ours(&self, record: &SendRecord) -> Result<bool, WalletError> {
-        let views = self.sync().await?;
-        Ok(record.leaves.iter().all(|id| views.iter().any(|v| v.leaf_id == *id && v.is_spendable())))
+    /// The leaves of an earlier payment that may still happen, for the same payment again: at most one of the two
+    /// can take them.
+    async fn same_leaves(&self, earlier: SendRecord) -> Result<Vec<String>, WalletError> {
+        if self.standing(&earlier.leaves).await == Standing::Ours {
+            return Ok(earlier.leaves);
+        }
+        Err(WalletError::Refused(format!(
+            "transfer {} of the same amount to the same receiver was refused, but may still happen until unix time {}",
+            earlier.transfer_id,
+            doubtful_until(&earlier)
+        )))
     }
 
     async fn choose(&self, amount: u64) -> Result<Vec<String>, WalletError> {
@@ -268,6 +304,15 @@ impl Wallet {
             transfer_package: Some(package),
             ..Default::default()
         })
+    }
+}
+
+fn sent(record: SendRecord) -> Sent {
+    Sent {
+        transfer_id: record.transfer_id,
+        amount: record.amount,
+        leaves: record.leaves,
+        receiver: record.receiver,
     }
 }
 

@@ -2,15 +2,16 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use spark_proto::spark::TreeNode;
-use spark_rules::{ids::OperatorIndex, leaf::LeafStatus, point, tx::LEAST_REFUND_STEP};
+use spark_rules::{leaf::LeafStatus, point, tx::LEAST_REFUND_STEP};
 
-use super::query::Nodes;
+use super::{
+    anchor::Verified,
+    query::{Nodes, Others, agreement},
+};
 use crate::{
     Wallet, WalletError,
-    client::ClientError,
-    state::{DepositRecord, DepositState, ExitRecord, LeafKeyKind, SendRecord, SendState, StoredLeaf, Wire},
-    verify::{Lineage, Node, VerifyError, check_refunds, compare},
-    wallet::now,
+    state::{DepositRecord, DepositState, ExitRecord, LeafKeyKind, SendRecord, SendState},
+    verify::{Agreement, Node, VerifyError, check_refunds, compare},
 };
 
 /// A leaf of this wallet as the last synchronisation found it.
@@ -30,6 +31,9 @@ pub struct LeafView {
     pub depth: usize,
     /// Operators that say the same of it.
     pub operators_agreeing: usize,
+    /// This wallet's bitcoind shows a confirmed output that carries it; false where none is configured.
+    #[serde(default)]
+    pub anchored: bool,
     /// Why it does not count, if so.
     pub problem: Option<String>,
 }
@@ -61,32 +65,27 @@ impl LeafView {
     }
 }
 
-type Answers = Vec<(OperatorIndex, Result<Nodes, ClientError>)>;
-
 impl Wallet {
     /// Asks all operators for this wallet's leaves, checks every transaction, and stores what an exit needs.
     ///
     /// A leaf that fails a check is listed with its problem; what was stored of it before is kept.
     pub async fn sync(&self) -> Result<Vec<LeafView>, WalletError> {
-        let mut answers: Answers = self.operators().each(|o| self.owned_nodes(o)).await;
-        let coordinator = self.operators().coordinator().index();
-        let position =
-            answers.iter().position(|(i, _)| *i == coordinator).ok_or(WalletError::Answer("nodes"))?;
-        let reference = answers.swap_remove(position).1?;
+        let answers = self.operators().each(|o| self.owned_nodes(o)).await;
+        let (reference, others) = self.split(answers)?;
         let identity = self.keys().identity().public_key().serialize();
         let mut views = Vec::new();
         for node in reference.values().filter(|n| n.owner_identity_public_key == identity) {
             if !self.is_ours(node) {
                 continue;
             }
-            views.push(self.view(node, &reference, &answers).await?);
+            views.push(self.view(node, &reference, &others).await?);
         }
         Ok(views)
     }
 
     /// Whether P is the sum of the operators' key and this wallet's key for the leaf's id. Parents of renewed
     /// leaves and leaves that were sent are not ours, whoever lists them.
-    fn is_ours(&self, node: &TreeNode) -> bool {
+    pub(super) fn is_ours(&self, node: &TreeNode) -> bool {
         let check = || -> Result<bool, WalletError> {
             let id = spark_rules::ids::LeafId::parse(&node.id).map_err(VerifyError::from)?;
             let own = self.keys().leaf(&id)?.public_key();
@@ -98,7 +97,11 @@ impl Wallet {
         check().unwrap_or(false)
     }
 
-    async fn view(&self, node: &TreeNode, nodes: &Nodes, others: &Answers) -> Result<LeafView, WalletError> {
+    async fn view(&self, node: &TreeNode, nodes: &Nodes, others: &Others) -> Result<LeafView, WalletError> {
+        let agreement = agreement(node, others);
+        let agreeing = others.iter().filter(|(_, answer)| {
+            answer.as_ref().is_ok_and(|nodes| compare(node, nodes.get(&node.id)).is_ok())
+        });
         let mut view = LeafView {
             leaf_id: node.id.clone(),
             value_sats: node.value,
@@ -106,27 +109,20 @@ impl Wallet {
             refund_timelock: None,
             node_timelock: None,
             depth: 0,
-            operators_agreeing: 1,
-            problem: None,
+            operators_agreeing: agreeing.count().saturating_add(1),
+            anchored: false,
+            problem: agreement.problem().map(ToOwned::to_owned),
         };
-        for (index, answer) in others {
-            let verdict = match answer {
-                Ok(nodes) => compare(node, nodes.get(&node.id)).map_err(|e| e.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            match verdict {
-                Ok(()) => view.operators_agreeing = view.operators_agreeing.saturating_add(1),
-                Err(reason) => {
-                    view.problem.get_or_insert_with(|| format!("operator {}: {reason}", index.get()));
-                }
-            }
-        }
-        match self.check_leaf(node, nodes).await {
-            Ok((lineage, leaf)) => {
+        match self.check_leaf(node, nodes, &agreement).await {
+            Ok((verified, leaf)) => {
                 view.refund_timelock = leaf.refund_timelock().ok().map(|t| t.blocks());
                 view.node_timelock = leaf.node_timelock().ok().map(|t| t.blocks());
-                view.depth = lineage.nodes().len();
-                self.remember(&lineage, nodes, LeafKeyKind::Leaf)?;
+                view.depth = verified.lineage.nodes().len();
+                view.anchored = verified.anchored;
+                self.remember(&verified.lineage, nodes, LeafKeyKind::Leaf, &agreement)?;
+                if agreement == Agreement::All {
+                    self.note_deposit(&leaf)?;
+                }
             }
             // Without an answer from bitcoind nothing is known, and nothing is wrong with the leaf.
             Err(WalletError::Chain(error)) => return Err(error.into()),
@@ -135,36 +131,17 @@ impl Wallet {
         Ok(view)
     }
 
-    async fn check_leaf(&self, node: &TreeNode, nodes: &Nodes) -> Result<(Lineage, Node), WalletError> {
+    async fn check_leaf(
+        &self,
+        node: &TreeNode,
+        nodes: &Nodes,
+        agreement: &Agreement,
+    ) -> Result<(Verified, Node), WalletError> {
         let leaf = Node::parse(node)?;
         let own = self.keys().leaf(&leaf.id)?.public_key();
         check_refunds(&leaf, &own)?;
-        let lineage = self.verified_lineage(&leaf.id, nodes).await?;
-        Ok((lineage, leaf))
-    }
-
-    /// Stores a verified leaf with its parents: all that an exit needs.
-    pub(super) fn remember(
-        &self,
-        lineage: &Lineage,
-        nodes: &Nodes,
-        pays: LeafKeyKind,
-    ) -> Result<(), WalletError> {
-        let leaf = lineage.leaf()?;
-        let lineage = lineage
-            .nodes()
-            .iter()
-            .map(|n| nodes.get(&n.id.to_string()).map(Wire::of).ok_or(WalletError::Answer("a parent")))
-            .collect::<Result<_, _>>()?;
-        self.state().put(&StoredLeaf {
-            leaf_id: leaf.id.to_string(),
-            value: leaf.value,
-            status: leaf.status.clone(),
-            lineage,
-            pays,
-            verified: now(),
-        })?;
-        Ok(())
+        let verified = self.verified_lineage(&leaf.id, nodes, agreement).await?;
+        Ok((verified, leaf))
     }
 
     /// Leaves that a stored send or exit uses.

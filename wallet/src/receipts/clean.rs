@@ -39,7 +39,9 @@ impl Verdict {
 }
 
 /// Follows the versions of one keyshare: from the DKG secrets on, every version destroyed and confirmed, exactly
-/// one live, shares adding up, and the last one the share that the operator shows (`share`, 33 bytes).
+/// one live, shares adding up, and the last one the share that the operator shows (`share`, 33 bytes). The last
+/// change of hands must be a claim, or there was none: a send proves nothing against its sender, who knows its tweak
+/// (D15).
 pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
     let mut sorted: Vec<&Receipt> = receipts.iter().collect();
     sorted.sort_by_key(|r| r.sequence);
@@ -51,6 +53,7 @@ pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
         problem: None,
     };
     let mut last: Option<&Receipt> = None;
+    let mut hands: Option<&str> = None;
     let mut problem = None;
     for receipt in sorted {
         let confirmed = receipt.state == "confirmed";
@@ -60,11 +63,14 @@ pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
         match receipt.phase.as_str() {
             // An aborted attempt dies without a new version.
             "abort" => continue,
-            "dkg" if last.is_none() => verdict.version = Some(receipt.new_version),
+            "dkg" if last.is_none() && receipt.new_version == 0 => verdict.version = Some(0),
             _ if last.is_some() => {
                 if let Some(reason) = last.and_then(|last| gap(last, receipt)) {
                     problem = Some(reason);
                     break;
+                }
+                if !receipt.tweak_commitment.is_empty() {
+                    hands = Some(&receipt.phase);
                 }
                 verdict.steps.push(Step { retired: receipt.retired_version, confirmed });
                 verdict.version = Some(receipt.new_version);
@@ -87,6 +93,9 @@ pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
         (None, Some(last)) if share != Some(last.new_public_share.as_slice()) => {
             Some("the receipts do not lead to the share in use")
         }
+        (None, Some(_)) if hands.is_some_and(|phase| phase != "claim") => {
+            Some("the last owner's key is not replaced: no claim followed the send")
+        }
         (None, Some(_)) => None,
     };
     verdict
@@ -102,9 +111,10 @@ fn gap(last: &Receipt, next: &Receipt) -> Option<&'static str> {
     if next.retired_public_share != last.new_public_share {
         return Some("the retired share is not the one before");
     }
-    if next.phase == "renew" && next.tweak_commitment.is_empty() {
-        // The key stays; only the leaf's version moved.
-        return (next.new_public_share != last.new_public_share).then_some("a renewal changed the share");
+    if matches!(next.phase.as_str(), "renew" | "deposit") && next.tweak_commitment.is_empty() {
+        // The key stays; only the leaf's version moved: new timelocks, or another output of the deposit address.
+        return (next.new_public_share != last.new_public_share)
+            .then_some("the share changed without a tweak");
     }
     let key = |bytes: &[u8]| PublicKey::from_slice(bytes).ok();
     let sum = key(&next.retired_public_share)
@@ -178,10 +188,38 @@ mod tests {
     }
 
     #[test]
+    fn d15_sends_alone_are_not_clean() {
+        let mut sent = log();
+        sent.pop();
+        let verdict = judge(&sent, Some(&point(3).serialize()));
+        assert_eq!(verdict.problem, Some("the last owner's key is not replaced: no claim followed the send"));
+        // Nor does a renewal after the send help.
+        let mut renewed = sent.clone();
+        renewed.push(Receipt {
+            sequence: 12,
+            phase: "renew".into(),
+            retired_version: 1,
+            new_version: 2,
+            live_versions: vec![2],
+            retired_public_share: point(3).serialize().to_vec(),
+            new_public_share: point(3).serialize().to_vec(),
+            ..sent[1].clone()
+        });
+        renewed[2].tweak_commitment.clear();
+        assert!(judge(&renewed, Some(&point(3).serialize())).problem.is_some());
+        // An own deposit never changed hands.
+        assert_eq!(judge(&log()[..1], Some(&point(1).serialize())).problem, None);
+    }
+
+    #[test]
     fn every_gap_is_found() {
         assert_eq!(problem(|_| {}), None);
         assert_eq!(problem(|l| drop(l.remove(1))), Some("a version is missing"));
         assert_eq!(problem(|l| drop(l.remove(0))), Some("the receipts do not begin with the key's creation"));
+        assert_eq!(
+            problem(|l| (l[0].new_version, l[0].live_versions) = (5, vec![5])),
+            Some("the receipts do not begin with the key's creation")
+        );
         assert_eq!(problem(|l| drop(l.pop())), Some("the receipts do not lead to the share in use"));
         assert_eq!(problem(|l| l[2].state = "pending".into()), Some("a destruction is not confirmed yet"));
         assert_eq!(problem(|l| l[2].live_versions = vec![1, 2]), Some("an older version remains live"));
@@ -196,6 +234,29 @@ mod tests {
             problem(|l| l[1].tweak_commitment = other()),
             Some("the new share is not the retired one plus its tweak")
         );
+    }
+
+    #[test]
+    fn versions_that_move_without_a_tweak_keep_the_share() {
+        for phase in ["renew", "deposit", "claim"] {
+            let moved = |share: PublicKey| {
+                let mut log = log();
+                log.truncate(1);
+                log.push(Receipt {
+                    sequence: 11,
+                    phase: phase.into(),
+                    retired_version: 0,
+                    new_version: 1,
+                    live_versions: vec![1],
+                    retired_public_share: point(1).serialize().to_vec(),
+                    new_public_share: share.serialize().to_vec(),
+                    ..log[0].clone()
+                });
+                judge(&log, Some(&share.serialize())).problem
+            };
+            assert_eq!(moved(point(1)).is_none(), phase != "claim", "{phase}");
+            assert!(moved(point(2)).is_some(), "{phase}");
+        }
     }
 
     #[test]

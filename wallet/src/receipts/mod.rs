@@ -2,14 +2,12 @@
 //!
 //! Proof formats belong to `spark_rules::receipt`; here is what a wallet concludes from them.
 
-mod checkpoint;
 mod clean;
 
 use serde::{Deserialize, Serialize};
 use spark_proto::signer::v1::{GetReceiptsRequest, GetReceiptsResponse};
 use spark_rules::{ids::LeafId, receipt};
 
-pub use checkpoint::Checkpoint;
 pub use clean::{Step, Verdict, judge};
 
 use crate::{
@@ -18,11 +16,14 @@ use crate::{
     verify::{Node, VerifyError},
 };
 
+/// Most bytes of a checkpoint that is looked at.
+const MAX_CHECKPOINT: usize = 16 << 10;
+
 /// Receipts that prove nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiptError {
-    /// The checkpoint is no signed note of this operator.
-    #[error("checkpoint is not signed by the operator")]
+    /// The checkpoint is no signed note of this operator about its own log.
+    #[error("checkpoint is not of the operator's log, or not signed by the operator")]
     Checkpoint,
     /// Receipts and proofs do not match one to one.
     #[error("{receipts} receipts with {proofs} proofs")]
@@ -134,7 +135,12 @@ impl Wallet {
         answer: &GetReceiptsResponse,
     ) -> Result<(), ReceiptError> {
         let index = spark_rules::ids::OperatorIndex::new(operator);
-        let checkpoint = Checkpoint::verify(&answer.checkpoint, index, &self.config().federation)?;
+        if answer.checkpoint.len() > MAX_CHECKPOINT {
+            return Err(ReceiptError::Checkpoint);
+        }
+        // Signed under the operator's key name, of the log with the operator's origin: not another log of its.
+        let checkpoint = receipt::verify_checkpoint(&answer.checkpoint, &self.config().federation, index)
+            .map_err(|_| ReceiptError::Checkpoint)?;
         let (receipts, proofs) = (&answer.receipts, &answer.proofs);
         if receipts.len() != proofs.len() {
             return Err(ReceiptError::Count { receipts: receipts.len(), proofs: proofs.len() });
@@ -183,6 +189,43 @@ fn conclude(leaf_id: &str, by_operator: Vec<OperatorReceipts>, needed: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A checkpoint of an empty log under this origin, signed by the first operator's federation key.
+    fn checkpoint(origin: &str) -> String {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        use ed25519_dalek::{Signer as _, SigningKey};
+        use sha2::{Digest as _, Sha256};
+        // RFC 8032, test 1: the first of the federation keys of tests.
+        let seed = hex::decode("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
+        let key = SigningKey::from_bytes(&seed.try_into().unwrap());
+        let text = format!("{origin}\n0\n{}\n", STANDARD.encode(Sha256::digest(b"")));
+        let public = [[1u8].as_slice(), key.verifying_key().as_bytes()].concat();
+        let id = Sha256::digest([origin.as_bytes(), b"\n", &public].concat());
+        let signature = [&id[..4], &key.sign(text.as_bytes()).to_bytes()].concat();
+        format!("{text}\n\u{2014} {origin} {}\n", STANDARD.encode(signature))
+    }
+
+    #[tokio::test]
+    async fn s7_checkpoints_of_another_log_prove_nothing() {
+        let operators = crate::testing::Operators::new();
+        let keys = crate::testing::keys();
+        let (wallet, _dir) =
+            crate::testing::wallet_of(&operators, keys, Vec::new(), std::time::Duration::from_secs(1));
+        let of = |index| {
+            receipt::checkpoint_origin(&operators.federation, spark_rules::ids::OperatorIndex::new(index))
+        };
+        let checked = |note: String| {
+            let answer = GetReceiptsResponse { checkpoint: note, ..Default::default() };
+            wallet.checked(0, "leaf", &answer)
+        };
+        assert_eq!(checked(checkpoint(&of(0))), Ok(()));
+        // The same key may sign many logs: one for each wallet, say.
+        for origin in [of(1), "spark-operator.invalid/for-alice".to_owned()] {
+            assert_eq!(checked(checkpoint(&origin)), Err(ReceiptError::Checkpoint));
+        }
+        assert_eq!(checked(checkpoint(&of(0)).replace("\n0\n", "\n1\n")), Err(ReceiptError::Checkpoint));
+        assert_eq!(checked("x".repeat(1 << 20)), Err(ReceiptError::Checkpoint));
+    }
 
     fn operator(operator: u16, version: Option<u64>, clean: bool) -> OperatorReceipts {
         OperatorReceipts {

@@ -12,8 +12,8 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
-    ClaimRecord, DepositRecord, DepositState, ExitRecord, ExitState, LeafKeyKind, SendRecord, SendState,
-    StoredLeaf, StoredStep, Wire,
+    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, LeafKeyKind, SendRecord,
+    SendState, StoredLeaf, StoredStep, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -214,6 +214,7 @@ mod tests {
             attempt: 0,
             state,
             created: 1,
+            built: 1,
         }
     }
 

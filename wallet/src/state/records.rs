@@ -104,7 +104,9 @@ pub enum SendState {
     Pending,
     /// All operators have applied it.
     Done,
-    /// Given up after the operators proved that it did not happen.
+    /// The coordinator refused it, but could still use the package that it saw.
+    Doubtful,
+    /// It did not happen and cannot happen any more.
     Failed,
 }
 
@@ -127,6 +129,9 @@ pub struct SendRecord {
     pub state: SendState,
     /// Unix seconds.
     pub created: u64,
+    /// Unix seconds at which the request was built the last time.
+    #[serde(default)]
+    pub built: u64,
 }
 
 /// An incoming transfer.
@@ -175,6 +180,9 @@ pub struct StoredLeaf {
     pub pays: LeafKeyKind,
     /// Unix seconds of the last verification.
     pub verified: u64,
+    /// This wallet has sent the leaf away: its refund is an old owner's.
+    #[serde(default)]
+    pub sent: bool,
 }
 
 /// How far an exit is.
@@ -213,6 +221,26 @@ pub struct ExitRecord {
     pub state: ExitState,
     /// Unix seconds.
     pub created: u64,
+    /// Transactions that somebody else may publish in place of the steps.
+    #[serde(default)]
+    pub direct: DirectSteps,
+    /// Takes the refund's output to the destination, where no child of the refund did: the transaction, no child.
+    #[serde(default)]
+    pub sweep: Option<StoredStep>,
+}
+
+/// Twins of the last steps of an exit that pay their own fees.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectSteps {
+    /// Of the leaf's node tx.
+    #[serde(default)]
+    pub node: Option<StoredStep>,
+    /// Refund of the direct node tx.
+    #[serde(default)]
+    pub refund: Option<StoredStep>,
+    /// Refund of the node tx.
+    #[serde(default)]
+    pub from_cpfp: Option<StoredStep>,
 }
 
 impl Record for DepositRecord {

@@ -27,9 +27,6 @@ pub enum Disagreement {
 pub fn compare(reference: &TreeNode, other: Option<&TreeNode>) -> Result<(), Disagreement> {
     let other = other.ok_or(Disagreement::Missing)?;
     let key = |n: &TreeNode| n.signing_keyshare.as_ref().map(|k| k.public_key.clone());
-    if reference.status != other.status {
-        return Err(Disagreement::Status);
-    }
     if key(reference) != key(other) {
         return Err(Disagreement::Key);
     }
@@ -56,13 +53,67 @@ pub fn compare(reference: &TreeNode, other: Option<&TreeNode>) -> Result<(), Dis
             return Err(Disagreement::Transaction(name));
         }
     }
-    Ok(())
+    // Last: operators see blocks at different times, so this alone is no other leaf.
+    if reference.status == other.status { Ok(()) } else { Err(Disagreement::Status) }
+}
+
+/// What the other operators make of one operator's word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Agreement {
+    /// Every operator says the same.
+    All,
+    /// Nobody says otherwise, but not everybody answered.
+    Silence(String),
+    /// Somebody says otherwise.
+    Dispute(String),
+}
+
+impl Agreement {
+    /// Weighs one more operator's verdict: the same, no answer, or something else.
+    #[must_use]
+    pub fn and(self, verdict: Verdict) -> Self {
+        match (self, verdict) {
+            (this @ Self::Dispute(_), _) | (this, Verdict::Same) => this,
+            (_, Verdict::Other(reason)) => Self::Dispute(reason),
+            (this @ Self::Silence(_), Verdict::Silent(_)) => this,
+            (Self::All, Verdict::Silent(reason)) => Self::Silence(reason),
+        }
+    }
+
+    /// Why not all agree, if so.
+    pub fn problem(&self) -> Option<&str> {
+        match self {
+            Self::All => None,
+            Self::Silence(reason) | Self::Dispute(reason) => Some(reason),
+        }
+    }
+}
+
+/// One operator's part of an [`Agreement`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It says the same.
+    Same,
+    /// It gives no answer.
+    Silent(String),
+    /// It says otherwise.
+    Other(String),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use spark_proto::spark::SigningKeyshare;
+
+    #[test]
+    fn one_voice_against_outweighs_silence() {
+        let silent = || Verdict::Silent("silent".into());
+        let other = || Verdict::Other("other".into());
+        assert_eq!(Agreement::All.and(Verdict::Same), Agreement::All);
+        assert_eq!(Agreement::All.and(silent()).and(Verdict::Same), Agreement::Silence("silent".into()));
+        assert_eq!(Agreement::All.and(silent()).and(other()), Agreement::Dispute("other".into()));
+        assert_eq!(Agreement::All.and(other()).and(silent()), Agreement::Dispute("other".into()));
+    }
 
     #[test]
     fn every_difference_has_its_name() {
@@ -82,6 +133,8 @@ mod tests {
         assert_eq!(compare(&node, Some(&node)), Ok(()));
         assert_eq!(compare(&node, None), Err(Disagreement::Missing));
         assert_eq!(with(&|n| n.status = "TRANSFER_LOCKED".into()), Err(Disagreement::Status));
+        let both = |n: &mut TreeNode| (n.status, n.refund_tx) = ("TRANSFER_LOCKED".into(), vec![9]);
+        assert_eq!(with(&both), Err(Disagreement::Transaction("refund_tx")));
         assert_eq!(with(&|n| n.signing_keyshare = None), Err(Disagreement::Key));
         assert_eq!(with(&|n| n.owner_identity_public_key = vec![3]), Err(Disagreement::Owner));
         assert_eq!(with(&|n| n.value = 1), Err(Disagreement::Leaf));

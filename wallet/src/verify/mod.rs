@@ -7,7 +7,7 @@ mod node;
 mod refunds;
 mod transfer;
 
-pub use agree::{Disagreement, compare};
+pub use agree::{Agreement, Disagreement, Verdict, compare};
 pub use deposit::{DepositAddress, deposit_address};
 pub use lineage::{Lineage, MAX_DEPTH};
 pub use node::Node;

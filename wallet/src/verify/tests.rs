@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::{OutPoint, Transaction, TxOut, consensus::encode, hashes::Hash as _, secp256k1::Message};
+use bitcoin::{OutPoint, Transaction, TxOut, consensus::encode};
 use rand::rngs::OsRng;
-use spark_proto::spark::{DepositAddressProof, Transfer, TransferLeaf, TreeNode};
+use spark_proto::spark::{DepositAddressProof, Transfer, TreeNode};
 use spark_rules::{
     address::Network,
     ids::LeafId,
     package,
-    tx::{Basis, INITIAL_TIMELOCK, Plan, Purpose, Source, Timelock, p2tr_script},
+    tx::{INITIAL_TIMELOCK, Plan, Purpose, Source, p2tr_script},
 };
 use spark_signer::secret::SecretScalar;
 
 use super::*;
 use crate::{
-    keys::{Keys, SigningKey},
+    keys::Keys,
     seal,
     testing::{LEAF_ID, Operators, keys},
 };
@@ -97,6 +97,24 @@ fn roots_with_several_inputs_need_the_chain() {
     };
     assert_eq!(lineage.check(&outputs(values)), Ok(()));
     assert!(lineage.check(&outputs([10_000, 30_000, 20_000])).is_err());
+    // What lies under the root does not need it.
+    assert_eq!(lineage.check_below_root(), Ok(()));
+}
+
+#[test]
+fn what_the_chain_says_of_the_deposit_counts() {
+    let (operators, keys) = (Operators::new(), keys());
+    let node = operators.deposit(&keys, &[50_000]);
+    let lineage = Lineage::from_nodes(std::slice::from_ref(&node)).unwrap();
+    let of = |sats, script_pubkey| {
+        let txout = TxOut { value: bitcoin::Amount::from_sat(sats), script_pubkey };
+        lineage.check(&lineage.deposit_outpoints().into_iter().map(|o| (o, txout.clone())).collect())
+    };
+    let script = p2tr_script(&lineage.leaf().unwrap().verifying_key);
+    assert_eq!(of(50_000, script.clone()), Ok(()));
+    // The output that the root names is worth less, or somebody else's.
+    assert!(of(1_000, script).is_err());
+    assert!(of(50_000, p2tr_script(&keys.identity().public_key())).is_err());
 }
 
 #[test]
@@ -134,45 +152,12 @@ fn renewed_leaves_verify_down_from_the_root() {
     );
 }
 
-/// What the receiver sees of a plain transfer by `sender`, whose key becomes `new`.
-fn transfer(operators: &mut Operators, sender: &Keys, receiver: &SigningKey, new: &SecretScalar) -> Transfer {
-    let mut node = operators.deposit(sender, &[100_000]);
-    let old = sender.leaf(&id()).unwrap();
-    let parsed = Node::parse(&node).unwrap();
-    let basis = Basis { node: parsed.spend().unwrap(), direct_node: None };
-    let step = Timelock::new(1900).unwrap();
-    let plan = Plan::refunds(Source::Build, &basis, &receiver.public_key(), step).unwrap();
-    let signed = operators.sign_plan(&plan, &old);
-    operators.group = operators.group.add(&old.secret().sub(new).unwrap()).unwrap();
-    node.signing_keyshare = Some(operators.keyshare());
-    let transfer_id = "0193c5d2-7b0a-7c40-9a55-000000000001";
-    let secret_cipher = seal::seal(&receiver.public_key(), &*new.to_bytes()).unwrap();
-    let digest = package::secret_cipher_digest(LEAF_ID, transfer_id, &secret_cipher);
-    Transfer {
-        id: transfer_id.into(),
-        sender_identity_public_key: sender.identity().public_key().serialize().to_vec(),
-        receiver_identity_public_key: receiver.public_key().serialize().to_vec(),
-        total_value: 100_000,
-        leaves: vec![TransferLeaf {
-            leaf: Some(node),
-            secret_cipher,
-            signature: sender.identity().sign_ecdsa(digest).unwrap().serialize_compact().to_vec(),
-            intermediate_refund_tx: encode::serialize(&signed[&Purpose::Refund]),
-            intermediate_direct_from_cpfp_refund_tx: encode::serialize(
-                &signed[&Purpose::DirectFromCpfpRefund],
-            ),
-            ..Default::default()
-        }],
-        ..Default::default()
-    }
-}
-
 #[test]
 fn transfers_open_only_for_their_receiver_and_only_unchanged() {
     let (sender, receiver) = (keys(), keys());
     let new = SecretScalar::random(&mut OsRng);
     let mut operators = Operators::new();
-    let transfer = transfer(&mut operators, &sender, receiver.identity(), &new);
+    let transfer = operators.transfer(&sender, receiver.identity(), &new);
     let opened = incoming(&transfer, receiver.identity()).unwrap();
     assert!(opened[0].secret.ct_eq(&new));
     assert_eq!(opened[0].step.blocks(), 1900);
@@ -203,7 +188,7 @@ fn transfers_open_only_for_their_receiver_and_only_unchanged() {
 fn garbage_in_the_cipher_is_called_by_its_name() {
     let (sender, receiver) = (keys(), keys());
     let new = SecretScalar::random(&mut OsRng);
-    let mut transfer = transfer(&mut Operators::new(), &sender, receiver.identity(), &new);
+    let mut transfer = Operators::new().transfer(&sender, receiver.identity(), &new);
     for cipher in [vec![4; 10], seal::seal(&receiver.identity().public_key(), &[1; 31]).unwrap()] {
         let digest = package::secret_cipher_digest(LEAF_ID, &transfer.id, &cipher);
         transfer.leaves[0].signature = sender.identity().sign_ecdsa(digest).unwrap().serialize_der().to_vec();
@@ -218,25 +203,7 @@ fn deposit_addresses_need_every_operator() {
     let (operators, keys) = (Operators::new(), keys());
     let own = keys.leaf(&id()).unwrap().public_key();
     let identity = keys.identity().public_key();
-    let verifying_key = operators.group.public_key().combine(&own).unwrap();
-    let address = spark_rules::address::deposit_address(&verifying_key, Network::Regtest);
-    let message = package::proof_of_possession(&identity, &operators.group.public_key(), &address);
-    let possession = {
-        let key = bitcoin::secp256k1::SecretKey::from_slice(&*operators.group.to_bytes()).unwrap();
-        let pair = bitcoin::secp256k1::Keypair::from_secret_key(bitcoin::secp256k1::SECP256K1, &key);
-        use bitcoin::key::TapTweak as _;
-        let pair = pair.tap_tweak(bitcoin::secp256k1::SECP256K1, None).to_keypair();
-        bitcoin::secp256k1::SECP256K1.sign_schnorr(&Message::from_digest(message), &pair).serialize().to_vec()
-    };
-    let digest = bitcoin::hashes::sha256::Hash::hash(address.as_bytes()).to_byte_array();
-    let proof = DepositAddressProof {
-        address_signatures: operators
-            .federation
-            .indices()
-            .map(|i| (i.identifier_hex(), operators.ecdsa(i.as_usize(), digest)))
-            .collect(),
-        proof_of_possession_signature: possession,
-    };
+    let (address, verifying_key, proof) = operators.address(&keys, LEAF_ID);
     let verify = |address: &str, key: &[u8], proof: &DepositAddressProof, network| {
         deposit_address(address, key, proof, &own, &identity, network, &operators.federation).map(|_| ())
     };

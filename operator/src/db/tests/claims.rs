@@ -75,8 +75,8 @@ async fn a_claim_is_released_by_an_abort_only() {
     assert_eq!(vote::of_attempt(db.pool(), first.id).await.unwrap().len(), 2);
 
     let peers = [OperatorIndex::new(1)];
-    work::aborted(&db, first.id, &[6], &peers).await.unwrap();
-    work::aborted(&db, first.id, &[6], &peers).await.unwrap();
+    assert!(work::aborted(&db, first.id, &[6], &peers).await.unwrap());
+    assert!(!work::aborted(&db, first.id, &[6], &peers).await.unwrap(), "a repeat ends nothing");
     let row = operation::get(db.pool(), first.id).await.unwrap().unwrap();
     assert_eq!(
         (row.state, row.abort_proof.as_deref(), row.request),
@@ -92,7 +92,7 @@ async fn a_no_without_a_yes_frees_at_once_and_a_no_after_a_yes_does_not() {
     let leaf = with_leaf(&db, 1).await;
     let first = new_operation(attempt(1, 0));
     work::propose(&db, &first, &claims(leaf, 0)).await.unwrap();
-    work::refused(&db, first.id, &own_vote("NO"), "LEAF_UNAVAILABLE").await.unwrap();
+    assert!(work::refused(&db, first.id, &own_vote("NO"), "LEAF_UNAVAILABLE").await.unwrap());
     let row = operation::get(db.pool(), first.id).await.unwrap().unwrap();
     assert_eq!((row.state, row.reason.as_str()), (State::Refused, "LEAF_UNAVAILABLE"));
     assert!(!leaf::get(db.pool(), leaf).await.unwrap().unwrap().locked);
@@ -120,7 +120,7 @@ async fn commit_applies_once_and_spends_for_ever() {
         Err(DbError::AttemptLive)
     ));
     work::prepared(&db, new.id, &own_vote("YES"), &[3; 32], &[5]).await.unwrap();
-    work::certified(&db, new.id, &[8]).await.unwrap();
+    work::certified(&db, new.id, &[8], &[]).await.unwrap();
     assert!(
         !operation::advance(db.pool(), new.id, &[State::Applied], State::Done).await.unwrap(),
         "not applied yet"
@@ -137,8 +137,8 @@ async fn commit_applies_once_and_spends_for_ever() {
         Err(DbError::Constraint(_))
     ));
     let write = AppliedWrite { leaves: vec![a_leaf(1, 1, 2)], ..AppliedWrite::default() };
-    work::applied(&db, new.id, &write).await.unwrap();
-    work::applied(&db, new.id, &write).await.unwrap();
+    assert!(work::applied(&db, new.id, &write).await.unwrap());
+    assert!(!work::applied(&db, new.id, &write).await.unwrap(), "a repeat applies nothing");
     let row = leaf::get(db.pool(), leaf).await.unwrap().unwrap();
     assert_eq!((row.version, row.owner_identity, row.locked), (1, key(2), false));
     assert!(matches!(
@@ -175,5 +175,5 @@ async fn open_attempts_are_leased_to_one_replica() {
     assert!(operation::lease(db.pool(), new.id, 30).await.unwrap());
     let found = operation::by_request_digest(db.pool(), &[7; 32]).await.unwrap().unwrap();
     assert_eq!(found.id, new.id);
-    assert_eq!(operation::gauges(db.pool()).await.unwrap(), vec![("PROPOSED".to_owned(), 1, 0)]);
+    assert_eq!(operation::gauges(db.pool()).await.unwrap(), vec![(State::Proposed, 1, 0)]);
 }

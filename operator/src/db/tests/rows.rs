@@ -1,6 +1,6 @@
 //! Plain rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::*;
 use crate::db::{
@@ -16,6 +16,7 @@ use crate::db::{
     receipt::{self, ReceiptRow},
     testing,
     transfer::{self, Filter, TransferLeafRow, TransferRow},
+    work::{self, Claims},
 };
 
 fn an_address(keyshare_id: Uuid, leaf: u8) -> AddressRow {
@@ -365,4 +366,57 @@ async fn receipts_events_messages_and_projection() {
     db.ping().await.unwrap();
     db.close().await;
     assert!(db.ping().await.is_err());
+}
+
+/// What metrics show of leaves: statuses, what an undecided operation holds, what the chain forbids.
+#[tokio::test]
+async fn leaves_are_summed_by_what_can_be_done_with_them() {
+    use spark_rules::leaf::LeafStatus as Status;
+
+    let db = testing::database().await;
+    let gauges = async || {
+        let rows = leaf::gauges(db.pool()).await.unwrap();
+        rows.into_iter().map(|(status, count, value)| (status, (count, value))).collect::<HashMap<_, _>>()
+    };
+    assert!(gauges().await.is_empty());
+    for id in [1, 2, 3, 4] {
+        with_leaf(&db, id).await;
+    }
+    let value = a_leaf(1, 0, 1).value;
+    assert_eq!(gauges().await, HashMap::from([(Status::Available, (4, 4 * value))]));
+
+    let leaf_id = |id: u8| a_leaf(id, 0, 1).leaf_id;
+    let send = new_operation(attempt(1, 0));
+    let mut renewal = new_operation(attempt(2, 0));
+    renewal.kind = spark_rules::vote::Kind::Renew.code();
+    for (operation, leaf) in [(&send, 1), (&renewal, 2)] {
+        let claims =
+            Claims { leaves: vec![(leaf_id(leaf), a_leaf(leaf, 0, 1).version)], ..Claims::default() };
+        work::propose(&db, operation, &claims).await.unwrap();
+    }
+    let foreign = SpendRow {
+        txid: vec![3; 32],
+        vout: 1,
+        spender_txid: vec![4; 32],
+        kind: "FOREIGN".to_owned(),
+        leaf_id: Some(leaf_id(3)),
+    };
+    chain::insert_mempool_spend(db.pool(), &foreign).await.unwrap();
+    let one = (1, value);
+    let expected = HashMap::from([
+        (Status::Available, one),
+        (Status::TransferLocked, one),
+        (Status::RenewLocked, one),
+        (Status::Unavailable, one),
+    ]);
+    assert_eq!(gauges().await, expected);
+    // An operation that came to nothing holds nothing.
+    work::aborted(&db, send.id, &[6], &[]).await.unwrap();
+    assert_eq!(gauges().await.get(&Status::Available), Some(&(2, 2 * value)));
+
+    let open = operation::gauges(db.pool()).await.unwrap();
+    assert_eq!(
+        open.iter().map(|(state, count, _)| (*state, *count)).collect::<Vec<_>>(),
+        [(State::Proposed, 1)]
+    );
 }

@@ -1,6 +1,17 @@
 //! What end-to-end tests share: a network and wallets on it.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod call;
+pub(crate) mod coin;
+pub(crate) mod methods;
+pub(crate) mod people;
+pub(crate) mod rogue;
+pub(crate) mod rows;
+pub(crate) mod search;
+pub(crate) mod tap;
+pub(crate) mod web;
+pub(crate) mod world;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};

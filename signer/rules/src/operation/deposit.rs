@@ -1,4 +1,9 @@
 //! Deposit: outputs of a one-time address become the root of a tree with one leaf.
+//!
+//! A leaf that is still what a deposit made is bound to its outpoint, not to its id: other outputs of the same
+//! address replace the first ones (D20), as a replaced or never mined transaction demands. The keys stay; the
+//! version moves, so that the former one is consumed once, like any other. Whether the former outputs are
+//! unconfirmed is each operator's view of the chain; who owns both is the same person in any case.
 
 use bitcoin::{Transaction, consensus::encode};
 use spark_proto::spark;
@@ -63,7 +68,8 @@ pub(super) fn derive(
         return Err(OperationError::Unknown("deposit address"));
     }
     let leaf = binding.leaf_id;
-    if records.leaf(&leaf).is_some() {
+    let former = records.leaf(&leaf);
+    if former.as_ref().is_some_and(|former| !replaceable(former, &binding)) {
         return Err(OperationError::Unavailable(leaf));
     }
     let mut jobs = LeafJobs::default();
@@ -80,7 +86,11 @@ pub(super) fn derive(
     let resources =
         inputs.iter().map(|i| Resource { kind: "outpoint", key: encode::serialize(&i.outpoint) }).collect();
     let plan = Plan::deposit(Source::Check(jobs.raws()?), inputs, &binding.user_key)?;
-    let record = record(&binding, &plan, &first)?;
+    let mut record = record(&binding, &plan, &first)?;
+    if let Some(former) = former {
+        record.version = former.version;
+        record.last_proof = former.last_proof;
+    }
     let mut work = Work::default();
     jobs.sign(context.federation, &record, &plan, binding.user_key, &mut work.jobs)?;
     work.parts.push(Part { record, plan });
@@ -97,6 +107,15 @@ pub(super) fn derive(
             expiry_seconds: 0,
         },
     )
+}
+
+/// No transfer was committed: keys, owner and timelock are those of the deposit.
+fn replaceable(former: &LeafRecord, binding: &Binding) -> bool {
+    former.is_fresh_deposit()
+        && matches!(former.status, LeafStatus::Creating | LeafStatus::Available)
+        && former.owner_identity == binding.identity
+        && former.owner_key == binding.user_key
+        && former.group_key == binding.group_key
 }
 
 fn record(binding: &Binding, plan: &Plan, first: &Spend) -> Result<LeafRecord, OperationError> {

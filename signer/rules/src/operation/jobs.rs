@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::PublicKey;
-use spark_proto::{common, spark};
+use spark_proto::{common, peer::v1::operation::Request, spark};
 
 use super::{OperationError, Part};
 use crate::{
@@ -96,6 +96,42 @@ pub fn parse_commitments(
                 .map_err(|_| OperationError::Malformed("signing_commitments"))?;
             Ok((index, parse_commitment(Some(pair))?))
         })
+        .collect()
+}
+
+/// Every set of operators' commitments in a client's words, whether the rest of them holds or not.
+pub fn commitment_sets(request: &Request) -> Vec<&spark::SigningCommitments> {
+    let jobs: Vec<&spark::UserSignedTxSigningJob> = match request {
+        Request::Deposit(r) => {
+            [&r.root_tx_signing_job, &r.refund_tx_signing_job, &r.direct_from_cpfp_refund_tx_signing_job]
+                .into_iter()
+                .flatten()
+                .collect()
+        }
+        Request::Send(r) => r
+            .transfer_package
+            .iter()
+            .flat_map(|p| {
+                let direct = p.direct_leaves_to_send.iter().chain(&p.direct_from_cpfp_leaves_to_send);
+                p.leaves_to_send.iter().chain(direct)
+            })
+            .collect(),
+        Request::Claim(r) => r
+            .claim_package
+            .iter()
+            .flat_map(|p| {
+                let direct = p.direct_leaves_to_claim.iter().chain(&p.direct_from_cpfp_leaves_to_claim);
+                p.leaves_to_claim.iter().chain(direct)
+            })
+            .collect(),
+        Request::Renew(r) => r.signing_jobs.iter().flat_map(super::renew::jobs).collect(),
+    };
+    jobs.into_iter()
+        .flat_map(|job| {
+            let additional = job.additional_inputs.iter().map(|input| &input.signing_commitments);
+            std::iter::once(&job.signing_commitments).chain(additional)
+        })
+        .flatten()
         .collect()
 }
 

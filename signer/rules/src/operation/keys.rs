@@ -131,8 +131,9 @@ fn unchanged(kind: Kind, part: &super::Part) -> TweakedKey {
     let record = &part.record;
     TweakedKey {
         version: match kind {
-            // A renewal keeps the key; its version still moves, so that a leaf version is consumed once.
+            // Renewals and replaced deposits keep the key; the version still moves, so that each is consumed once.
             Kind::Renew => record.version.saturating_add(1),
+            Kind::Deposit if !part.is_new() => record.version.saturating_add(1),
             _ => record.version,
         },
         group_key: record.group_key,

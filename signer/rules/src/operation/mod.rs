@@ -22,7 +22,7 @@ use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1 as wire;
 
 pub use error::OperationError;
-pub use jobs::{Job, parse_commitment, parse_commitments};
+pub use jobs::{Job, commitment_sets, parse_commitment, parse_commitments};
 pub use keys::{Keys, TweakedKey};
 pub use outcome::{Outcome, SignedTx, proof_hash};
 pub use records::{Binding, Records, TransferRecord};
@@ -59,10 +59,18 @@ pub struct Resource {
 /// One leaf of an operation: what is now, and which transactions it asks for.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// The record before; for a deposit the record that comes to be, at version 0.
+    /// The record before; for a deposit the record that comes to be, at version 0, or at the version of the deposit
+    /// that it replaces.
     pub record: LeafRecord,
     /// The transactions, unsigned.
     pub plan: Plan,
+}
+
+impl Part {
+    /// No proof made this leaf before: there is no version to consume.
+    pub fn is_new(&self) -> bool {
+        self.record.last_proof == [0; 32]
+    }
 }
 
 /// Ciphertexts of a package, one per operator, and what the owner signed.
@@ -121,9 +129,17 @@ impl Operation {
         }
     }
 
-    /// The leaves and versions it consumes.
+    /// The leaves and versions it consumes. A deposit's leaf is new, or replaces one of the same id.
     pub fn claims(&self) -> Vec<LeafClaim> {
         self.parts.iter().map(|p| LeafClaim { leaf: p.record.leaf_id, version: p.record.version }).collect()
+    }
+
+    /// The leaf whose outputs a deposit replaces (D20).
+    pub fn replaces(&self) -> Option<LeafId> {
+        self.parts
+            .iter()
+            .find(|part| self.kind == Kind::Deposit && !part.is_new())
+            .map(|part| part.record.leaf_id)
     }
 
     /// Number of release stages (D3).

@@ -30,19 +30,11 @@ pub(super) fn operation_id(
     Ok(id_of(&records.leaf(&leaf_id(request)?).ok_or(OperationError::Unknown("leaf"))?))
 }
 
-pub(super) fn derive(
-    context: Context<'_>,
-    request: &spark::RenewLeafRequest,
-    records: &impl Records,
-) -> Result<Operation, OperationError> {
-    let leaf = leaf_id(request)?;
-    let record = records.leaf(&leaf).ok_or(OperationError::Unknown("leaf"))?;
-    context.expect_id(id_of(&record))?;
-    if record.status != LeafStatus::Available {
-        return Err(OperationError::Unavailable(leaf));
-    }
-    let mut jobs = LeafJobs::default();
-    let (path, list) = match request.signing_jobs.as_ref().ok_or(OperationError::Malformed("signing_jobs"))? {
+/// Which path, and the transactions that it replaces.
+type Listed<'a> = (RenewalPath, Vec<(Purpose, &'a Option<spark::UserSignedTxSigningJob>)>);
+
+fn listed(jobs: &SigningJobs) -> Listed<'_> {
+    match jobs {
         SigningJobs::RenewNodeTimelockSigningJob(j) => (
             RenewalPath::Node,
             vec![
@@ -74,7 +66,28 @@ pub(super) fn derive(
                 (Purpose::DirectFromCpfpRefund, &j.direct_from_cpfp_refund_tx_signing_job),
             ],
         ),
-    };
+    }
+}
+
+/// The jobs of a renewal, whether the rest of it holds or not.
+pub(super) fn jobs(jobs: &SigningJobs) -> impl Iterator<Item = &spark::UserSignedTxSigningJob> {
+    listed(jobs).1.into_iter().filter_map(|(_, job)| job.as_ref())
+}
+
+pub(super) fn derive(
+    context: Context<'_>,
+    request: &spark::RenewLeafRequest,
+    records: &impl Records,
+) -> Result<Operation, OperationError> {
+    let leaf = leaf_id(request)?;
+    let record = records.leaf(&leaf).ok_or(OperationError::Unknown("leaf"))?;
+    context.expect_id(id_of(&record))?;
+    if record.status != LeafStatus::Available {
+        return Err(OperationError::Unavailable(leaf));
+    }
+    let mut jobs = LeafJobs::default();
+    let signing_jobs = request.signing_jobs.as_ref().ok_or(OperationError::Malformed("signing_jobs"))?;
+    let (path, list) = listed(signing_jobs);
     for (purpose, job) in list {
         jobs.add(leaf, purpose, job.as_ref().ok_or(OperationError::Incomplete(leaf))?)?;
     }

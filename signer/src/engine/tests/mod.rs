@@ -2,10 +2,13 @@
 //! that builds real packages. Coordination is the test's.
 
 mod attacks;
+mod deposits;
 mod flows;
+mod packages;
 mod prepared;
 mod proofs;
 mod quorum;
+mod renewals;
 mod tweaks;
 mod witness;
 
@@ -121,18 +124,29 @@ fn sign_job(
     }
 }
 
-/// Deposits to a fresh leaf of `wallet`, confirmed.
-fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
+/// A fresh leaf id of `wallet`, bound: the leaf to come and the key of its address.
+fn bound(quorum: &mut Quorum, wallet: &Wallet) -> (Leaf, PublicKey) {
     let key = SecretScalar::random(&mut OsRng);
-    let leaf = LeafId::from_bytes(rand::random());
-    let verifying_key = quorum.bind(leaf, key.public_key(), wallet.id());
+    let id = LeafId::from_bytes(rand::random());
+    let verifying_key = quorum.bind(id, key.public_key(), wallet.id());
+    (Leaf { id, key }, verifying_key)
+}
+
+/// The claim of one output of a bound address.
+fn deposit_request(
+    quorum: &mut Quorum,
+    wallet: &Wallet,
+    key: &SecretScalar,
+    verifying_key: PublicKey,
+    sats: u64,
+) -> spark::FinalizeDepositTreeCreationRequest {
     let tx = funding(p2tr_script(&verifying_key), sats);
     let plan = Plan::deposit(Source::Build, vec![Spend::of(&tx, 0).unwrap()], &key.public_key()).unwrap();
     let mut job = |purpose| {
         let planned = plan.get(purpose).unwrap();
-        Some(user_job(quorum, "", verifying_key, &key, planned, wallet.id()))
+        Some(user_job(quorum, "", verifying_key, key, planned, wallet.id()))
     };
-    let request = spark::FinalizeDepositTreeCreationRequest {
+    spark::FinalizeDepositTreeCreationRequest {
         identity_public_key: wallet.id().serialize().to_vec(),
         on_chain_utxo: Some(spark::Utxo {
             raw_tx: encode::serialize(&tx),
@@ -144,9 +158,15 @@ fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
         refund_tx_signing_job: job(Purpose::Refund),
         direct_from_cpfp_refund_tx_signing_job: job(Purpose::DirectFromCpfpRefund),
         additional_on_chain_utxos: Vec::new(),
-    };
+    }
+}
+
+/// Deposits to a fresh leaf of `wallet`, confirmed.
+fn deposit(quorum: &mut Quorum, wallet: &Wallet, sats: u64) -> Leaf {
+    let (leaf, verifying_key) = bound(quorum, wallet);
+    let request = deposit_request(quorum, wallet, &leaf.key, verifying_key, sats);
     quorum.run(peer::operation::Request::Deposit(request)).unwrap();
-    Leaf { id: leaf, key }
+    leaf
 }
 
 /// A send package and the new key that only sender and receiver know.

@@ -1,0 +1,166 @@
+//! What a thief with a session of his own gets when he names what belongs to somebody else: method by method.
+
+use prost::Message as _;
+use spark_proto::{signer::v1 as signer, spark, spark_token};
+use tonic::Code;
+use uuid::Uuid;
+
+/// Methods that answer everybody with a session the same, by nature.
+pub(super) const FOR_ALL: &[(&str, &str)] = &[
+    ("GetCheckpoint", "the log's head is public"),
+    ("get_signing_operator_list", "who the operators are is public"),
+];
+
+/// What the thief knows of a victim: everything that is not secret.
+#[derive(Debug)]
+pub(super) struct Victim {
+    pub(super) identity: Vec<u8>,
+    pub(super) thief: Vec<u8>,
+    /// A leaf that is the victim's now.
+    pub(super) leaf: String,
+    pub(super) deposit: spark::FinalizeDepositTreeCreationRequest,
+    pub(super) send: spark::StartTransferRequest,
+    /// By which the victim received something.
+    pub(super) claim: spark::ClaimTransferRequest,
+}
+
+/// What the thief gets.
+#[derive(Debug)]
+pub(super) enum Gets {
+    /// A refusal with this code.
+    Refusal(Code),
+    /// An answer that holds nothing.
+    Nothing(fn(&[u8]) -> anyhow::Result<bool>),
+}
+
+type Try = (Vec<u8>, Gets);
+
+/// Methods with what a thief may try on them.
+pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
+    let no = |message: Vec<u8>| (message, Gets::Refusal(Code::PermissionDenied));
+    let unknown = |message: Vec<u8>| (message, Gets::Refusal(Code::NotFound));
+    vec![
+        ("GetReceipts", vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone() }.encode_to_vec())]),
+        ("generate_deposit_address", vec![no(address(v))]),
+        ("finalize_deposit_tree_creation", vec![no(v.deposit.encode_to_vec()), unknown(deposit_as_thief(v))]),
+        (
+            "start_transfer_v2",
+            vec![no(v.send.encode_to_vec()), (send_as_thief(v), Gets::Refusal(Code::FailedPrecondition))],
+        ),
+        ("claim_transfer", vec![no(v.claim.encode_to_vec()), unknown(claim_as_thief(v))]),
+        ("get_signing_commitments", vec![unknown(commitments(v))]),
+        ("renew_leaf", vec![unknown(renewal(v))]),
+        ("query_pending_transfers", transfers(v)),
+        ("query_all_transfers", transfers(v)),
+        ("query_nodes", nodes(v)),
+        ("query_balance", vec![no(balance(v))]),
+        ("query_unused_deposit_addresses", vec![no(unused(v))]),
+        ("subscribe_to_events", vec![no(events(v))]),
+        ("query_token_outputs", vec![no(tokens(v))]),
+    ]
+}
+
+fn address(v: &Victim) -> Vec<u8> {
+    spark::GenerateDepositAddressRequest {
+        signing_public_key: v.identity.clone(),
+        identity_public_key: v.identity.clone(),
+        network: spark::Network::Regtest.into(),
+        leaf_id: Some(Uuid::now_v7().to_string()),
+        is_static: Some(false),
+        hash_variant: spark::HashVariant::V2.into(),
+    }
+    .encode_to_vec()
+}
+
+fn deposit_as_thief(v: &Victim) -> Vec<u8> {
+    let mut request = v.deposit.clone();
+    request.identity_public_key.clone_from(&v.thief);
+    request.encode_to_vec()
+}
+
+/// The victim's leaves under a fresh id, to the thief, in the thief's name.
+fn send_as_thief(v: &Victim) -> Vec<u8> {
+    let mut request = v.send.clone();
+    request.transfer_id = Uuid::now_v7().to_string();
+    request.owner_identity_public_key.clone_from(&v.thief);
+    request.receiver_identity_public_key.clone_from(&v.thief);
+    request.encode_to_vec()
+}
+
+fn claim_as_thief(v: &Victim) -> Vec<u8> {
+    let mut request = v.claim.clone();
+    request.owner_identity_public_key.clone_from(&v.thief);
+    request.encode_to_vec()
+}
+
+fn commitments(v: &Victim) -> Vec<u8> {
+    spark::GetSigningCommitmentsRequest { node_ids: vec![v.leaf.clone()], count: 1, ..Default::default() }
+        .encode_to_vec()
+}
+
+fn renewal(v: &Victim) -> Vec<u8> {
+    let job = v.send.transfer_package.as_ref().and_then(|p| p.leaves_to_send.first()).cloned();
+    let jobs = spark::RenewRefundTimelockSigningJob {
+        node_tx_signing_job: job.clone(),
+        refund_tx_signing_job: job.clone(),
+        direct_node_tx_signing_job: job.clone(),
+        direct_refund_tx_signing_job: job.clone(),
+        direct_from_cpfp_refund_tx_signing_job: job,
+    };
+    let jobs = spark::renew_leaf_request::SigningJobs::RenewRefundTimelockSigningJob(jobs);
+    spark::RenewLeafRequest { leaf_id: v.leaf.clone(), signing_jobs: Some(jobs) }.encode_to_vec()
+}
+
+fn transfers(v: &Victim) -> Vec<Try> {
+    use spark::transfer_filter::Participant;
+    let named = |participant| {
+        let request = spark::TransferFilter { participant: Some(participant), ..Default::default() };
+        (request.encode_to_vec(), Gets::Refusal(Code::PermissionDenied))
+    };
+    let ids = vec![v.send.transfer_id.clone(), v.claim.transfer_id.clone()];
+    let by_id = spark::TransferFilter { transfer_ids: ids, ..Default::default() }.encode_to_vec();
+    let empty = |answer: &[u8]| Ok(spark::QueryTransfersResponse::decode(answer)?.transfers.is_empty());
+    vec![
+        named(Participant::SenderIdentityPublicKey(v.identity.clone())),
+        named(Participant::ReceiverIdentityPublicKey(v.identity.clone())),
+        named(Participant::SenderOrReceiverIdentityPublicKey(v.identity.clone())),
+        (by_id, Gets::Nothing(empty)),
+    ]
+}
+
+fn nodes(v: &Victim) -> Vec<Try> {
+    use spark::query_nodes_request::Source;
+    let request =
+        |source| spark::QueryNodesRequest { source: Some(source), ..Default::default() }.encode_to_vec();
+    let ids = spark::TreeNodeIds { node_ids: vec![v.leaf.clone()] };
+    let empty = |answer: &[u8]| Ok(spark::QueryNodesResponse::decode(answer)?.nodes.is_empty());
+    vec![
+        (request(Source::OwnerIdentityPubkey(v.identity.clone())), Gets::Refusal(Code::PermissionDenied)),
+        (request(Source::NodeIds(ids)), Gets::Nothing(empty)),
+    ]
+}
+
+fn balance(v: &Victim) -> Vec<u8> {
+    spark::QueryBalanceRequest { identity_public_key: v.identity.clone(), ..Default::default() }
+        .encode_to_vec()
+}
+
+fn unused(v: &Victim) -> Vec<u8> {
+    spark::QueryUnusedDepositAddressesRequest {
+        identity_public_key: v.identity.clone(),
+        ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+fn events(v: &Victim) -> Vec<u8> {
+    spark::SubscribeToEventsRequest { identity_public_key: v.identity.clone() }.encode_to_vec()
+}
+
+fn tokens(v: &Victim) -> Vec<u8> {
+    spark_token::QueryTokenOutputsRequest {
+        owner_public_keys: vec![v.identity.clone()],
+        ..Default::default()
+    }
+    .encode_to_vec()
+}
