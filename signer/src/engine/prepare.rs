@@ -85,9 +85,13 @@ impl Shared {
         if let Some(known) = ledger::attempt(txn, &id, request.attempt)? {
             return match known.phase {
                 // The same bytes get the same vote, whatever happened since; other bytes are another operation. After
-                // an ABORT that is the last word for all of them.
+                // an ABORT that is the last word for all of them. What was opened goes along: a proof of commit may
+                // still come, and tables that lost it need it then.
                 Phase::Refused | Phase::Aborted => {
-                    Ok(wire::PrepareResponse { vote: Some(known.word().clone()), opened: Vec::new() })
+                    let vote = Some(known.word().clone());
+                    let same = known.digest == request_digest(&canonical);
+                    let opened = if same { known.opened } else { Vec::new() };
+                    Ok(wire::PrepareResponse { vote, opened })
                 }
                 _ if known.digest == request_digest(&canonical) => {
                     Ok(wire::PrepareResponse { vote: Some(known.vote), opened: known.opened })

@@ -85,6 +85,9 @@ fn an_abort_that_was_not_needed_does_not_stop_the_proof() {
     let mut prepared = Prepared::new();
     let abort = prepared.sign_abort(2).unwrap();
     assert_eq!(abort.choice(), peer::Choice::Abort);
+    // What it opened stays obtainable with its last word, for tables that lost it.
+    let again = prepared.quorum.prepare(2, &prepared.request.clone());
+    assert_eq!((again.vote.unwrap(), again.opened), (abort, prepared.opened.clone()));
     let proof = prepared.proof();
     for member in 0..3 {
         prepared.apply(member, &proof).unwrap();
