@@ -164,7 +164,8 @@ async fn project(
     match outcome {
         Ok(()) => {}
         Err(EngineError::Db(error)) => return Err(error.into()),
-        Err(EngineError::Call(error)) => return Err(error.into()),
+        // A refusal stays one: it must not keep the operator from starting.
+        Err(EngineError::Call(error)) if !error.refused() => return Err(error.into()),
         Err(error) => {
             tracing::error!(%error, operation = %id, kind = %entry.kind, "signer's journal entry cannot be followed");
             recovered.unresolved.push((op, entry.attempt));
