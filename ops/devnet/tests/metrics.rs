@@ -128,6 +128,13 @@ async fn every_family_is_fed_and_counts_what_happened() -> anyhow::Result<()> {
     })
     .await?;
     devnet.faucet().mine(1).await?;
+    // Only who has seen a block can lose it.
+    let height = devnet.bitcoind().tip().await?.height;
+    eventually("operators follow", || async {
+        let (operators, _) = scrape_all(&devnet).await?;
+        Ok(operators.iter().all(|read| read.sum("spark_operator_chain_tip_height", &[]) >= height as f64))
+    })
+    .await?;
     devnet.bitcoind().reorg(1, 2).await?;
 
     // Gauges are sampled, and the follower looks at the chain, now and then.
