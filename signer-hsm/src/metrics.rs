@@ -166,7 +166,7 @@ impl Metrics {
         self.nonces_open.set(gauge(engine.open_nonces() as u64));
         self.root_epoch.set(gauge(engine.vault().epoch()));
         self.sequence.set(gauge(engine.vault().sequence()));
-        self.secrets.set(gauge(engine.vault().secret_count() as u64));
+        self.secrets.set(gauge(engine.vault().secret_count()));
         self.locked.set(i64::from(engine.is_locked()));
         match engine.log_size() {
             Ok(size) => self.log_size.set(gauge(size)),

@@ -6,18 +6,18 @@ use std::path::Path;
 
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    TableError, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTableMetadata as _,
+    TableDefinition, TableError, WriteTransaction,
 };
 use spark_signer::vault::{SealedStore, StoreCommit, StoreError};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const HEADER: TableDefinition<'_, (), &[u8]> = TableDefinition::new("header");
-const PAGES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("pages");
+const PAGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("pages");
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 
 const FORMAT_KEY: &str = "format";
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 const CACHE_BYTES: usize = 64 << 20;
 
 /// A store in a file.
@@ -106,16 +106,15 @@ impl SealedStore for RedbStore {
         Ok(table.get(()).map_err(failed)?.map(|header| header.value().to_vec()))
     }
 
-    fn page(&self, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+    fn page(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let txn = self.database.begin_read().map_err(failed)?;
         let table = txn.open_table(PAGES).map_err(failed)?;
         Ok(table.get(number).map_err(failed)?.map(|page| page.value().to_vec()))
     }
 
-    fn page_numbers(&self) -> Result<Vec<u32>, StoreError> {
+    fn page_count(&self) -> Result<u64, StoreError> {
         let txn = self.database.begin_read().map_err(failed)?;
-        let table = txn.open_table(PAGES).map_err(failed)?;
-        table.iter().map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.0.value())).collect()
+        txn.open_table(PAGES).map_err(failed)?.len().map_err(failed)
     }
 
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -204,7 +203,7 @@ mod tests {
         drop(store);
         let store = RedbStore::open(&path).unwrap();
         assert_eq!(store.header().unwrap(), Some(vec![1; 100]));
-        assert_eq!(store.page_numbers().unwrap(), vec![1, 7]);
+        assert_eq!(store.page_count().unwrap(), 2);
         assert_eq!(store.page(7).unwrap(), Some(vec![2; 5000]));
         assert_eq!(store.record(b"a/2").unwrap().as_deref(), Some(b"a/2".as_slice()));
         assert_eq!(records(&store, b"a/", None, 9), [b"a/1", b"a/2", b"a/3"]);

@@ -95,6 +95,7 @@ fn serve(mut engine: Engine, mut queue: mpsc::Receiver<Call>, metrics: &Metrics)
             tracing::error!("a commit was cut off: the signer stops, start it again");
             break;
         }
+        engine.between_batches();
     }
     engine
 }

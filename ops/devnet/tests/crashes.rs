@@ -14,7 +14,7 @@ use spark_devnet::{
     wallet::{WalletCommand, number},
 };
 use sqlx::Connection as _;
-use support::{address, available, deposit, eventually, network, pay, ready};
+use support::{address, available, deposit, eventually, network, pay, ready, rows::agree};
 
 /// Steps that only the operator passes that coordinates.
 const OF_COORDINATORS: &[&str] = &["Voted", "Signed", "Everywhere"];
@@ -103,30 +103,7 @@ impl Victims {
 
     /// Every operator shows the same leaves, and nobody holds anything open.
     async fn settled(&self) -> anyhow::Result<()> {
-        eventually("operators agree and hold nothing open", || async {
-            let mut views = Vec::new();
-            for member in self.devnet.members() {
-                let url = self.devnet.database_url(member.index());
-                let mut db = sqlx::PgConnection::connect(&url).await?;
-                let (open, locked): (i64, i64) = sqlx::query_as(
-                    "SELECT (SELECT count(*) FROM operation WHERE state NOT IN ('DONE', 'ABORTED')),
-                        (SELECT count(*) FROM leaf_claim WHERE state = 'LOCKED')",
-                )
-                .fetch_one(&mut db)
-                .await?;
-                let view: Option<String> = sqlx::query_scalar(
-                    "SELECT string_agg(concat_ws(' ', leaf_id, version, value, encode(record, 'hex'), status), E'\\n'
-                        ORDER BY leaf_id) FROM leaf",
-                )
-                .fetch_one(&mut db)
-                .await?;
-                ensure!((open, locked) == (0, 0), "operator {}: {open} open, {locked} locked", member.index());
-                views.push(view);
-            }
-            ensure!(views.windows(2).all(|pair| pair[0] == pair[1]), "operators differ: {views:#?}");
-            Ok(true)
-        })
-        .await
+        agree(&self.devnet).await
     }
 }
 

@@ -262,8 +262,8 @@ fn read_vault(config: &Path) -> anyhow::Result<()> {
     let mut text = String::new();
     for line in fs::read_to_string(std::env::var(KEYS)?)?.lines() {
         let keyshare: [u8; 16] = hex::decode(line)?.as_slice().try_into()?;
-        for id in vault.secrets_of(&keyshare).filter(|id| id.kind == SecretKind::Keyshare) {
-            let share = vault.get_secret(id)?.context("share")?;
+        for id in vault.secrets_of(&keyshare)?.into_iter().filter(|id| id.kind == SecretKind::Keyshare) {
+            let share = vault.get_secret(&id)?.context("share")?;
             text.push_str(&format!("{line} {} {}\n", id.version, hex::encode(&*share)));
         }
     }

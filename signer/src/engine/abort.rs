@@ -145,7 +145,7 @@ impl Shared {
         attempt: u32,
         tweaks: bool,
     ) -> Result<(), EngineError> {
-        for secret in txn.secrets_of(id.as_bytes()) {
+        for secret in txn.secrets_of(id.as_bytes())? {
             let of_attempt = secret.version >> 32 == u64::from(attempt);
             let dies = match secret.kind {
                 SecretKind::SignatureShares => true,
@@ -153,7 +153,7 @@ impl Shared {
                 _ => false,
             };
             if of_attempt && dies {
-                txn.delete_secret(&secret);
+                txn.delete_secret(&secret)?;
             }
         }
         Ok(())

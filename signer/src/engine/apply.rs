@@ -57,7 +57,7 @@ impl Shared {
             self.advance_key(txn, &operation, position, key)?;
         }
         for stage in 0..operation.stages() {
-            txn.delete_secret(&shares_id(&id, request.attempt, stage));
+            txn.delete_secret(&shares_id(&id, request.attempt, stage))?;
         }
         forget_finals(txn, &id, request.attempt, operation.jobs.len());
         // Also where this signer released nothing: all ledgers are alike.
@@ -105,8 +105,8 @@ impl Shared {
             keyshare_secret(&record.keyshare_id, key.version),
             Zeroizing::new(next.to_bytes().to_vec()),
         )?;
-        txn.delete_secret(&old);
-        txn.delete_secret(&staged);
+        txn.delete_secret(&old)?;
+        txn.delete_secret(&staged)?;
         Ok(())
     }
 

@@ -192,7 +192,7 @@ impl Shared {
         let keys = Keys::derive(&operation, &opened)?;
         for (position, (part, tweak)) in operation.parts.iter().zip(&tweaks).enumerate() {
             let id = keyshare_secret(&part.record.keyshare_id, part.record.version);
-            if !txn.has_secret(&id) {
+            if !txn.has_secret(&id)? {
                 return Err(EngineError::Unknown("keyshare secret of this version"));
             }
             let id = tweak_id(&operation.id, operation.attempt, position);

@@ -4,22 +4,20 @@
 //! store transaction, the commit point · 4 destroy the old root, forget the old keys. A batch that
 //! destroys nothing keeps the root and skips 0 and 4.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-
+use rand_core::{OsRng, RngCore as _};
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::error::VaultError;
 use super::failpoint::Step;
 use super::header::{BodyRef, Head};
-use super::id::SecretId;
 use super::ledger::SetState;
 use super::open::{Vault, derive_checked};
-use super::page::{Fill, Page};
-use super::seal::{DataKey, SealBroken};
+use super::seal::SealBroken;
 use super::store::{StoreCommit, StoreError};
-use super::token::{RootId, TokenError};
-use super::txn::Changes;
+use super::token::{RootId, Token, TokenError};
+use super::tree::{Change, Rewrite};
+use super::txn::{Changes, Fate};
 
 /// What became of the secrets that a batch replaced or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,20 +71,9 @@ pub enum CommitError {
     CutOff(Step),
 }
 
-/// The touched pages, re-keyed, and what the vault becomes with them.
-struct Plan {
-    pages: BTreeMap<u32, Option<(DataKey, Vec<u8>, Fill)>>,
-    moved: Vec<(SecretId, Option<u32>)>,
-    next_page: u32,
-}
-
 impl Vault {
-    pub(super) fn destroys(&self, changes: &Changes) -> bool {
-        changes.secrets.keys().any(|id| self.index.contains_key(id))
-    }
-
     pub(super) fn commit(&mut self, changes: Changes) -> Result<Committed, CommitError> {
-        let rotate = self.destroys(&changes);
+        let rotate = changes.ends > 0;
         self.commit_under(changes, rotate)
     }
 
@@ -110,20 +97,15 @@ impl Vault {
 
         if rotate {
             self.sweep_uncommitted()?;
-            self.strays.push(after);
-            if let Err(error) = self.token.create_root(&after) {
-                if matches!(error, TokenError::RootExists(_)) {
-                    // Another copy of this store made it and lives on it: it is not ours to sweep, and this copy is over.
-                    self.strays.pop();
-                    self.cut_off = true;
-                }
-                return Err(error.into());
+            match self.spare.take() {
+                Some(spare) => self.take_spare(&spare)?,
+                None => self.create_next(after)?,
             }
             self.step(Step::RootCreated)?;
         }
         let prepared = self.prepare(&head, changes, rotate);
-        let (plan, commit) = match prepared {
-            Ok(prepared) => prepared,
+        let sealed = match prepared {
+            Ok(sealed) => sealed,
             Err(error) => {
                 // Best effort: a root that stays is swept before the next one is made.
                 if !self.cut_off {
@@ -133,12 +115,14 @@ impl Vault {
             }
         };
         self.step(Step::Sealed)?;
-        if let Err(error) = self.store.apply(&commit.store) {
+        if let Err(error) = self.store.apply(&sealed.store) {
             self.cut_off = true;
             return Err(CommitError::OutcomeUnknown(error));
         }
         self.step(Step::StoreCommitted)?;
-        self.adopt(head, plan, commit.state);
+        self.head = head;
+        self.records.state = sealed.state;
+        self.tree.adopt(sealed.tree);
         if rotate {
             self.strays.clear();
             if self.token.destroy_root(&before).is_err() {
@@ -175,19 +159,61 @@ impl Vault {
         Ok(())
     }
 
-    fn prepare(
-        &mut self,
-        head: &Head,
-        changes: Changes,
-        rotate: bool,
-    ) -> Result<(Plan, Sealed), CommitError> {
+    /// Makes the next epoch's root ahead of the batch that will need it, so that the batch need not wait for the
+    /// token. A restart destroys one that was not used.
+    pub fn prepare_spare(&mut self) -> Result<(), TokenError> {
+        if self.spare.is_some() || self.cut_off || !self.witnessed {
+            return Ok(());
+        }
+        self.sweep_uncommitted()?;
+        let root = self.head.root;
+        let next = RootId { epoch: root.epoch.saturating_add(1), ..root };
+        self.create_next(next)?;
+        let spare = Spare::made(&*self.token, next)?;
+        self.strays.pop();
+        self.spare = Some(spare);
+        Ok(())
+    }
+
+    /// Another copy of this store, opened meanwhile, destroys roots that it does not know and may have made one of the
+    /// same name: then this copy is over.
+    fn take_spare(&mut self, spare: &Spare) -> Result<(), CommitError> {
+        match spare.is_there(&*self.token) {
+            Ok(true) => {
+                self.strays.push(spare.root);
+                Ok(())
+            }
+            Ok(false) => {
+                self.cut_off = true;
+                Err(CommitError::MustReopen)
+            }
+            Err(error) => {
+                self.strays.push(spare.root);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Makes a root and counts it among the uncommitted.
+    fn create_next(&mut self, root: RootId) -> Result<(), TokenError> {
+        self.strays.push(root);
+        self.token.create_root(&root).inspect_err(|error| {
+            if matches!(error, TokenError::RootExists(_)) {
+                // Another copy of this store made it and lives on it: it is not ours to sweep, and this copy is over.
+                self.strays.pop();
+                self.cut_off = true;
+            }
+        })
+    }
+
+    fn prepare(&mut self, head: &Head, changes: Changes, rotate: bool) -> Result<Sealed, CommitError> {
         let key = derive_checked(&*self.token, head)?;
         self.step(Step::KeyDerived)?;
         if rotate {
             self.token.sync()?;
             self.step(Step::TokenSynced)?;
         }
-        let Changes { secrets, records } = changes;
+        let Changes { secrets, records, .. } = changes;
         let mut state = self.records.state;
         for (record, value) in &records {
             if let Some(old) = self.store.record(record).map_err(VaultError::from)? {
@@ -197,113 +223,21 @@ impl Vault {
                 self.records.add(&mut state, record, new);
             }
         }
-        let plan = self.plan(secrets)?;
-        let mut keys: BTreeMap<u32, &DataKey> = self.pages.iter().map(|(n, key)| (*n, key)).collect();
-        for (number, page) in &plan.pages {
-            match page {
-                Some((key, ..)) => keys.insert(*number, key),
-                None => keys.remove(number),
-            };
-        }
+        let secrets: Vec<Change> = secrets.into_iter().map(|(id, Fate { value, .. })| (id, value)).collect();
+        let mut tree = self.tree.rewrite(&*self.store, &secrets)?;
         let body = BodyRef {
             incarnation: self.incarnation,
             records: &self.records,
             state,
-            next_page: plan.next_page,
-            pages: &keys,
+            top: tree.top.as_ref(),
+            next_page: tree.next,
+            secrets: tree.len,
         };
-        let header = body.seal(head, &key).map_err(|SealBroken| unsealable())?;
-        let pages = plan
-            .pages
-            .iter()
-            .map(|(number, page)| (*number, page.as_ref().map(|(_, sealed, _)| sealed.clone())))
-            .collect();
+        let header =
+            body.seal(head, &key).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
+        let pages = std::mem::take(&mut tree.pages).into_iter().collect();
         let store = StoreCommit { header, pages, records: records.into_iter().collect() };
-        Ok((plan, Sealed { store, state }))
-    }
-
-    /// Takes the touched pages apart and puts them together again under fresh keys.
-    fn plan(&self, secrets: BTreeMap<SecretId, Option<Zeroizing<Vec<u8>>>>) -> Result<Plan, VaultError> {
-        let mut open: BTreeMap<u32, Page> = BTreeMap::new();
-        for id in secrets.keys() {
-            if let Some(number) = self.index.get(id) {
-                let page = match open.entry(*number) {
-                    Entry::Occupied(entry) => entry.into_mut(),
-                    Entry::Vacant(entry) => entry.insert(self.load_page(*number)?),
-                };
-                page.remove(id);
-            }
-        }
-        let mut next_page = self.next_page;
-        let mut moved = Vec::with_capacity(secrets.len());
-        for (id, value) in secrets {
-            let Some(value) = value else {
-                moved.push((id, None));
-                continue;
-            };
-            let number = match self.find_room(&open, value.len()) {
-                Some(number) => number,
-                None => {
-                    let fresh = next_page;
-                    next_page = fresh.checked_add(1).ok_or(VaultError::Damaged("no page numbers left"))?;
-                    fresh
-                }
-            };
-            let page = match open.entry(number) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) if self.pages.contains_key(&number) => {
-                    entry.insert(self.load_page(number)?)
-                }
-                Entry::Vacant(entry) => entry.insert(Page::default()),
-            };
-            page.insert(id, value);
-            moved.push((id, Some(number)));
-        }
-        let mut pages = BTreeMap::new();
-        for (number, page) in open {
-            let sealed = if page.is_empty() {
-                None
-            } else {
-                let key = DataKey::random();
-                let sealed = page.seal(&self.place(number), &key).map_err(|SealBroken| unsealable())?;
-                Some((key, sealed, page.fill()))
-            };
-            pages.insert(number, sealed);
-        }
-        Ok(Plan { pages, moved, next_page })
-    }
-
-    /// Prefers pages that the batch rewrites anyway.
-    fn find_room(&self, open: &BTreeMap<u32, Page>, bytes: usize) -> Option<u32> {
-        open.iter().find(|(_, page)| page.fill().has_room(bytes)).map(|(number, _)| *number).or_else(|| {
-            let fits = |number: &&u32| self.fills.get(number).is_some_and(|fill| fill.has_room(bytes));
-            self.roomy.iter().filter(|number| !open.contains_key(number)).find(fits).copied()
-        })
-    }
-
-    fn adopt(&mut self, head: Head, plan: Plan, state: SetState) {
-        self.head = head;
-        self.records.state = state;
-        self.next_page = plan.next_page;
-        for (number, page) in plan.pages {
-            match page {
-                Some((key, _, fill)) => {
-                    self.pages.insert(number, key);
-                    self.note_fill(number, fill);
-                }
-                None => {
-                    self.pages.remove(&number);
-                    self.fills.remove(&number);
-                    self.roomy.remove(&number);
-                }
-            }
-        }
-        for (id, number) in plan.moved {
-            match number {
-                Some(number) => self.index.insert(id, number),
-                None => self.index.remove(&id),
-            };
-        }
+        Ok(Sealed { store, state, tree })
     }
 
     fn step(&mut self, step: Step) -> Result<(), CommitError> {
@@ -315,12 +249,36 @@ impl Vault {
     }
 }
 
-/// A batch ready for the store.
+/// A root made ahead.
+pub(super) struct Spare {
+    root: RootId,
+    nonce: [u8; 32],
+    /// What this very key makes of the nonce.
+    check: Zeroizing<[u8; 32]>,
+}
+
+impl Spare {
+    const CONTEXT: &'static [u8] = b"spark/vault/spare/v1";
+
+    fn made(token: &dyn Token, root: RootId) -> Result<Self, TokenError> {
+        let mut nonce = [0u8; 32];
+        OsRng.fill_bytes(&mut nonce);
+        let check = token.derive(&root, &[Self::CONTEXT, &nonce].concat())?;
+        Ok(Self { root, nonce, check })
+    }
+
+    fn is_there(&self, token: &dyn Token) -> Result<bool, TokenError> {
+        match token.derive(&self.root, &[Self::CONTEXT, &self.nonce].concat()) {
+            Ok(check) => Ok(check.ct_eq(&*self.check).into()),
+            Err(TokenError::RootMissing(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A batch ready for the store, and what the vault becomes with it.
 struct Sealed {
     store: StoreCommit,
     state: SetState,
-}
-
-fn unsealable() -> VaultError {
-    VaultError::Damaged("content could not be sealed")
+    tree: Rewrite,
 }

@@ -69,9 +69,12 @@ pub enum OpenError {
     /// The header was not sealed under this root.
     #[error("header does not open under its root")]
     HeaderBroken,
-    /// Pages are missing, added or changed.
-    #[error("page {0} is not the one the header names")]
-    PageBroken(u32),
+    /// A page is missing or changed.
+    #[error("page {0} is not the one that its parent names")]
+    PageBroken(u64),
+    /// Pages were added or lost.
+    #[error("store does not hold as many pages and secrets as the header says")]
+    PagesCount,
     /// Records are missing, added or changed.
     #[error("records are not those the header covers")]
     RecordsBroken,

@@ -1,25 +1,28 @@
 //! The header: where the vault stands, and the keys to everything.
 //!
-//! On disk: head (format, tree, epoch, sequence, salt) ‖ sealed body. The head is associated data and the
-//! context from which the root derives the body's key; the salt makes every sealing key unique even if a
-//! batch is cut off and made again.
-
-use std::collections::BTreeMap;
+//! On disk: head (format, tree, epoch, sequence, salt) ‖ wraps of the top key, one per device ‖ body sealed under the
+//! top key. The head is associated data and the context from which a device's root derives the key that wraps; the
+//! salt makes every such key unique even if a batch is cut off and made again. The top key is fresh with every commit,
+//! so that a second device needs no more than a wrap of its own.
 
 use rand_core::{OsRng, RngCore as _};
 use spark_rules::ids::Incarnation;
 use zeroize::Zeroizing;
 
 use super::ledger::{RecordSet, SetState};
-use super::seal::{DataKey, SealBroken, TAG_BYTES};
+use super::seal::{self, DataKey, KEY_BYTES, SealBroken, TAG_BYTES};
 use super::token::{RootId, TreeId};
+use super::tree::Top;
 
-const FORMAT: &[u8; 4] = b"SPV1";
-const CONTEXT: &[u8] = b"spark/vault/header/v1";
+const FORMAT: &[u8; 4] = b"SPV2";
+const CONTEXT: &[u8] = b"spark/vault/header/v2";
 const SALT_BYTES: usize = 32;
-pub(super) const HEAD_BYTES: usize = 4 + 8 + 8 + 8 + SALT_BYTES;
-const PAGE_ENTRY: usize = 4 + 32;
-const FIXED_BODY: usize = 16 + 32 + 32 + 8 + 4 + 4;
+const HEAD_BYTES: usize = 4 + 8 + 8 + 8 + SALT_BYTES;
+/// Device number and the top key, wrapped.
+const WRAP_BYTES: usize = 1 + KEY_BYTES + TAG_BYTES;
+const BODY_BYTES: usize = 16 + 32 + 32 + 8 + 8 + 8 + 1 + 1 + 8 + KEY_BYTES;
+/// The device that holds the root.
+const DEVICE: u8 = 0;
 
 /// The part in the clear.
 #[derive(Clone)]
@@ -46,49 +49,58 @@ impl Head {
         out
     }
 
-    /// Head and sealed body.
+    /// Head, and what follows it.
     pub(super) fn decode(stored: &[u8]) -> Option<(Self, &[u8])> {
         let rest = stored.strip_prefix(FORMAT)?;
         let (tree, rest) = rest.split_first_chunk::<8>()?;
         let (epoch, rest) = rest.split_first_chunk::<8>()?;
         let (sequence, rest) = rest.split_first_chunk::<8>()?;
-        let (salt, body) = rest.split_first_chunk::<SALT_BYTES>()?;
+        let (salt, rest) = rest.split_first_chunk::<SALT_BYTES>()?;
         let root = RootId { tree: TreeId(*tree), epoch: u64::from_be_bytes(*epoch) };
-        Some((Self { root, sequence: u64::from_be_bytes(*sequence), salt: *salt }, body))
+        Some((Self { root, sequence: u64::from_be_bytes(*sequence), salt: *salt }, rest))
     }
 
-    /// What the root turns into the body's key.
+    /// What the root turns into the key that wraps the top key.
     pub(super) fn derivation(&self) -> Vec<u8> {
         [CONTEXT, &self.encode()].concat()
     }
 }
 
-/// The sealed part, while writing.
+/// What the body says, while writing.
 pub(super) struct BodyRef<'a> {
     pub(super) incarnation: Incarnation,
     pub(super) records: &'a RecordSet,
     pub(super) state: SetState,
-    pub(super) next_page: u32,
-    pub(super) pages: &'a BTreeMap<u32, &'a DataKey>,
+    pub(super) top: Option<&'a Top>,
+    pub(super) next_page: u64,
+    pub(super) secrets: u64,
 }
 
 impl BodyRef<'_> {
-    /// Head and body, sealed.
+    /// The whole header. `key` is what the device's root made of [`Head::derivation`].
     pub(super) fn seal(&self, head: &Head, key: &DataKey) -> Result<Vec<u8>, SealBroken> {
-        let bytes = FIXED_BODY + self.pages.len() * PAGE_ENTRY + TAG_BYTES;
-        let mut body = Zeroizing::new(Vec::with_capacity(bytes));
+        let mut out = head.encode();
+        let top_key = DataKey::random();
+        let mut wrap = Zeroizing::new(Vec::with_capacity(KEY_BYTES + TAG_BYTES));
+        wrap.extend_from_slice(top_key.expose());
+        seal::seal(key.expose(), &out, &mut wrap)?;
+        out.extend_from_slice(&[1, DEVICE]);
+        out.extend_from_slice(&wrap);
+
+        let mut body = Zeroizing::new(Vec::with_capacity(BODY_BYTES + TAG_BYTES));
         body.extend_from_slice(self.incarnation.as_bytes());
         body.extend_from_slice(self.records.key().expose());
         body.extend_from_slice(&self.state.sum);
         body.extend_from_slice(&self.state.count.to_be_bytes());
         body.extend_from_slice(&self.next_page.to_be_bytes());
-        body.extend_from_slice(&u32::try_from(self.pages.len()).map_err(|_| SealBroken)?.to_be_bytes());
-        for (number, page_key) in self.pages {
-            body.extend_from_slice(&number.to_be_bytes());
-            body.extend_from_slice(page_key.expose());
+        body.extend_from_slice(&self.secrets.to_be_bytes());
+        body.push(u8::from(self.top.is_some()));
+        if let Some(top) = self.top {
+            body.push(top.level);
+            body.extend_from_slice(&top.number.to_be_bytes());
+            body.extend_from_slice(top.key.expose());
         }
-        let mut out = head.encode();
-        key.seal(&out, &mut body)?;
+        seal::seal(top_key.expose(), &out, &mut body)?;
         out.extend_from_slice(&body);
         Ok(out)
     }
@@ -98,13 +110,27 @@ impl BodyRef<'_> {
 pub(super) struct Body {
     pub(super) incarnation: Incarnation,
     pub(super) records: RecordSet,
-    pub(super) next_page: u32,
-    pub(super) pages: BTreeMap<u32, DataKey>,
+    pub(super) top: Option<Top>,
+    pub(super) next_page: u64,
+    pub(super) secrets: u64,
 }
 
 impl Body {
-    pub(super) fn open(head: &Head, key: &DataKey, sealed: &[u8]) -> Result<Self, SealBroken> {
-        let text = key.open(&head.encode(), sealed)?;
+    /// Opens what [`BodyRef::seal`] made.
+    pub(super) fn open(stored: &[u8], key: &DataKey) -> Result<Self, SealBroken> {
+        let (head, rest) = stored.split_at_checked(HEAD_BYTES).ok_or(SealBroken)?;
+        let (count, rest) = rest.split_first().ok_or(SealBroken)?;
+        let wraps = usize::from(*count).checked_mul(WRAP_BYTES).ok_or(SealBroken)?;
+        let (wraps, sealed) = rest.split_at_checked(wraps).ok_or(SealBroken)?;
+        let wrap = wraps
+            .chunks_exact(WRAP_BYTES)
+            .find_map(|wrap| {
+                wrap.split_first().and_then(|(device, wrap)| (*device == DEVICE).then_some(wrap))
+            })
+            .ok_or(SealBroken)?;
+        let top_key = seal::open(key.expose(), head, wrap)?;
+        let context = stored.get(..HEAD_BYTES + 1 + wraps.len()).ok_or(SealBroken)?;
+        let text = seal::open(top_key.first_chunk().ok_or(SealBroken)?, context, sealed)?;
         Self::decode(&text).ok_or(SealBroken)
     }
 
@@ -113,22 +139,26 @@ impl Body {
         let (record_key, rest) = rest.split_at_checked(32)?;
         let (sum, rest) = rest.split_first_chunk::<32>()?;
         let (count, rest) = rest.split_first_chunk::<8>()?;
-        let (next_page, rest) = rest.split_first_chunk::<4>()?;
-        let (pages, rest) = rest.split_first_chunk::<4>()?;
-        if rest.len() != (u32::from_be_bytes(*pages) as usize).checked_mul(PAGE_ENTRY)? {
-            return None;
-        }
-        let mut keys = BTreeMap::new();
-        for entry in rest.chunks_exact(PAGE_ENTRY) {
-            let (number, key) = entry.split_first_chunk::<4>()?;
-            keys.insert(u32::from_be_bytes(*number), DataKey::from_slice(key)?);
-        }
+        let (next_page, rest) = rest.split_first_chunk::<8>()?;
+        let (secrets, rest) = rest.split_first_chunk::<8>()?;
+        let (has_top, rest) = rest.split_first()?;
+        let top = match has_top {
+            0 if rest.is_empty() => None,
+            1 => {
+                let (level, rest) = rest.split_first()?;
+                let (number, key) = rest.split_first_chunk::<8>()?;
+                let key = DataKey::from_slice(key)?;
+                Some(Top { level: *level, number: u64::from_be_bytes(*number), key })
+            }
+            _ => return None,
+        };
         let state = SetState { sum: *sum, count: u64::from_be_bytes(*count) };
         Some(Self {
             incarnation: Incarnation::from_bytes(*incarnation),
             records: RecordSet::with(DataKey::from_slice(record_key)?, state).ok()?,
-            next_page: u32::from_be_bytes(*next_page),
-            pages: keys,
+            top,
+            next_page: u64::from_be_bytes(*next_page),
+            secrets: u64::from_be_bytes(*secrets),
         })
     }
 }

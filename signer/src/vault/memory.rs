@@ -128,7 +128,7 @@ impl Token for MemoryToken {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Disk {
     pub(crate) header: Option<Vec<u8>>,
-    pub(crate) pages: BTreeMap<u32, Vec<u8>>,
+    pub(crate) pages: BTreeMap<u64, Vec<u8>>,
     pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -150,12 +150,12 @@ impl SealedStore for MemoryStore {
         Ok(lock(&self.0).header.clone())
     }
 
-    fn page(&self, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+    fn page(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(lock(&self.0).pages.get(&number).cloned())
     }
 
-    fn page_numbers(&self) -> Result<Vec<u32>, StoreError> {
-        Ok(lock(&self.0).pages.keys().copied().collect())
+    fn page_count(&self) -> Result<u64, StoreError> {
+        Ok(lock(&self.0).pages.len() as u64)
     }
 
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -1,6 +1,6 @@
 //! Creating, opening and reading a vault.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,15 +9,16 @@ use spark_rules::ids::Incarnation;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+use super::commit::Spare;
 use super::error::{CreateError, OpenError, VaultError};
 use super::failpoint::FailPoint;
 use super::header::{Body, BodyRef, Head};
-use super::id::{SecretId, SecretKind};
+use super::id::SecretId;
 use super::ledger::{RecordSet, SetState};
-use super::page::{Fill, Page, Place};
 use super::seal::{DataKey, SealBroken};
 use super::store::{Record, SealedStore, StoreCommit, StoreError};
 use super::token::{RootId, Token, TokenError, TreeId};
+use super::tree::{Origin, Tree, TreeError};
 use super::txn::Txn;
 
 /// A point in a vault's life. Later is greater.
@@ -37,14 +38,12 @@ pub struct Vault {
     pub(super) head: Head,
     pub(super) incarnation: Incarnation,
     pub(super) records: RecordSet,
-    pub(super) pages: BTreeMap<u32, DataKey>,
-    pub(super) fills: BTreeMap<u32, Fill>,
-    pub(super) roomy: BTreeSet<u32>,
-    pub(super) index: BTreeMap<SecretId, u32>,
-    pub(super) next_page: u32,
+    pub(super) tree: Tree,
     pub(super) witnessed: bool,
     pub(super) cut_off: bool,
     pub(super) strays: Vec<RootId>,
+    /// A root that waits for the next batch that needs one.
+    pub(super) spare: Option<Spare>,
     pub(super) undestroyed: Vec<RootId>,
 }
 
@@ -72,7 +71,7 @@ impl Vault {
         store: Box<dyn SealedStore>,
         incarnation: Incarnation,
     ) -> Result<Self, CreateError> {
-        if store.header()?.is_some() || !store.page_numbers()?.is_empty() || has_records(&*store)? {
+        if store.header()?.is_some() || store.page_count()? > 0 || has_records(&*store)? {
             return Err(CreateError::StoreNotEmpty);
         }
         let roots = token.roots()?;
@@ -90,11 +89,13 @@ impl Vault {
             incarnation,
             state: records.state,
             records: &records,
+            top: None,
             next_page: 0,
-            pages: &BTreeMap::new(),
+            secrets: 0,
         };
         let header = body.seal(&head, &key).map_err(|SealBroken| CreateError::Seal)?;
         store.apply(&StoreCommit { header, pages: Vec::new(), records: Vec::new() })?;
+        let tree = Tree::empty(Origin { tree: head.root.tree, incarnation });
         Ok(Self {
             token,
             store,
@@ -102,14 +103,11 @@ impl Vault {
             head,
             incarnation,
             records,
-            pages: BTreeMap::new(),
-            fills: BTreeMap::new(),
-            roomy: BTreeSet::new(),
-            index: BTreeMap::new(),
-            next_page: 0,
+            tree,
             witnessed: true,
             cut_off: false,
             strays: Vec::new(),
+            spare: None,
             undestroyed: Vec::new(),
         })
     }
@@ -124,49 +122,35 @@ impl Vault {
                 roots => OpenError::StoreLost(roots),
             });
         };
-        let (head, sealed) = Head::decode(&stored).ok_or(OpenError::Format)?;
+        let (head, _) = Head::decode(&stored).ok_or(OpenError::Format)?;
         let strays = strays(&head.root, token.roots()?)?;
         let key = derive_checked(&*token, &head)?;
-        let body = Body::open(&head, &key, sealed).map_err(|SealBroken| OpenError::HeaderBroken)?;
-        let mut vault = Self {
+        let body = Body::open(&stored, &key).map_err(|SealBroken| OpenError::HeaderBroken)?;
+        let origin = Origin { tree: head.root.tree, incarnation: body.incarnation };
+        let tree =
+            Tree::open(origin, body.top, body.next_page, body.secrets, &*store).map_err(
+                |error| match error {
+                    TreeError::Store(error) => OpenError::Store(error),
+                    TreeError::Broken(number) => OpenError::PageBroken(number),
+                    TreeError::Count => OpenError::PagesCount,
+                },
+            )?;
+        let vault = Self {
             token,
             store,
             hook: None,
             head,
             incarnation: body.incarnation,
             records: body.records,
-            pages: body.pages,
-            fills: BTreeMap::new(),
-            roomy: BTreeSet::new(),
-            index: BTreeMap::new(),
-            next_page: body.next_page,
+            tree,
             witnessed: false,
             cut_off: false,
             strays,
+            spare: None,
             undestroyed: Vec::new(),
         };
-        vault.check_pages()?;
         vault.check_records()?;
         Ok(vault)
-    }
-
-    fn check_pages(&mut self) -> Result<(), OpenError> {
-        let stored: BTreeSet<u32> = self.store.page_numbers()?.into_iter().collect();
-        if let Some(stranger) = stored.iter().find(|number| !self.pages.contains_key(number)) {
-            return Err(OpenError::PageBroken(*stranger));
-        }
-        let numbers: Vec<u32> = self.pages.keys().copied().collect();
-        for number in numbers {
-            let page = self.load_page(number).map_err(|error| match error {
-                VaultError::Store(error) => OpenError::Store(error),
-                _ => OpenError::PageBroken(number),
-            })?;
-            if number >= self.next_page || page.ids().any(|id| self.index.insert(*id, number).is_some()) {
-                return Err(OpenError::PageBroken(number));
-            }
-            self.note_fill(number, page.fill());
-        }
-        Ok(())
     }
 
     fn check_records(&self) -> Result<(), OpenError> {
@@ -269,24 +253,25 @@ impl Vault {
 
     /// A secret.
     pub fn get_secret(&self, id: &SecretId) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
-        let Some(number) = self.index.get(id) else { return Ok(None) };
-        self.load_page(*number)?.take(id).map(Some).ok_or(VaultError::Damaged("secret is not in its page"))
+        self.check_usable()?;
+        self.tree.get(&*self.store, id)
     }
 
     /// Whether a secret exists.
-    pub fn has_secret(&self, id: &SecretId) -> bool {
-        self.index.contains_key(id)
+    pub fn has_secret(&self, id: &SecretId) -> Result<bool, VaultError> {
+        self.check_usable()?;
+        self.tree.contains(&*self.store, id)
     }
 
     /// Names of all secrets of an owner, ordered by kind and version.
-    pub fn secrets_of(&self, owner: &[u8; 16]) -> impl Iterator<Item = &SecretId> {
-        let first = SecretId::new(*owner, SecretKind::Keyshare, 0);
-        self.index.range(first..).map(|(id, _)| id).take_while(move |id| id.owner == first.owner)
+    pub fn secrets_of(&self, owner: &[u8; 16]) -> Result<Vec<SecretId>, VaultError> {
+        self.check_usable()?;
+        self.tree.of_owner(&*self.store, owner)
     }
 
     /// Number of secrets.
-    pub fn secret_count(&self) -> usize {
-        self.index.len()
+    pub fn secret_count(&self) -> u64 {
+        self.tree.len()
     }
 
     /// A record.
@@ -315,27 +300,6 @@ impl Vault {
 
     fn check_usable(&self) -> Result<(), VaultError> {
         if self.cut_off { Err(VaultError::MustReopen) } else { Ok(()) }
-    }
-
-    pub(super) fn place(&self, number: u32) -> Place {
-        Place { tree: self.head.root.tree, incarnation: self.incarnation, number }
-    }
-
-    pub(super) fn load_page(&self, number: u32) -> Result<Page, VaultError> {
-        self.check_usable()?;
-        let key = self.pages.get(&number).ok_or(VaultError::Damaged("page has no key"))?;
-        let stored = self.store.page(number)?.ok_or(VaultError::Damaged("page is missing"))?;
-        Page::open(&self.place(number), key, &stored)
-            .map_err(|SealBroken| VaultError::Damaged("page does not open"))
-    }
-
-    pub(super) fn note_fill(&mut self, number: u32, fill: Fill) {
-        if fill.is_roomy() {
-            self.roomy.insert(number);
-        } else {
-            self.roomy.remove(&number);
-        }
-        self.fills.insert(number, fill);
     }
 }
 

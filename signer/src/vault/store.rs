@@ -26,8 +26,8 @@ pub type Record = (Vec<u8>, Vec<u8>);
 pub struct StoreCommit {
     /// New header.
     pub header: Vec<u8>,
-    /// Pages by number.
-    pub pages: Vec<(u32, Option<Vec<u8>>)>,
+    /// Pages and nodes of the key tree by number.
+    pub pages: Vec<(u64, Option<Vec<u8>>)>,
     /// Records by key.
     pub records: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
@@ -37,11 +37,11 @@ pub trait SealedStore: Send {
     /// The header, absent in an empty store.
     fn header(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// A page.
-    fn page(&self, number: u32) -> Result<Option<Vec<u8>>, StoreError>;
+    /// A page or node of the key tree.
+    fn page(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Numbers of all pages, ascending.
-    fn page_numbers(&self) -> Result<Vec<u32>, StoreError>;
+    /// How many of them there are.
+    fn page_count(&self) -> Result<u64, StoreError>;
 
     /// A record.
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;

@@ -98,7 +98,7 @@ fn only_destroying_batches_move_the_epoch() {
     txn.put_record(b"vote/1", b"yes".to_vec());
     assert_eq!(txn.epoch_after(), 1);
     let point = txn.savepoint();
-    assert!(txn.delete_secret(&id(1)));
+    assert!(txn.delete_secret(&id(1)).unwrap());
     assert_eq!(txn.position_after(), Position { epoch: 2, sequence: 3 });
     txn.rollback_to(point);
     assert_eq!(txn.epoch_after(), 1);
@@ -175,7 +175,7 @@ fn every_edit_of_the_store_is_refused() {
         site.store.restore(edited);
         site.open().map(|_| ()).unwrap_err()
     };
-    use OpenError::{Format, HeaderBroken, PageBroken, RecordsBroken};
+    use OpenError::{Format, HeaderBroken, PageBroken, PagesCount, RecordsBroken};
     assert!(matches!(refused(&|d| d.records = before.records.clone()), RecordsBroken));
     assert!(matches!(refused(&|d| drop(d.records.remove(b"b".as_slice()))), RecordsBroken));
     assert!(matches!(refused(&|d| drop(d.records.insert(b"c".to_vec(), vec![]))), RecordsBroken));
@@ -186,7 +186,7 @@ fn every_edit_of_the_store_is_refused() {
     assert!(matches!(refused(&swap), RecordsBroken));
     assert!(matches!(refused(&|d| d.pages = before.pages.clone()), PageBroken(0)));
     assert!(matches!(refused(&|d| d.pages.clear()), PageBroken(0)));
-    assert!(matches!(refused(&|d| drop(d.pages.insert(5, vec![1]))), PageBroken(5)));
+    assert!(matches!(refused(&|d| drop(d.pages.insert(5, vec![1]))), PagesCount));
     let bytes = disk.pages[&0].len();
     for at in 0..bytes {
         assert!(matches!(refused(&|d| d.pages.get_mut(&0).unwrap()[at] ^= 1), PageBroken(0)));
@@ -263,16 +263,137 @@ fn large_secrets_and_many_secrets_fit() {
     drop(vault);
     let mut vault = site.reopen();
     assert_eq!(read(&vault, 1).as_deref(), Some(long.as_slice()));
-    let names: Vec<SecretId> = vault.secrets_of(&[9; 16]).copied().collect();
+    let names: Vec<SecretId> = vault.secrets_of(&[9; 16]).unwrap();
     assert_eq!(names.len(), 1000);
     let mut txn = vault.begin();
     for name in &names {
-        assert!(txn.delete_secret(name));
+        assert!(txn.delete_secret(name).unwrap());
     }
-    assert!(!txn.delete_secret(&id(77)));
+    assert!(!txn.delete_secret(&id(77)).unwrap());
     txn.commit().unwrap();
     assert_eq!(vault.secret_count(), 1);
     assert_eq!(site.store.snapshot().pages.len(), 1);
+    assert!(vault.secrets_of(&[9; 16]).unwrap().is_empty());
+}
+
+/// Two copies of a store over one token: at most one can commit (a copied disk, started on another machine).
+#[test]
+fn a_second_copy_ends_the_first_even_if_that_has_a_spare_root() {
+    for spare in [false, true] {
+        let (site, mut first) = Site::new();
+        put(&mut first, 1, b"one");
+        if spare {
+            first.prepare_spare().unwrap();
+            assert_eq!(site.token.snapshot().len(), 2);
+        }
+        let elsewhere = MemoryStore::default();
+        elsewhere.restore(site.store.snapshot());
+        let mut second = Vault::open(Arc::new(site.token.clone()), Box::new(elsewhere)).unwrap();
+        second.confirm_witnessed().unwrap();
+        second.renew_root().unwrap();
+        let before = site.store.snapshot();
+        for _ in 0..3 {
+            let mut txn = first.begin();
+            // Either the read or the commit fails: this copy is over.
+            let _ = txn.put_secret(id(1), secret(b"late"));
+            txn.commit().unwrap_err();
+        }
+        assert_eq!(site.store.snapshot(), before);
+        assert_eq!(site.token.snapshot().into_keys().collect::<Vec<_>>(), vec![second.root()]);
+        put(&mut second, 1, b"two");
+    }
+}
+
+#[test]
+fn a_spare_root_serves_one_batch_and_a_restart_ends_it() {
+    let (site, mut vault) = Site::new();
+    put(&mut vault, 1, b"one");
+    for round in 0u8..3 {
+        vault.prepare_spare().unwrap();
+        vault.prepare_spare().unwrap();
+        // A batch that destroys nothing leaves it alone.
+        put(&mut vault, 100 + round, b"more");
+        assert_eq!(site.token.snapshot().len(), 2);
+        let committed = put(&mut vault, 1, &[round]);
+        assert_eq!(committed.root_after.epoch, committed.root_before.epoch + 1);
+        assert_eq!(site.token.snapshot().into_keys().collect::<Vec<_>>(), vec![committed.root_after]);
+    }
+    vault.prepare_spare().unwrap();
+    drop(vault);
+    let vault = site.reopen();
+    assert_eq!(site.token.snapshot().into_keys().collect::<Vec<_>>(), vec![vault.root()]);
+    assert_eq!(read(&vault, 1).as_deref(), Some([2u8].as_slice()));
+}
+
+/// A deep tree: it grows, is churned, and shrinks to nothing; at each stage it opens again, holds what the map holds,
+/// and refuses every older page in place of the present one.
+#[test]
+fn a_deep_tree_holds_what_a_map_holds() {
+    use rand::{Rng as _, SeedableRng as _, seq::SliceRandom as _};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    let (site, mut vault) = Site::new();
+    let mut model: BTreeMap<SecretId, Vec<u8>> = BTreeMap::new();
+    let mut older = site.store.snapshot();
+    let stages: [(usize, usize, usize); 9] = [
+        (12_000, 0, 0),
+        (8_000, 500, 300),
+        (1, 1, 1),
+        (0, 4_000, 0),
+        (0, 0, 6_000),
+        (300, 10, 12_000),
+        (0, 0, 2_000),
+        (5, 0, 290),
+        (0, 0, usize::MAX),
+    ];
+    for (puts, replaced, deleted) in stages {
+        let mut names: Vec<SecretId> = model.keys().copied().collect();
+        names.shuffle(&mut rng);
+        let mut txn = vault.begin();
+        let fresh = (0..puts).map(|_| {
+            // Few owners with many secrets each, and many with one.
+            let owner = if rng.r#gen() { [rng.gen_range(0..3); 16] } else { rng.r#gen() };
+            SecretId::new(owner, SecretKind::Keyshare, rng.gen_range(0..1 << 40))
+        });
+        let fresh: Vec<SecretId> = fresh.collect();
+        let replaced = names.iter().take(replaced).copied();
+        for name in fresh.into_iter().chain(replaced) {
+            let length = if rng.gen_bool(0.01) { rng.gen_range(0..9_000) } else { 32 };
+            let value = vec![rng.r#gen(); length];
+            txn.put_secret(name, secret(&value)).unwrap();
+            model.insert(name, value);
+        }
+        for name in names.iter().rev().take(deleted) {
+            assert_eq!(txn.delete_secret(name).unwrap(), model.remove(name).is_some());
+        }
+        txn.commit().unwrap();
+        drop(vault);
+        let disk = site.store.snapshot();
+        // Old pages under the new header: an edit like any other.
+        for (number, page) in older.pages.iter().filter(|(n, page)| disk.pages.get(n) != Some(page)).take(3) {
+            let mut mixed = disk.clone();
+            mixed.pages.insert(*number, page.clone());
+            site.store.restore(mixed);
+            assert!(matches!(site.open(), Err(OpenError::PageBroken(_) | OpenError::PagesCount)));
+        }
+        site.store.restore(disk.clone());
+        older = disk;
+        vault = site.reopen();
+        assert_eq!(vault.secret_count(), model.len() as u64);
+        for (name, value) in &model {
+            assert_eq!(vault.get_secret(name).unwrap().as_deref(), Some(value));
+        }
+        for name in names.iter().filter(|name| !model.contains_key(name)) {
+            assert!(!vault.has_secret(name).unwrap());
+        }
+        for owner in 0..3 {
+            let own: Vec<SecretId> = model.keys().filter(|id| id.owner == [owner; 16]).copied().collect();
+            assert_eq!(vault.secrets_of(&[owner; 16]).unwrap(), own);
+        }
+        // Pages are neither crowded nor empty: the store does not grow without need.
+        let pages = site.store.snapshot().pages.len();
+        assert!(pages <= model.len() / 12 + 4, "{pages} pages for {} secrets", model.len());
+    }
+    assert!(model.is_empty() && site.store.snapshot().pages.is_empty());
 }
 
 #[derive(Debug, Clone)]
@@ -306,7 +427,9 @@ fn apply(txn: &mut Txn<'_>, model: &mut Model, change: &Change) {
             txn.put_secret(id(*n), secret(value)).unwrap();
             model.secrets.insert(*n, value.clone());
         }
-        Change::Delete(n) => assert_eq!(txn.delete_secret(&id(*n)), model.secrets.remove(n).is_some()),
+        Change::Delete(n) => {
+            assert_eq!(txn.delete_secret(&id(*n)).unwrap(), model.secrets.remove(n).is_some());
+        }
         Change::Record(n, Some(value)) => {
             txn.put_record(&[*n], value.clone());
             model.records.insert(*n, value.clone());
@@ -320,7 +443,7 @@ fn apply(txn: &mut Txn<'_>, model: &mut Model, change: &Change) {
             for (n, value) in puts {
                 txn.put_secret(id(*n), secret(value)).unwrap();
                 txn.put_record(&[*n], value.clone());
-                txn.delete_secret(&id(n.wrapping_add(1) % 12));
+                txn.delete_secret(&id(n.wrapping_add(1) % 12)).unwrap();
             }
             txn.rollback_to(point);
         }
@@ -335,7 +458,7 @@ fn check(vault: &Vault, model: &Model) {
     for n in 0..12 {
         assert_eq!(read(vault, n).as_ref(), model.secrets.get(&n));
     }
-    assert_eq!(vault.secret_count(), model.secrets.len());
+    assert_eq!(vault.secret_count(), model.secrets.len() as u64);
     let records: BTreeMap<u8, Vec<u8>> = vault
         .scan_records(&[], None, usize::MAX)
         .unwrap()

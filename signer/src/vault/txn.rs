@@ -14,15 +14,25 @@ use super::store::Record;
 
 type Secret = Zeroizing<Vec<u8>>;
 
-/// What a batch changes. `None` removes.
+/// What becomes of a secret.
+pub(super) struct Fate {
+    /// Its value; `None` removes.
+    pub(super) value: Option<Secret>,
+    /// Whether the vault holds one of this name, which then ends.
+    pub(super) ends: bool,
+}
+
+/// What a batch changes. Of records, `None` removes.
 #[derive(Default)]
 pub(super) struct Changes {
-    pub(super) secrets: BTreeMap<SecretId, Option<Secret>>,
+    pub(super) secrets: BTreeMap<SecretId, Fate>,
     pub(super) records: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// How many of the vault's secrets end.
+    pub(super) ends: usize,
 }
 
 enum Undo {
-    Secret(SecretId, Option<Option<Secret>>),
+    Secret(SecretId, Option<Fate>),
     Record(Vec<u8>, Option<Option<Vec<u8>>>),
 }
 
@@ -57,29 +67,28 @@ impl<'v> Txn<'v> {
     /// A secret, as this batch leaves it.
     pub fn get_secret(&self, id: &SecretId) -> Result<Option<Secret>, VaultError> {
         match self.changes.secrets.get(id) {
-            Some(changed) => Ok(changed.as_ref().map(|value| Zeroizing::new(value.to_vec()))),
+            Some(fate) => Ok(fate.value.as_ref().map(|value| Zeroizing::new(value.to_vec()))),
             None => self.vault.get_secret(id),
         }
     }
 
     /// Whether a secret exists, as this batch leaves it.
-    pub fn has_secret(&self, id: &SecretId) -> bool {
-        self.changes.secrets.get(id).map_or_else(|| self.vault.has_secret(id), Option::is_some)
+    pub fn has_secret(&self, id: &SecretId) -> Result<bool, VaultError> {
+        match self.changes.secrets.get(id) {
+            Some(fate) => Ok(fate.value.is_some()),
+            None => self.vault.has_secret(id),
+        }
     }
 
     /// Names of an owner's secrets, as this batch leaves them, ordered by kind and version.
-    pub fn secrets_of(&self, owner: &[u8; 16]) -> Vec<SecretId> {
-        let mut ids: Vec<SecretId> = self
-            .vault
-            .secrets_of(owner)
-            .filter(|id| !self.changes.secrets.contains_key(id))
-            .copied()
-            .collect();
+    pub fn secrets_of(&self, owner: &[u8; 16]) -> Result<Vec<SecretId>, VaultError> {
+        let mut ids = self.vault.secrets_of(owner)?;
+        ids.retain(|id| !self.changes.secrets.contains_key(id));
         let first = SecretId::new(*owner, SecretKind::Keyshare, 0);
         let changed = self.changes.secrets.range(first..).take_while(|(id, _)| id.owner == *owner);
-        ids.extend(changed.filter(|(_, value)| value.is_some()).map(|(id, _)| *id));
+        ids.extend(changed.filter(|(_, fate)| fate.value.is_some()).map(|(id, _)| *id));
         ids.sort_unstable();
-        ids
+        Ok(ids)
     }
 
     /// Writes a secret. Overwriting one destroys what was there.
@@ -87,19 +96,29 @@ impl<'v> Txn<'v> {
         if value.len() > MAX_SECRET_BYTES {
             return Err(VaultError::SecretTooLong);
         }
-        let before = self.changes.secrets.insert(id, Some(value));
-        self.undo.push(Undo::Secret(id, before));
-        Ok(())
+        self.change_secret(id, Some(value))
     }
 
     /// Destroys a secret. Says whether there was one.
-    pub fn delete_secret(&mut self, id: &SecretId) -> bool {
-        if !self.has_secret(id) {
-            return false;
+    pub fn delete_secret(&mut self, id: &SecretId) -> Result<bool, VaultError> {
+        if !self.has_secret(id)? {
+            return Ok(false);
         }
-        let before = self.changes.secrets.insert(*id, None);
-        self.undo.push(Undo::Secret(*id, before));
-        true
+        self.change_secret(*id, None)?;
+        Ok(true)
+    }
+
+    fn change_secret(&mut self, id: SecretId, value: Option<Secret>) -> Result<(), VaultError> {
+        let ends = match self.changes.secrets.get(&id) {
+            Some(fate) => fate.ends,
+            None => self.vault.has_secret(&id)?,
+        };
+        let before = self.changes.secrets.insert(id, Fate { value, ends });
+        if before.is_none() {
+            self.changes.ends = self.changes.ends.saturating_add(usize::from(ends));
+        }
+        self.undo.push(Undo::Secret(id, before));
+        Ok(())
     }
 
     /// A record, as this batch leaves it.
@@ -148,16 +167,22 @@ impl<'v> Txn<'v> {
     pub fn rollback_to(&mut self, savepoint: Savepoint) {
         while self.undo.len() > savepoint.0 {
             match self.undo.pop() {
-                Some(Undo::Secret(id, before)) => restore(self.changes.secrets.entry(id), before),
-                Some(Undo::Record(key, before)) => restore(self.changes.records.entry(key), before),
+                Some(Undo::Secret(id, before)) => {
+                    let first = before.is_none();
+                    let undone = restore(self.changes.secrets.entry(id), before);
+                    if first && undone.is_some_and(|fate| fate.ends) {
+                        self.changes.ends = self.changes.ends.saturating_sub(1);
+                    }
+                }
+                Some(Undo::Record(key, before)) => drop(restore(self.changes.records.entry(key), before)),
                 None => return,
             }
         }
     }
 
     /// Whether the batch, as it stands, destroys a committed secret.
-    pub fn destroys(&self) -> bool {
-        self.vault.destroys(&self.changes)
+    pub const fn destroys(&self) -> bool {
+        self.changes.ends > 0
     }
 
     /// Epoch that a commit of the batch, as it stands, ends in. It can still rise by later changes, and
@@ -182,11 +207,15 @@ impl<'v> Txn<'v> {
     }
 }
 
-fn restore<K: Ord, V>(entry: Entry<'_, K, V>, before: Option<V>) {
+/// Puts an entry back as it was; returns what it had become.
+fn restore<K: Ord, V>(entry: Entry<'_, K, V>, before: Option<V>) -> Option<V> {
     match (entry, before) {
-        (Entry::Occupied(mut slot), Some(value)) => drop(slot.insert(value)),
-        (Entry::Occupied(slot), None) => drop(slot.remove()),
-        (Entry::Vacant(slot), Some(value)) => drop(slot.insert(value)),
-        (Entry::Vacant(_), None) => {}
+        (Entry::Occupied(mut slot), Some(value)) => Some(slot.insert(value)),
+        (Entry::Occupied(slot), None) => Some(slot.remove()),
+        (Entry::Vacant(slot), Some(value)) => {
+            slot.insert(value);
+            None
+        }
+        (Entry::Vacant(_), None) => None,
     }
 }

@@ -11,7 +11,7 @@ use crate::support::{
     coin::Coin,
     deposit, eventually, network, pay,
     rogue::{Rogue, honest, outputs_to, reason},
-    transfer,
+    rows, transfer,
     world::with,
 };
 
@@ -85,16 +85,30 @@ fn x11_an_exiting_leaf_cannot_be_sent() -> anyhow::Result<()> {
         devnet.faucet().mine(1).await?;
         let to = devnet.faucet().address().to_string();
         alice.run(&["exit", "start", &leaf, "--to", &to, "--yes"]).await?;
-        devnet.faucet().mine(1).await?;
-        let tip = devnet.bitcoind().tip().await?.height;
-        caught_up(devnet, tip).await?;
         let bobs = Rogue::of(&bob)?.id();
         // A folder with the same seed that knows nothing of the exit.
         let rogue = Rogue::of(&twin)?;
-        let sent = rogue.next_send(&leaf, &bobs).await?;
-        let refused = rogue.start(sent.request).await.err().context("paid with a leaf that leaves")?;
-        ensure!(reason(&refused) == "LEAF_UNAVAILABLE", "{refused:?}");
-        Ok(())
+        let leaving = async || -> anyhow::Result<()> {
+            let sent = rogue.next_send(&leaf, &bobs).await?;
+            let refused = rogue.start(sent.request).await.err().context("paid with a leaf that leaves")?;
+            ensure!(reason(&refused) == "LEAF_UNAVAILABLE", "{refused:?}");
+            Ok(())
+        };
+        // From the mempool on (D21).
+        for operator in 0..devnet.members().len() {
+            eventually("operators see it in the mempool", || async {
+                let mut database = rows::connect(devnet, operator).await?;
+                let sql = "SELECT count(*) FROM mempool_spend WHERE leaf_id = $1::uuid";
+                let seen: i64 = sqlx::query_scalar(sql).bind(&leaf).fetch_one(&mut database).await?;
+                Ok(seen > 0)
+            })
+            .await?;
+        }
+        leaving().await?;
+        devnet.faucet().mine(1).await?;
+        let tip = devnet.bitcoind().tip().await?.height;
+        caught_up(devnet, tip).await?;
+        leaving().await
     })
 }
 

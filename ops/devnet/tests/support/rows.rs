@@ -76,6 +76,33 @@ pub(crate) async fn settled(devnet: &Devnet) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
+/// Waits until every operator shows the same leaves and nobody holds anything open.
+pub(crate) async fn agree(devnet: &Devnet) -> anyhow::Result<()> {
+    eventually("operators agree and hold nothing open", || async {
+        let mut views = Vec::new();
+        for operator in 0..devnet.members().len() {
+            let mut database = connect(devnet, operator).await?;
+            let (open, locked): (i64, i64) = sqlx::query_as(
+                "SELECT (SELECT count(*) FROM operation WHERE state NOT IN ('DONE', 'ABORTED')),
+                    (SELECT count(*) FROM leaf_claim WHERE state = 'LOCKED')",
+            )
+            .fetch_one(&mut database)
+            .await?;
+            let view: Option<String> = sqlx::query_scalar(
+                "SELECT string_agg(concat_ws(' ', leaf_id, version, value, encode(record, 'hex'), status), E'\\n'
+                    ORDER BY leaf_id) FROM leaf",
+            )
+            .fetch_one(&mut database)
+            .await?;
+            ensure!((open, locked) == (0, 0), "operator {operator}: {open} open, {locked} locked");
+            views.push(view);
+        }
+        ensure!(views.windows(2).all(|pair| pair[0] == pair[1]), "operators differ: {views:#?}");
+        Ok(true)
+    })
+    .await
+}
+
 /// A table that is in neither list was added without asking whether refused calls may change it.
 pub(crate) async fn every_table_is_known(devnet: &Devnet) -> anyhow::Result<()> {
     let mut database = connect(devnet, 0).await?;

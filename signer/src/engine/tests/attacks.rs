@@ -117,8 +117,8 @@ fn s6_old_share_and_tweak_die_with_apply() {
         let epoch = prepared.quorum.members[member].engine.vault().epoch();
         prepared.apply(member, &proof).unwrap();
         let vault = prepared.quorum.members[member].engine.vault();
-        assert!(!vault.has_secret(&SecretId::new(*keyshare.as_bytes(), SecretKind::Keyshare, 0)));
-        assert!(vault.has_secret(&SecretId::new(*keyshare.as_bytes(), SecretKind::Keyshare, 1)));
+        assert!(!vault.has_secret(&SecretId::new(*keyshare.as_bytes(), SecretKind::Keyshare, 0)).unwrap());
+        assert!(vault.has_secret(&SecretId::new(*keyshare.as_bytes(), SecretKind::Keyshare, 1)).unwrap());
         assert_eq!(vault.epoch(), epoch + 1);
         assert_eq!(prepared.staged(member), 0);
     }

@@ -39,8 +39,8 @@ fn d20_another_output_replaces_the_first() {
             assert_ne!(record.last_proof, before.last_proof);
             let owner = *record.keyshare_id.as_bytes();
             let vault = quorum.members[member].engine.vault();
-            assert!(vault.has_secret(&SecretId::new(owner, SecretKind::Keyshare, version)));
-            assert!(!vault.has_secret(&SecretId::new(owner, SecretKind::Keyshare, version - 1)));
+            assert!(vault.has_secret(&SecretId::new(owner, SecretKind::Keyshare, version)).unwrap());
+            assert!(!vault.has_secret(&SecretId::new(owner, SecretKind::Keyshare, version - 1)).unwrap());
         }
     }
     let Reply::Receipts(log) = quorum

@@ -82,6 +82,6 @@ impl Prepared {
     /// Secrets that belong to the operation: staged tweaks and sealed shares.
     pub(super) fn staged(&self, member: usize) -> usize {
         let owner: [u8; 16] = self.request.operation_id.clone().try_into().unwrap();
-        self.quorum.members[member].engine.vault().secrets_of(&owner).count()
+        self.quorum.members[member].engine.vault().secrets_of(&owner).unwrap().len()
     }
 }

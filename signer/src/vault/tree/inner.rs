@@ -1,0 +1,127 @@
+//! A node: the keys of up to 64 pages or nodes below it.
+//!
+//! On disk, sealed: count (u16) ‖ per child: first name below it, number (u64), key (32 bytes).
+
+use zeroize::Zeroizing;
+
+use super::Place;
+use crate::vault::{
+    id::SecretId,
+    seal::{self, KEY_BYTES, SealBroken, TAG_BYTES},
+};
+
+/// Children per node.
+pub(super) const FAN_OUT: usize = 64;
+const ENTRY: usize = SecretId::BYTES + 8 + KEY_BYTES;
+
+/// Children in order of their first names. A list under construction may be longer than a node.
+pub(super) struct Kids {
+    firsts: Vec<SecretId>,
+    numbers: Vec<u64>,
+    keys: Zeroizing<Vec<u8>>,
+}
+
+impl Kids {
+    pub(super) fn with_capacity(children: usize) -> Self {
+        Self {
+            firsts: Vec::with_capacity(children),
+            numbers: Vec::with_capacity(children),
+            keys: Zeroizing::new(Vec::with_capacity(children * KEY_BYTES)),
+        }
+    }
+
+    pub(super) fn push(&mut self, first: SecretId, number: u64, key: &[u8; KEY_BYTES]) {
+        if self.keys.capacity() - self.keys.len() < KEY_BYTES {
+            // A vector that grows by itself leaves its old content behind.
+            let mut larger = Zeroizing::new(Vec::with_capacity((self.keys.len() + KEY_BYTES) * 2));
+            larger.extend_from_slice(&self.keys);
+            self.keys = larger;
+        }
+        self.firsts.push(first);
+        self.numbers.push(number);
+        self.keys.extend_from_slice(key);
+    }
+
+    /// Appends children of another list.
+    pub(super) fn extend(&mut self, other: &Self, range: std::ops::Range<usize>) {
+        for at in range {
+            if let Some((first, number, key)) = other.get(at) {
+                self.push(first, number, key);
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    pub(super) fn first(&self) -> Option<SecretId> {
+        self.firsts.first().copied()
+    }
+
+    pub(super) fn firsts(&self) -> &[SecretId] {
+        &self.firsts
+    }
+
+    pub(super) fn get(&self, at: usize) -> Option<(SecretId, u64, &[u8; KEY_BYTES])> {
+        let key = self.keys.get(at.checked_mul(KEY_BYTES)?..)?.first_chunk()?;
+        Some((*self.firsts.get(at)?, *self.numbers.get(at)?, key))
+    }
+
+    /// The child that a name belongs to.
+    pub(super) fn of(&self, id: &SecretId) -> usize {
+        self.firsts.partition_point(|first| first <= id).saturating_sub(1)
+    }
+}
+
+/// An open node.
+pub(super) struct Inner(Kids);
+
+impl Inner {
+    pub(super) const fn new(kids: Kids) -> Self {
+        Self(kids)
+    }
+
+    pub(super) const fn kids(&self) -> &Kids {
+        &self.0
+    }
+
+    pub(super) fn open(place: &Place, key: &[u8; KEY_BYTES], stored: &[u8]) -> Result<Self, SealBroken> {
+        let text = seal::open(key, &place.context(0), stored)?;
+        let (count, rest) = text.split_first_chunk::<2>().ok_or(SealBroken)?;
+        let count = usize::from(u16::from_be_bytes(*count));
+        if count > FAN_OUT || rest.len() != count * ENTRY {
+            return Err(SealBroken);
+        }
+        let mut kids = Kids::with_capacity(count);
+        for entry in rest.chunks_exact(ENTRY) {
+            let (first, entry) = entry.split_first_chunk::<{ SecretId::BYTES }>().ok_or(SealBroken)?;
+            let (number, key) = entry.split_first_chunk::<8>().ok_or(SealBroken)?;
+            let first = SecretId::decode(first).ok_or(SealBroken)?;
+            if kids.firsts.last().is_some_and(|last| *last >= first) {
+                return Err(SealBroken);
+            }
+            kids.push(first, u64::from_be_bytes(*number), key.first_chunk().ok_or(SealBroken)?);
+        }
+        Ok(Self(kids))
+    }
+
+    /// Seals under a fresh key.
+    pub(super) fn seal(&self, place: &Place, key: &[u8; KEY_BYTES]) -> Result<Vec<u8>, SealBroken> {
+        let kids = &self.0;
+        let mut text = Zeroizing::new(Vec::with_capacity(2 + kids.len() * ENTRY + TAG_BYTES));
+        text.extend_from_slice(&u16::try_from(kids.len()).map_err(|_| SealBroken)?.to_be_bytes());
+        for (at, first) in kids.firsts.iter().enumerate() {
+            let (_, number, key) = kids.get(at).ok_or(SealBroken)?;
+            first.encode(&mut text);
+            text.extend_from_slice(&number.to_be_bytes());
+            text.extend_from_slice(key);
+        }
+        seal::seal(key, &place.context(0), &mut text)?;
+        Ok(std::mem::take(&mut *text))
+    }
+}

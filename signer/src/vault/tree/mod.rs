@@ -1,0 +1,254 @@
+//! The key tree: secrets in pages, ordered by name; each page under a key of its own, which lies in its parent, up to
+//! the top, whose key lies in the header.
+//!
+//! A B+ tree that is written anew along every path it changes: a batch seals the touched pages, and the nodes above
+//! them, under fresh keys. What was there before is ciphertext under keys that only the old header leads to. The nodes
+//! are kept open in memory, the pages are not: reading a secret costs one read of the store and one decryption.
+//!
+//! Presence and absence are both authenticated: names are bound into the seals, and which page a name belongs to is
+//! said by sealed nodes.
+
+mod inner;
+mod leaf;
+mod rebuild;
+
+use std::collections::HashMap;
+
+use spark_rules::ids::Incarnation;
+use zeroize::Zeroizing;
+
+use self::{
+    inner::{Inner, Kids},
+    leaf::Leaf,
+};
+use super::{
+    error::VaultError,
+    id::{SecretId, SecretKind},
+    seal::{DataKey, SealBroken},
+    store::{SealedStore, StoreError},
+    token::TreeId,
+};
+
+pub(super) use rebuild::{Change, Rewrite};
+
+/// Most levels of nodes that a tree can have; with sixteen children each it would hold 2⁶⁴ pages.
+const MAX_LEVEL: u8 = 16;
+
+/// Whose tree it is; bound into every seal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) tree: TreeId,
+    pub(super) incarnation: Incarnation,
+}
+
+/// Where a page or node lies. Pages have level 0.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    origin: Origin,
+    level: u8,
+    number: u64,
+}
+
+impl Place {
+    /// What every seal of this place begins with.
+    fn context(&self, capacity: usize) -> Vec<u8> {
+        const DOMAIN: &[u8] = b"spark/vault/tree/v1";
+        let mut context = Vec::with_capacity(DOMAIN.len() + 8 + 16 + 1 + 8 + capacity);
+        context.extend_from_slice(DOMAIN);
+        context.extend_from_slice(&self.origin.tree.0);
+        context.extend_from_slice(self.origin.incarnation.as_bytes());
+        context.push(self.level);
+        context.extend_from_slice(&self.number.to_be_bytes());
+        context
+    }
+}
+
+/// The page or node that everything hangs from.
+pub(super) struct Top {
+    pub(super) level: u8,
+    pub(super) number: u64,
+    pub(super) key: DataKey,
+}
+
+/// Why stored content is not a tree.
+#[derive(Debug)]
+pub(super) enum TreeError {
+    /// The store failed.
+    Store(StoreError),
+    /// This page or node is missing, or is not the one that its parent names.
+    Broken(u64),
+    /// The store holds more, or fewer, pages than the tree.
+    Count,
+}
+
+impl From<StoreError> for TreeError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// An open tree.
+pub(super) struct Tree {
+    origin: Origin,
+    top: Option<Top>,
+    nodes: HashMap<u64, Inner>,
+    /// Numbers from here on were never used.
+    next: u64,
+    /// Number of secrets.
+    len: u64,
+}
+
+impl Tree {
+    /// A tree without secrets.
+    pub(super) fn empty(origin: Origin) -> Self {
+        Self { origin, top: None, nodes: HashMap::new(), next: 0, len: 0 }
+    }
+
+    /// Reads everything once: nodes stay open, and every page must be the one that its parent names.
+    pub(super) fn open(
+        origin: Origin,
+        top: Option<Top>,
+        next: u64,
+        len: u64,
+        store: &dyn SealedStore,
+    ) -> Result<Self, TreeError> {
+        let mut tree = Self { origin, top: None, nodes: HashMap::new(), next, len };
+        let mut found = Found::default();
+        if let Some(top) = &top {
+            let key = top.key.expose();
+            tree.read(store, Place { origin, level: top.level, number: top.number }, key, None, &mut found)?;
+        }
+        tree.top = top;
+        if found.secrets != len || found.pages != store.page_count()? {
+            return Err(TreeError::Count);
+        }
+        Ok(tree)
+    }
+
+    fn read(
+        &mut self,
+        store: &dyn SealedStore,
+        place: Place,
+        key: &[u8; 32],
+        first: Option<SecretId>,
+        found: &mut Found,
+    ) -> Result<(), TreeError> {
+        let broken = || TreeError::Broken(place.number);
+        if place.number >= self.next || place.level > MAX_LEVEL {
+            return Err(broken());
+        }
+        let stored = store.page(place.number)?.ok_or_else(broken)?;
+        found.pages = found.pages.saturating_add(1);
+        if place.level == 0 {
+            let page = Leaf::open(&place, key, &stored).map_err(|SealBroken| broken())?;
+            for (id, _) in page.slots() {
+                // Names ascend over the whole tree, and a page begins with the name that its parent says.
+                if found.last.is_some_and(|last| last >= *id) {
+                    return Err(broken());
+                }
+                found.last = Some(*id);
+            }
+            if page.is_empty() || first.is_some_and(|first| page.first() != Some(first)) {
+                return Err(broken());
+            }
+            found.secrets = found.secrets.saturating_add(page.len() as u64);
+            return Ok(());
+        }
+        let node = Inner::open(&place, key, &stored).map_err(|SealBroken| broken())?;
+        if node.kids().is_empty() || first.is_some_and(|first| node.kids().first() != Some(first)) {
+            return Err(broken());
+        }
+        for kid in 0..node.kids().len() {
+            let (first, number, key) = node.kids().get(kid).ok_or_else(broken)?;
+            let below = Place { level: place.level.saturating_sub(1), number, ..place };
+            self.read(store, below, key, Some(first), found)?;
+        }
+        if self.nodes.insert(place.number, node).is_some() {
+            return Err(broken());
+        }
+        Ok(())
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn node(&self, number: u64) -> Result<&Inner, VaultError> {
+        self.nodes.get(&number).ok_or(VaultError::Damaged("node is not open"))
+    }
+
+    fn page(&self, store: &dyn SealedStore, number: u64, key: &[u8; 32]) -> Result<Leaf, VaultError> {
+        let stored = store.page(number)?.ok_or(VaultError::Damaged("page is missing"))?;
+        Leaf::open(&Place { origin: self.origin, level: 0, number }, key, &stored)
+            .map_err(|SealBroken| VaultError::Damaged("page does not open"))
+    }
+
+    /// The page that a name belongs to, and the first name of the page after it.
+    fn seek(
+        &self,
+        store: &dyn SealedStore,
+        id: &SecretId,
+    ) -> Result<Option<(Leaf, Option<SecretId>)>, VaultError> {
+        let Some(top) = &self.top else { return Ok(None) };
+        let (mut level, mut number, mut key, mut after) = (top.level, top.number, top.key.expose(), None);
+        while level > 0 {
+            let kids = self.node(number)?.kids();
+            let at = kids.of(id);
+            let next = kids.get(at.saturating_add(1)).map(|(first, ..)| first);
+            let (_, kid, kid_key) = kids.get(at).ok_or(VaultError::Damaged("node without children"))?;
+            (level, number, key, after) = (level.saturating_sub(1), kid, kid_key, next.or(after));
+        }
+        Ok(Some((self.page(store, number, key)?, after)))
+    }
+
+    /// A secret.
+    pub(super) fn get(
+        &self,
+        store: &dyn SealedStore,
+        id: &SecretId,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
+        let Some((page, _)) = self.seek(store, id)? else { return Ok(None) };
+        Ok(page.find(id).map(|value| Zeroizing::new(value.to_vec())))
+    }
+
+    /// Whether a secret exists.
+    pub(super) fn contains(&self, store: &dyn SealedStore, id: &SecretId) -> Result<bool, VaultError> {
+        Ok(self.seek(store, id)?.is_some_and(|(page, _)| page.find(id).is_some()))
+    }
+
+    /// Names of an owner's secrets, ascending.
+    pub(super) fn of_owner(
+        &self,
+        store: &dyn SealedStore,
+        owner: &[u8; 16],
+    ) -> Result<Vec<SecretId>, VaultError> {
+        let mut found = Vec::new();
+        let mut from = Some(SecretId::new(*owner, SecretKind::Keyshare, 0));
+        while let Some(id) = from {
+            let Some((page, after)) = self.seek(store, &id)? else { break };
+            found.extend(page.slots().map(|(id, _)| *id).filter(|id| id.owner == *owner));
+            from = after.filter(|after| after.owner == *owner);
+        }
+        Ok(found)
+    }
+
+    /// Takes over what [`Self::rewrite`] prepared, once the store has it.
+    pub(super) fn adopt(&mut self, rewrite: Rewrite) {
+        for (number, node) in rewrite.nodes {
+            match node {
+                Some(node) => self.nodes.insert(number, node),
+                None => self.nodes.remove(&number),
+            };
+        }
+        self.top = rewrite.top;
+        self.next = rewrite.next;
+        self.len = rewrite.len;
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    pages: u64,
+    secrets: u64,
+    last: Option<SecretId>,
+}
