@@ -51,6 +51,9 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// The two tokens.
     pub token: TokenConfig,
+    /// Where this was read from; empty if from a text.
+    #[serde(skip)]
+    pub path: PathBuf,
 }
 
 /// Mutual TLS towards the operator.
@@ -72,7 +75,9 @@ impl Config {
     pub fn load(path: &std::path::Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text)
+        let path =
+            path.canonicalize().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Ok(Self { path, ..Self::parse(&text)? })
     }
 
     /// Parses and checks a text.

@@ -2,6 +2,7 @@
 
 pub mod ceremony;
 pub mod config;
+pub mod confirmer;
 pub mod doctor;
 #[cfg(feature = "failpoints")]
 pub mod fail;

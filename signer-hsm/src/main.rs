@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use spark_signer_hsm::{
     ceremony,
     config::Config,
-    doctor, federation, hardening, server,
+    confirmer, doctor, federation, hardening, server,
     token::{IdentitySource, Security},
 };
 use zeroize::Zeroizing;
@@ -40,6 +40,9 @@ enum Command {
     Doctor,
     /// Check the configuration file only.
     Check,
+    /// Look at the roots token, line by line. The signer starts this process itself.
+    #[command(hide = true)]
+    Confirmer,
     /// Print the steps at which a test may end this program.
     #[cfg(feature = "failpoints")]
     FailPoints,
@@ -122,6 +125,11 @@ fn main() -> anyhow::Result<()> {
             let failed = checks.iter().any(|c| c.state == "fail");
             println!("{}", serde_json::to_string_pretty(&checks)?);
             anyhow::ensure!(!failed, "some checks failed");
+        }
+        Command::Confirmer => {
+            let config = Config::load(&cli.config)?;
+            harden(&config)?;
+            confirmer::serve(&config)?;
         }
         Command::Start => {
             let config = Config::load(&cli.config)?;

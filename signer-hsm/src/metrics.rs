@@ -41,6 +41,7 @@ pub struct Metrics {
     log_size: IntGauge,
     nonces_open: IntGauge,
     root_epoch: IntGauge,
+    destroyed_before: IntGauge,
     sequence: IntGauge,
     secrets: IntGauge,
     locked: IntGauge,
@@ -101,6 +102,11 @@ impl Metrics {
             log_size: gauge(r, "audit_log_size", "Receipts in the deletion log.")?,
             nonces_open: gauge(r, "nonces_available", "Open nonce pairs.")?,
             root_epoch: gauge(r, "root_epoch", "Epoch of the HSM root key.")?,
+            destroyed_before: gauge(
+                r,
+                "destroyed_before_epoch",
+                "Epoch before which every root is confirmed to be destroyed.",
+            )?,
             sequence: gauge(r, "sequence", "Number of the last commit.")?,
             secrets: gauge(r, "live_secrets", "Secrets in the vault.")?,
             locked: gauge(r, "locked", "1 until the peers' memory was heard.")?,
@@ -171,6 +177,10 @@ impl Metrics {
         match engine.log_size() {
             Ok(size) => self.log_size.set(gauge(size)),
             Err(error) => tracing::error!(%error, "size of the deletion log"),
+        }
+        match engine.destroyed_before() {
+            Ok(epoch) => self.destroyed_before.set(gauge(epoch)),
+            Err(error) => tracing::error!(%error, "what is confirmed"),
         }
         for kind in ALARMS {
             let active = engine.alarms().any(|alarm| alarm == *kind);

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     config::Config,
+    confirmer::{self, Recipe},
     federation, http,
     metrics::{BuildInfo, HsmMetrics, Metrics},
     service::SignerService,
@@ -68,8 +69,13 @@ pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Fe
 
 /// Serves until `shutdown` resolves. Prints the bound addresses as one JSON line on standard output, so that a
 /// supervisor can let the system choose ports.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let tls = config.tls.clone().context("configuration: tls is missing")?;
+    let recipe = Recipe {
+        program: std::env::current_exe().context("own program")?,
+        config: config.path.clone(),
+        pin: config.token.hold_roots_pin()?,
+    };
     let hsm = HsmMetrics::new()?;
     let (mut engine, federation) = open(&config, &hsm)?;
     let build = BuildInfo {
@@ -80,7 +86,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     };
     let metrics = Metrics::new(build, &hsm)?;
     metrics.engine(&mut engine);
-    let (worker, thread) = Worker::start(engine, metrics.clone())?;
+    let (worker, progress, thread) = Worker::start(engine, metrics.clone())?;
+    let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress));
 
     let allow = tls.allow.iter().map(|text| text.parse::<Spki>()).collect::<Result<Vec<_>, _>>()?;
     let server_tls = ServerTls {
@@ -121,6 +128,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     if let Some(task) = web_task {
         task.abort();
     }
+    confirmer.abort();
+    // Its end is the only news; it holds a handle until then.
+    let _ = confirmer.await;
     drop(worker);
     // All handles are gone with the service: the engine's thread ends after its last batch.
     let engine = tokio::task::spawn_blocking(move || thread.join())

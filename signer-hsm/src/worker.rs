@@ -7,7 +7,7 @@ use std::{
 };
 
 use spark_signer::engine::{Engine, EngineError, Reply, Request};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::metrics::Metrics;
 
@@ -19,6 +19,32 @@ const QUEUE: usize = 4096;
 struct Call {
     request: Request,
     reply: oneshot::Sender<Result<Reply, EngineError>>,
+}
+
+/// Where the vault stands, for who follows it from outside of the engine's thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Epoch of the present root.
+    pub epoch: u64,
+    /// All roots before this epoch are confirmed to be destroyed.
+    pub destroyed_before: u64,
+    /// Whether the vault takes no changes yet.
+    pub locked: bool,
+}
+
+impl Progress {
+    /// Whether there is a destruction to confirm.
+    pub const fn is_unconfirmed(&self) -> bool {
+        !self.locked && self.destroyed_before < self.epoch
+    }
+
+    fn of(engine: &mut Engine) -> Self {
+        let destroyed_before = engine.destroyed_before().unwrap_or_else(|error| {
+            tracing::error!(%error, "what is confirmed");
+            0
+        });
+        Self { epoch: engine.vault().epoch(), destroyed_before, locked: engine.is_locked() }
+    }
 }
 
 /// Handle to the engine's thread.
@@ -35,14 +61,15 @@ pub struct Overloaded;
 impl Worker {
     /// Starts the thread. It ends when the last handle is dropped; the join handle gives the engine back.
     pub fn start(
-        engine: Engine,
+        mut engine: Engine,
         metrics: Metrics,
-    ) -> std::io::Result<(Self, std::thread::JoinHandle<Engine>)> {
+    ) -> std::io::Result<(Self, watch::Receiver<Progress>, std::thread::JoinHandle<Engine>)> {
         let (calls, queue) = mpsc::channel(QUEUE);
+        let (progress, seen) = watch::channel(Progress::of(&mut engine));
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || serve(engine, queue, &metrics))?;
-        Ok((Self { calls }, thread))
+            .spawn(move || serve(engine, queue, &metrics, &progress))?;
+        Ok((Self { calls }, seen, thread))
     }
 
     /// Resolves when the engine's thread has ended by itself. Holds no handle.
@@ -67,7 +94,12 @@ impl Worker {
     }
 }
 
-fn serve(mut engine: Engine, mut queue: mpsc::Receiver<Call>, metrics: &Metrics) -> Engine {
+fn serve(
+    mut engine: Engine,
+    mut queue: mpsc::Receiver<Call>,
+    metrics: &Metrics,
+    progress: &watch::Sender<Progress>,
+) -> Engine {
     while let Some(first) = queue.blocking_recv() {
         let mut requests = vec![first.request];
         let mut replies = vec![first.reply];
@@ -95,6 +127,7 @@ fn serve(mut engine: Engine, mut queue: mpsc::Receiver<Call>, metrics: &Metrics)
             tracing::error!("a commit was cut off: the signer stops, start it again");
             break;
         }
+        progress.send_replace(Progress::of(&mut engine));
         engine.between_batches();
     }
     engine

@@ -12,6 +12,7 @@ use cryptoki::session::UserType;
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use spark_signer::vault::{RootId, Token as _, TokenError, TreeId};
+use spark_signer_hsm::confirmer::Confirmer;
 use spark_signer_hsm::token::{
     IdentityMethod, IdentitySource, PinSource, Pkcs11Token, Security, generate_keys,
 };
@@ -244,6 +245,50 @@ fn a_failed_destruction_stays_failed() {
         assert_eq!(token.roots().unwrap(), vec![root(1)], "it was never gone");
         token.destroy_root(&root(1)).unwrap();
         assert_eq!(token.roots().unwrap(), vec![]);
+    })
+    .unwrap();
+}
+
+/// The library of the process that destroyed shows nothing any more; another process sees what is left.
+#[test]
+fn the_confirmer_sees_what_survived_its_destruction() {
+    isolated("the_confirmer_sees_what_survived_its_destruction", |dir| {
+        let token = common::token(dir);
+        for epoch in 1..=2 {
+            token.create_root(&root(epoch)).unwrap();
+        }
+        let config = dir.conf_path().with_file_name("signer.toml");
+        let module = spark_softhsm::module_path().unwrap().display().to_string();
+        let text = format!(
+            "profile = \"development\"\noperator = 0\nstore = \"none\"\n\
+             [token]\nmodule = {module:?}\nprofile = \"softhsm\"\n\
+             roots = {{ label = \"roots\", pin = \"prompt\" }}\nkeys = {{ label = \"keys\", pin = \"prompt\" }}\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pin = Zeroizing::new(common::PIN.to_owned());
+            let program = std::path::Path::new(env!("CARGO_BIN_EXE_spark-signer"));
+            let mut confirmer = Confirmer::start(program, &config, &pin).await.unwrap();
+            let mut look = async || {
+                let mut roots = confirmer.roots().await.unwrap();
+                roots.sort_unstable();
+                roots
+            };
+            assert_eq!(look().await, vec![root(1), root(2)]);
+            let guard = Undeletable::set(dir.tokens_path());
+            token.destroy_root(&root(1)).unwrap_err();
+            assert_eq!(token.roots().unwrap(), vec![root(2)], "this process is shown a destroyed root");
+            assert_eq!(look().await, vec![root(1), root(2)]);
+            drop(guard);
+            token.reconnect().unwrap();
+            token.destroy_root(&root(1)).unwrap();
+            assert_eq!(look().await, vec![root(2)]);
+            // It does not look with a wrong PIN.
+            let wrong = Zeroizing::new("00000000".to_owned());
+            let mut blind = Confirmer::start(program, &config, &wrong).await.unwrap();
+            assert!(blind.roots().await.is_err());
+        });
     })
     .unwrap();
 }

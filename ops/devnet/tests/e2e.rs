@@ -4,7 +4,7 @@ mod support;
 
 use std::{fs, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use spark_devnet::{
     demo,
@@ -105,6 +105,46 @@ async fn x6_fifty_races_have_one_winner_each() -> anyhow::Result<()> {
     })
     .await?;
     ensure!(available(&alice).await? == 0, "the sender kept something");
+    Ok(())
+}
+
+/// S6, S7, D15: a send alone is not final; a claim is, once every operator's destruction is confirmed by another process
+/// than the one that destroyed, and the signed head of its log says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn d15_a_claim_becomes_final() -> anyhow::Result<()> {
+    let devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    let leaf = deposit(&devnet, &alice, 70_000).await?;
+    let verdict = async |wallet: &WalletCommand| -> anyhow::Result<serde_json::Value> {
+        let list = wallet.run(&["receipts", &leaf]).await?;
+        list.get("items").and_then(|items| items.get(0)).cloned().context("no verdict")
+    };
+    alice.run(&["send", &address(&bob).await?, "70000sat"]).await?;
+    let confirmed = |view: &serde_json::Value, count: u64| {
+        let views = view.get("by_operator").and_then(|v| v.as_array()).cloned().unwrap_or_default();
+        views.len() == 3 && views.iter().all(|view| number(view, "confirmed").ok() == Some(count))
+    };
+    let mut seen = serde_json::Value::Null;
+    for (step, count) in [("send", 1), ("claim", 2)] {
+        if step == "claim" {
+            eventually("claim", || async {
+                bob.run_all(&["receive"]).await?;
+                Ok(available(&bob).await? == 70_000)
+            })
+            .await?;
+        }
+        eventually("destruction is confirmed", || async {
+            let view = verdict(&bob).await?;
+            ensure!(confirmed(&view, count), "{step}: {view:#}");
+            Ok(true)
+        })
+        .await?;
+        seen = verdict(&bob).await?;
+        let is_final = seen.get("is_final").and_then(serde_json::Value::as_bool);
+        ensure!(is_final == Some(step == "claim"), "{step}: {seen:#}");
+    }
+    ensure!(number(&seen, "clean")? == 3 && number(&seen, "tolerated_liars")? == 1, "{seen:#}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use spark_signer::vault::TokenError;
+use zeroize::Zeroizing;
 
 /// Where SoftHSM looks without `SOFTHSM2_CONF`.
 const SYSTEM_CONF: &str = "/etc/softhsm/softhsm2.conf";
@@ -66,6 +67,9 @@ pub enum PinSource {
     Environment(String),
     /// The PIN itself; development only.
     Inline(String),
+    /// Read before, from one of the others.
+    #[serde(skip)]
+    Held(Zeroizing<String>),
 }
 
 impl std::fmt::Debug for PinSource {
@@ -76,6 +80,7 @@ impl std::fmt::Debug for PinSource {
             Self::Prompt => "prompt",
             Self::Environment(_) => "environment",
             Self::Inline(_) => "inline",
+            Self::Held(_) => "held",
         })
     }
 }

@@ -14,6 +14,7 @@ mod objects;
 mod observed;
 mod pin;
 mod roots;
+mod view;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +29,7 @@ pub use ceremony::{IdentitySource, generate_keys};
 pub use config::{DeleteClaim, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef};
 pub use keys::IdentityMethod;
 pub use observed::Observed;
+pub use view::RootsView;
 
 use keys::Keys;
 use link::Link;

@@ -14,6 +14,11 @@ const MAX_PIN_BYTES: usize = 256;
 
 /// Reads the PIN of a token. Errors name the source, never the content.
 pub(super) fn read(token: &TokenRef, security: Security) -> Result<AuthPin, TokenError> {
+    Ok(AuthPin::from(text(token, security)?.as_str()))
+}
+
+/// The PIN as text, for who must hand it on.
+pub(super) fn text(token: &TokenRef, security: Security) -> Result<Zeroizing<String>, TokenError> {
     let refused = |why: &str| TokenError::Failed(format!("PIN of token {}: {why}", token.label));
     let development = || match security {
         Security::Development => Ok(()),
@@ -44,12 +49,13 @@ pub(super) fn read(token: &TokenRef, security: Security) -> Result<AuthPin, Toke
             development()?;
             Zeroizing::new(pin.clone())
         }
+        PinSource::Held(pin) => pin.clone(),
     };
     let pin = text.trim_end_matches(['\r', '\n']);
     if pin.is_empty() {
         return Err(refused("is empty"));
     }
-    Ok(AuthPin::from(pin))
+    Ok(Zeroizing::new(pin.to_owned()))
 }
 
 fn read_all(source: impl Read) -> Option<Zeroizing<String>> {

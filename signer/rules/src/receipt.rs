@@ -72,6 +72,23 @@ pub fn checkpoint_origin(federation: &Federation, index: OperatorIndex) -> Strin
     format!("spark-operator.invalid/{hash}/{}", index.get())
 }
 
+/// Extension line of a checkpoint: every root of an earlier epoch than this is destroyed, as a process that is not
+/// the signer's has seen in the token.
+const DESTROYED_BEFORE: &str = "spark/destroyed-before ";
+
+/// The extension line of a checkpoint that says so.
+pub fn destroyed_before_line(epoch: u64) -> String {
+    format!("{DESTROYED_BEFORE}{epoch}\n")
+}
+
+/// Whether the destruction that a receipt reports is confirmed, where all roots before `destroyed_before` are known to
+/// be destroyed: the root that sealed what the receipt retires is one of them. A key's first receipt retires nothing;
+/// the secrets of its making died under earlier roots.
+pub fn is_confirmed(receipt: &wire::Receipt, destroyed_before: u64) -> bool {
+    let retires = receipt.phase != "dkg";
+    receipt.root_epoch_after <= destroyed_before && (!retires || receipt.root_epoch_before < destroyed_before)
+}
+
 /// A checkpoint whose signature by the operator's federation key was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedCheckpoint {
@@ -79,6 +96,8 @@ pub struct VerifiedCheckpoint {
     pub size: u64,
     /// RFC 6962 root.
     pub root: [u8; 32],
+    /// All roots of earlier epochs are destroyed, independently confirmed. 0 if the checkpoint does not say.
+    pub destroyed_before: u64,
 }
 
 /// Parses a signed note and verifies it under the operator's federation keys (C2SP tlog-checkpoint, signed-note).
@@ -106,5 +125,11 @@ pub fn verify_checkpoint(
     if verified.is_empty() {
         return Err(ReceiptError::Signature);
     }
-    Ok(VerifiedCheckpoint { size: checkpoint.size(), root: checkpoint.hash().0 })
+    let mut said = checkpoint.extension().lines().filter_map(|line| line.strip_prefix(DESTROYED_BEFORE));
+    let destroyed_before = match (said.next(), said.next()) {
+        (None, _) => 0,
+        (Some(epoch), None) => epoch.parse().map_err(|_| malformed())?,
+        (Some(_), Some(_)) => return Err(malformed()),
+    };
+    Ok(VerifiedCheckpoint { size: checkpoint.size(), root: checkpoint.hash().0, destroyed_before })
 }

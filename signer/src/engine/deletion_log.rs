@@ -11,9 +11,21 @@ use spark_rules::{
 use tlog_tiles::{Checkpoint, Error as LogError, Hash, HashReader, record_hash};
 
 use super::{EngineError, Shared, journal};
-use crate::vault::Txn;
+use crate::vault::{RootId, Txn};
 
 const SIZE: &[u8] = b"log-size";
+/// Every root of an earlier epoch than this is destroyed, independently confirmed.
+const DESTROYED_BEFORE: &[u8] = b"destroyed-before";
+
+/// Epoch before which every root is confirmed to be destroyed.
+pub(super) fn destroyed_before(txn: &Txn<'_>) -> Result<u64, EngineError> {
+    match txn.record(DESTROYED_BEFORE)? {
+        Some(bytes) => Ok(u64::from_be_bytes(
+            bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("destroyed-before"))?,
+        )),
+        None => Ok(0),
+    }
+}
 
 pub(super) fn size(txn: &Txn<'_>) -> Result<u64, EngineError> {
     match txn.record(SIZE)? {
@@ -75,19 +87,46 @@ fn read<'a>(
     txn: &Txn<'_>,
     indexes: impl Iterator<Item = &'a [u8]>,
 ) -> Result<Vec<peer::Receipt>, EngineError> {
+    let destroyed_before = destroyed_before(txn)?;
     let mut receipts = Vec::new();
     for index in indexes {
         let index =
             u64::from_be_bytes(index.try_into().map_err(|_| EngineError::Malformed("receipt index"))?);
         let bytes = txn.record(&receipt_key(index))?.ok_or(EngineError::Unknown("receipt"))?;
-        receipts.push(peer::Receipt::decode(bytes.as_slice())?);
+        let mut receipt = peer::Receipt::decode(bytes.as_slice())?;
+        if receipt::is_confirmed(&receipt, destroyed_before) {
+            receipt.state = "confirmed".to_owned();
+        }
+        receipts.push(receipt);
     }
     Ok(receipts)
 }
 
 impl Shared {
-    /// Completes a receipt and appends it. It stays *pending* until the destruction is confirmed independently;
-    /// nothing here says *destroyed*.
+    /// What somebody else saw in the token: every root of the tree that it shows. All roots before the oldest of them
+    /// are destroyed, since roots are made in order. Returns the epoch before which all are.
+    pub(super) fn confirm(&mut self, txn: &mut Txn<'_>, seen: &[RootId]) -> Result<u64, EngineError> {
+        let known = destroyed_before(txn)?;
+        let tree = txn.committed().root().tree;
+        let oldest = seen.iter().map(|root| root.epoch).min();
+        let epoch = match oldest {
+            // It looked at a moment at which the signer stood at this epoch or a later one.
+            Some(oldest) if oldest <= txn.committed().epoch() && seen.iter().all(|r| r.tree == tree) => {
+                oldest
+            }
+            _ => {
+                self.alarm("confirmer_differs");
+                return Err(EngineError::Malformed("roots that the confirmer saw"));
+            }
+        };
+        if epoch > known {
+            txn.put_record(DESTROYED_BEFORE, epoch.to_be_bytes().to_vec());
+        }
+        Ok(epoch.max(known))
+    }
+
+    /// Completes a receipt and appends it. It is *pending* until the destruction is confirmed independently: the signer
+    /// itself never says *destroyed*.
     pub(super) fn append_receipt(
         &self,
         txn: &mut Txn<'_>,
@@ -130,7 +169,12 @@ impl Shared {
         };
         let origin = self.origin(self.me);
         let position = self.committed_position(txn);
-        let extension = format!("spark/position {} {}\n", position.root_epoch, position.sequence);
+        let extension = format!(
+            "spark/position {} {}\n{}",
+            position.root_epoch,
+            position.sequence,
+            receipt::destroyed_before_line(destroyed_before(txn)?)
+        );
         let text = Checkpoint::new(&origin, size, root, &extension).map_err(|_| malformed())?.to_bytes();
         let key = self.token.federation_public_key();
         let id = signed_note::key_id(&origin, &[[1u8].as_slice(), &key].concat());

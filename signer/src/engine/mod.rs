@@ -33,7 +33,7 @@ pub use error::EngineError;
 
 use crate::{
     nonce::NonceBook,
-    vault::{Destruction, Token, Txn, Vault},
+    vault::{Destruction, RootId, Token, Txn, Vault},
 };
 
 /// A call.
@@ -68,6 +68,8 @@ pub enum Request {
     DkgFinish(wire::DkgRound2Set),
     /// Key generation: keys become usable.
     DkgConfirm(wire::DkgTranscriptSet),
+    /// Roots that the confirmer saw in the token. Comes from this process only, never over the wire.
+    ConfirmDestruction(Vec<RootId>),
     /// Question to the peers' memory.
     AskWitness(wire::AskWitnessRequest),
     /// Answer to a peer's question.
@@ -102,6 +104,7 @@ pub enum Reply {
     WitnessAnswer(wire::WitnessAnswer),
     Checkpoint(wire::GetCheckpointResponse),
     Receipts(wire::GetReceiptsResponse),
+    DestroyedBefore(u64),
 }
 
 /// Every alarm, by its stable name.
@@ -109,6 +112,7 @@ pub const ALARMS: &[&str] = &[
     "abort_after_release",
     "both_proofs",
     "commit_failed",
+    "confirmer_differs",
     "destroy_pending",
     "nonce_replayed",
     "prepare_differs",
@@ -204,6 +208,11 @@ impl Engine {
     /// Receipts in the deletion log.
     pub fn log_size(&mut self) -> Result<u64, EngineError> {
         deletion_log::size(&self.vault.begin())
+    }
+
+    /// Epoch before which every root is confirmed to be destroyed.
+    pub fn destroyed_before(&mut self) -> Result<u64, EngineError> {
+        deletion_log::destroyed_before(&self.vault.begin())
     }
 
     /// The vault, for reading.
@@ -313,6 +322,7 @@ impl Shared {
             Request::DkgRespond(r) => Reply::DkgRound2(self.dkg_respond(txn, r)?),
             Request::DkgFinish(r) => Reply::DkgTranscript(self.dkg_finish(txn, r)?),
             Request::DkgConfirm(r) => Reply::DkgConfirm(self.dkg_confirm(txn, &r)?),
+            Request::ConfirmDestruction(roots) => Reply::DestroyedBefore(self.confirm(txn, &roots)?),
             Request::AskWitness(_) => Reply::WitnessQuestion(self.ask_witness(txn)?),
             Request::AnswerWitness(r) => Reply::WitnessAnswer(self.answer_witness(txn, &r)?),
             Request::AcceptWitness(r) => {

@@ -1,5 +1,6 @@
 use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1::Receipt;
+use spark_rules::receipt;
 
 use super::OperatorReceipts;
 
@@ -42,7 +43,10 @@ impl Verdict {
 /// one live, shares adding up, and the last one the share that the operator shows (`share`, 33 bytes). The last
 /// change of hands must be a claim, or there was none: a send proves nothing against its sender, who knows its tweak
 /// (D15).
-pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
+///
+/// Confirmed is what the signed checkpoint says (`destroyed_before`), not the state that comes with a receipt and that
+/// nobody signs.
+pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) -> Verdict {
     let mut sorted: Vec<&Receipt> = receipts.iter().collect();
     sorted.sort_by_key(|r| r.sequence);
     let mut verdict = Verdict {
@@ -56,7 +60,7 @@ pub fn judge(receipts: &[Receipt], share: Option<&[u8]>) -> Verdict {
     let mut hands: Option<&str> = None;
     let mut problem = None;
     for receipt in sorted {
-        let confirmed = receipt.state == "confirmed";
+        let confirmed = receipt::is_confirmed(receipt, destroyed_before);
         if !confirmed {
             problem.get_or_insert("a destruction is not confirmed yet");
         }
@@ -137,6 +141,9 @@ mod tests {
         PublicKey::from_secret_key(SECP256K1, &SecretKey::from_slice(&bytes).unwrap())
     }
 
+    /// All that the log below retires is destroyed.
+    const DESTROYED_BEFORE: u64 = 13;
+
     /// Share 1, then +2 = 3 (send), then +4 = 7 (claim).
     fn log() -> Vec<Receipt> {
         let bytes = |scalar| point(scalar).serialize().to_vec();
@@ -146,7 +153,8 @@ mod tests {
             keyshare_id: vec![7; 16],
             new_version: version,
             live_versions: vec![version],
-            state: "confirmed".into(),
+            root_epoch_before: sequence,
+            root_epoch_after: sequence + u64::from(phase != "dkg"),
             package_kind: "one-time".into(),
             ..Default::default()
         };
@@ -172,7 +180,7 @@ mod tests {
     fn problem(change: impl FnOnce(&mut Vec<Receipt>)) -> Option<&'static str> {
         let mut log = log();
         change(&mut log);
-        judge(&log, Some(&point(7).serialize())).problem
+        judge(&log, DESTROYED_BEFORE, Some(&point(7).serialize())).problem
     }
 
     #[test]
@@ -180,18 +188,21 @@ mod tests {
         let share = point(7).serialize();
         let mut shuffled = log();
         shuffled.reverse();
-        let verdict = judge(&shuffled, Some(&share));
+        let verdict = judge(&shuffled, DESTROYED_BEFORE, Some(&share));
         assert_eq!((verdict.problem, verdict.version, verdict.steps.len()), (None, Some(2), 2));
         assert!(!verdict.long_lived_packages);
-        assert_eq!(judge(&[], Some(&share)).problem, Some("no receipts"));
-        assert_eq!(judge(&log(), None).problem, Some("the receipts do not lead to the share in use"));
+        assert_eq!(judge(&[], DESTROYED_BEFORE, Some(&share)).problem, Some("no receipts"));
+        assert_eq!(
+            judge(&log(), DESTROYED_BEFORE, None).problem,
+            Some("the receipts do not lead to the share in use")
+        );
     }
 
     #[test]
     fn d15_sends_alone_are_not_clean() {
         let mut sent = log();
         sent.pop();
-        let verdict = judge(&sent, Some(&point(3).serialize()));
+        let verdict = judge(&sent, DESTROYED_BEFORE, Some(&point(3).serialize()));
         assert_eq!(verdict.problem, Some("the last owner's key is not replaced: no claim followed the send"));
         // Nor does a renewal after the send help.
         let mut renewed = sent.clone();
@@ -206,9 +217,9 @@ mod tests {
             ..sent[1].clone()
         });
         renewed[2].tweak_commitment.clear();
-        assert!(judge(&renewed, Some(&point(3).serialize())).problem.is_some());
+        assert!(judge(&renewed, DESTROYED_BEFORE, Some(&point(3).serialize())).problem.is_some());
         // An own deposit never changed hands.
-        assert_eq!(judge(&log()[..1], Some(&point(1).serialize())).problem, None);
+        assert_eq!(judge(&log()[..1], DESTROYED_BEFORE, Some(&point(1).serialize())).problem, None);
     }
 
     #[test]
@@ -221,7 +232,13 @@ mod tests {
             Some("the receipts do not begin with the key's creation")
         );
         assert_eq!(problem(|l| drop(l.pop())), Some("the receipts do not lead to the share in use"));
-        assert_eq!(problem(|l| l[2].state = "pending".into()), Some("a destruction is not confirmed yet"));
+        assert_eq!(problem(|l| l[2].root_epoch_before = 13), Some("a destruction is not confirmed yet"));
+        assert_eq!(problem(|l| l[2].root_epoch_after = 14), Some("a destruction is not confirmed yet"));
+        // What an operator calls confirmed is not, unless it signs that.
+        assert_eq!(
+            problem(|l| (l[2].root_epoch_before, l[2].state) = (13, "confirmed".into())),
+            Some("a destruction is not confirmed yet")
+        );
         assert_eq!(problem(|l| l[2].live_versions = vec![1, 2]), Some("an older version remains live"));
         assert_eq!(problem(|l| l[2].live_versions.clear()), Some("an older version remains live"));
         assert_eq!(problem(|l| l[1].keyshare_id = vec![8; 16]), Some("the receipts are of several keys"));
@@ -252,7 +269,7 @@ mod tests {
                     new_public_share: share.serialize().to_vec(),
                     ..log[0].clone()
                 });
-                judge(&log, Some(&share.serialize())).problem
+                judge(&log, DESTROYED_BEFORE, Some(&share.serialize())).problem
             };
             assert_eq!(moved(point(1)).is_none(), phase != "claim", "{phase}");
             assert!(moved(point(2)).is_some(), "{phase}");
@@ -261,10 +278,9 @@ mod tests {
 
     #[test]
     fn aborted_attempts_change_nothing_but_must_be_confirmed() {
-        let abort =
-            Receipt { sequence: 11, phase: "abort".into(), state: "confirmed".into(), ..Default::default() };
+        let abort = Receipt { sequence: 11, phase: "abort".into(), ..Default::default() };
         assert_eq!(problem(|l| l.push(abort.clone())), None);
-        let pending = Receipt { state: "pending".into(), ..abort };
+        let pending = Receipt { root_epoch_before: 13, ..abort };
         assert_eq!(problem(|l| l.push(pending)), Some("a destruction is not confirmed yet"));
     }
 }

@@ -115,8 +115,10 @@ impl Wallet {
                     let known = node.as_ref().is_some_and(|n| Node::parse(n).is_ok());
                     match self.checked(index.get(), leaf_id, &answer) {
                         Err(error) => view.problem = Some(error.to_string()),
-                        Ok(()) if !known => view.problem = Some("the operator does not know the leaf".into()),
-                        Ok(()) => judge(&answer.receipts, share.as_deref()).describe(&mut view),
+                        Ok(_) if !known => view.problem = Some("the operator does not know the leaf".into()),
+                        Ok(destroyed_before) => {
+                            judge(&answer.receipts, destroyed_before, share.as_deref()).describe(&mut view);
+                        }
                     }
                 }
             }
@@ -128,12 +130,14 @@ impl Wallet {
         Ok(conclude(leaf_id, by_operator, needed))
     }
 
+    /// Checks every proof. Returns the epoch before which the operator, in its signed checkpoint, says that all roots
+    /// are destroyed.
     fn checked(
         &self,
         operator: u16,
         leaf_id: &str,
         answer: &GetReceiptsResponse,
-    ) -> Result<(), ReceiptError> {
+    ) -> Result<u64, ReceiptError> {
         let index = spark_rules::ids::OperatorIndex::new(operator);
         if answer.checkpoint.len() > MAX_CHECKPOINT {
             return Err(ReceiptError::Checkpoint);
@@ -155,7 +159,7 @@ impl Wallet {
             receipt::verify_inclusion(receipt, proof, checkpoint.root)
                 .map_err(|_| ReceiptError::Inclusion(i))?;
         }
-        Ok(())
+        Ok(checkpoint.destroyed_before)
     }
 }
 
@@ -218,7 +222,7 @@ mod tests {
             let answer = GetReceiptsResponse { checkpoint: note, ..Default::default() };
             wallet.checked(0, "leaf", &answer)
         };
-        assert_eq!(checked(checkpoint(&of(0))), Ok(()));
+        assert_eq!(checked(checkpoint(&of(0))), Ok(0));
         // The same key may sign many logs: one for each wallet, say.
         for origin in [of(1), "spark-operator.invalid/for-alice".to_owned()] {
             assert_eq!(checked(checkpoint(&origin)), Err(ReceiptError::Checkpoint));

@@ -1,10 +1,13 @@
 //! The main job: deposit, send, claim, twice over, with receipts.
 
-use spark_proto::{peer::v1::operation::Request as Kind, signer::v1 as wire};
+use spark_proto::{
+    peer::v1::{self as peer, operation::Request as Kind},
+    signer::v1 as wire,
+};
 use spark_rules::{
     ids::OperatorIndex,
     leaf::LeafStatus,
-    receipt::{verify_checkpoint, verify_inclusion},
+    receipt::{is_confirmed, verify_checkpoint, verify_inclusion},
     tx::verify_input,
 };
 
@@ -13,7 +16,10 @@ use super::{
     quorum::{Leaf, Quorum},
     send_request,
 };
-use crate::engine::{Reply, Request};
+use crate::{
+    engine::{Reply, Request},
+    vault::{RootId, TreeId},
+};
 
 /// Sends a leaf and claims it.
 fn transfer(quorum: &mut Quorum, from: &Wallet, leaf: &Leaf, to: &Wallet) -> Leaf {
@@ -71,6 +77,47 @@ fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
         altered.retired_version += 1;
         assert!(verify_inclusion(&altered, proof, head.root).is_err());
     }
+    check_confirmation(quorum, member, leaf, &reply.receipts);
+}
+
+/// A receipt is confirmed once somebody else saw that the root before it is gone, and the signed head says so.
+fn check_confirmation(quorum: &mut Quorum, member: usize, leaf: &Leaf, receipts: &[peer::Receipt]) {
+    let confirm = |quorum: &mut Quorum, roots: Vec<RootId>| {
+        quorum.call(member, Request::ConfirmDestruction(roots)).map(|reply| match reply {
+            Reply::DestroyedBefore(epoch) => epoch,
+            other => panic!("{other:?}"),
+        })
+    };
+    let now = quorum.members[member].engine.vault().root();
+    let at = |epoch| RootId { epoch, ..now };
+    let confirmed = |quorum: &mut Quorum| {
+        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string() };
+        let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else {
+            panic!()
+        };
+        let index = OperatorIndex::new(member as u16);
+        let head = verify_checkpoint(&reply.checkpoint, &quorum.federation, index).unwrap();
+        for receipt in &reply.receipts {
+            assert_eq!(receipt.state == "confirmed", is_confirmed(receipt, head.destroyed_before));
+        }
+        (head.destroyed_before, reply.receipts.iter().filter(|r| r.state == "confirmed").count())
+    };
+    assert_eq!(confirmed(quorum), (0, 0));
+    // A root that survived its destruction: what it sealed is not gone, nor what came later.
+    let survivor = receipts[2].root_epoch_before;
+    assert_eq!(confirm(quorum, vec![now, at(survivor)]).unwrap(), survivor);
+    assert_eq!(confirmed(quorum), (survivor, 2), "the key's making and the first send");
+    // Who sees no root, a stranger's, or only one that is not made yet, does not look at this token.
+    let stranger = RootId { tree: TreeId([9; 8]), ..now };
+    for wrong in [vec![], vec![stranger], vec![now, stranger], vec![at(now.epoch + 1)]] {
+        assert!(confirm(quorum, wrong).is_err());
+        assert!(quorum.members[member].engine.alarms().any(|alarm| alarm == "confirmer_differs"));
+    }
+    assert_eq!(confirmed(quorum).0, survivor);
+    assert_eq!(confirm(quorum, vec![now, at(now.epoch + 1)]).unwrap(), now.epoch);
+    assert_eq!(confirmed(quorum), (now.epoch, receipts.len()));
+    // An older look that comes late takes nothing back.
+    assert_eq!(confirm(quorum, vec![at(survivor), now]).unwrap(), now.epoch);
 }
 
 #[test]

@@ -1,0 +1,305 @@
+//! `./ops/bench vault`: what a deletion costs, on a real token and a real disk.
+//!
+//! Shares lie at random places; a batch replaces some of them by their next version, as an apply does: the old one is
+//! destroyed. The root is rotated with every batch, the store commits in two phases. A deletion counts when the process
+//! that confirms has seen that its root is gone. At the end a fresh process opens the store and looks for a sample of
+//! what must be there and of what must not, and tries a copy of the store from before.
+//!
+//! The token's directory is on a memory file system, the store on the disk that holds the temporary directory
+//! (`TMPDIR`). Programs of three roles are this one, started again: `fill`, `run`, `check`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed benchmark must stop")]
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bitcoin::secp256k1::{PublicKey, ecdsa};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use spark_rules::ids::Incarnation;
+use spark_signer::vault::{OpenError, RootId, SecretId, SecretKind, Token, TokenError, Vault};
+use spark_signer_hsm::{
+    confirmer::Confirmer,
+    store::RedbStore,
+    token::{
+        IdentitySource, PinSource, Pkcs11Token, Profile, Security, TokenConfig, TokenRef, generate_keys,
+    },
+};
+use spark_softhsm::TokenDir;
+use zeroize::Zeroizing;
+
+const PIN: &str = "24681357";
+const SO_PIN: &str = "13572468";
+const SHARE_BYTES: usize = 32;
+const SAMPLE: usize = 1_000;
+const BATCHES: [usize; 4] = [1, 16, 256, 4096];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().filter(|a| a != "--bench").collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("run") => {
+            run(Path::new(&arguments[2]), arguments[3].parse().unwrap(), arguments[4].parse().unwrap())
+        }
+        Some("check") => check(Path::new(&arguments[2]), &arguments[3]),
+        small => {
+            // One number of shares instead of the usual two, for a quick look.
+            let sizes: Vec<(u64, &str)> = match small {
+                Some(shares) => vec![(shares.parse().expect("number of shares"), "")],
+                None => vec![(1_000_000, ""), (10_000_000, "_10m")],
+            };
+            for (shares, suffix) in sizes {
+                measure(shares, suffix);
+            }
+        }
+    }
+}
+
+/// One size, in processes of its own.
+fn measure(shares: u64, suffix: &str) {
+    let work = tempfile::tempdir().unwrap();
+    let memory = if Path::new("/dev/shm").is_dir() { Path::new("/dev/shm") } else { work.path() };
+    let token_home = tempfile::tempdir_in(memory).unwrap();
+    let token = TokenDir::create(token_home.path()).unwrap();
+    let (name, value) = token.env();
+    let program = std::env::current_exe().unwrap();
+    let role = |arguments: &[&str]| {
+        let status = Command::new(&program).args(arguments).env(name, value).status().unwrap();
+        assert!(status.success(), "{arguments:?}");
+    };
+    let dir = work.path().display().to_string();
+    token.init_token("roots", SO_PIN, PIN).unwrap();
+    token.init_token("keys", SO_PIN, PIN).unwrap();
+    std::fs::write(config_path(work.path()), config_text()).unwrap();
+    let seconds = if shares >= 1_000_000 { "6" } else { "1" };
+    role(&["run", &dir, &shares.to_string(), seconds]);
+    role(&["check", &dir, suffix]);
+    let results = std::fs::read_to_string(work.path().join("results")).unwrap();
+    for line in results.lines() {
+        let (key, value) = line.split_once('=').unwrap();
+        println!("{key}{suffix}={value}");
+    }
+}
+
+fn config_path(dir: &Path) -> PathBuf {
+    dir.join("signer.toml")
+}
+
+fn config_text() -> String {
+    let module = spark_softhsm::module_path().unwrap().display().to_string();
+    format!(
+        "profile = \"development\"\noperator = 0\nstore = \"none\"\n\
+         [token]\nmodule = {module:?}\nprofile = \"softhsm\"\n\
+         roots = {{ label = \"roots\", pin = \"prompt\" }}\nkeys = {{ label = \"keys\", pin = \"prompt\" }}\n"
+    )
+}
+
+fn token_config() -> TokenConfig {
+    let token =
+        |label: &str| TokenRef { label: label.into(), serial: None, pin: PinSource::Inline(PIN.into()) };
+    TokenConfig {
+        module: spark_softhsm::module_path().unwrap().into(),
+        profile: Profile::SOFTHSM,
+        roots: token("roots"),
+        keys: token("keys"),
+        security: Security::Development,
+    }
+}
+
+/// A token whose calls are counted.
+struct Counted {
+    token: Pkcs11Token,
+    calls: Arc<AtomicU64>,
+}
+
+impl Counted {
+    fn count(&self) -> &Pkcs11Token {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        &self.token
+    }
+}
+
+impl Token for Counted {
+    fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
+        self.count().create_root(root)
+    }
+    fn roots(&self) -> Result<Vec<RootId>, TokenError> {
+        self.count().roots()
+    }
+    fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        self.count().derive(root, context)
+    }
+    fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
+        self.count().destroy_root(root)
+    }
+    fn sync(&self) -> Result<(), TokenError> {
+        self.token.sync()
+    }
+    fn identity_public_key(&self) -> PublicKey {
+        self.token.identity_public_key()
+    }
+    fn sign_identity(&self, digest: &[u8; 32]) -> Result<ecdsa::Signature, TokenError> {
+        self.count().sign_identity(digest)
+    }
+    fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        self.count().identity_ecdh_x(point)
+    }
+    fn federation_public_key(&self) -> [u8; 32] {
+        self.token.federation_public_key()
+    }
+    fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
+        self.count().sign_federation(message)
+    }
+}
+
+/// The share of a key at a version: what a later process can compute again.
+fn value(owner: [u8; 16], version: u64) -> Zeroizing<Vec<u8>> {
+    let mut seed = [0u8; 32];
+    seed[..16].copy_from_slice(&owner);
+    seed[16..24].copy_from_slice(&version.to_be_bytes());
+    let mut bytes = Zeroizing::new(vec![0u8; SHARE_BYTES]);
+    StdRng::from_seed(seed).fill(bytes.as_mut_slice());
+    bytes
+}
+
+fn owner(index: u64) -> [u8; 16] {
+    StdRng::seed_from_u64(index).r#gen()
+}
+
+fn share(index: u64, version: u64) -> SecretId {
+    SecretId::new(owner(index), SecretKind::Keyshare, version)
+}
+
+fn run(dir: &Path, shares: u64, seconds: u64) {
+    let calls = Arc::new(AtomicU64::new(0));
+    let token = generate_keys(&token_config(), &IdentitySource::Generate).unwrap();
+    let token = Arc::new(Counted { token, calls: Arc::clone(&calls) });
+    let path = dir.join("vault.redb");
+    let store = Box::new(RedbStore::create(&path).unwrap());
+    let mut vault = Vault::create(token, store, Incarnation::from_bytes([5; 16])).unwrap();
+    let start = Instant::now();
+    let mut next = 0;
+    while next < shares {
+        let mut txn = vault.begin();
+        let end = shares.min(next + 100_000);
+        for index in next..end {
+            txn.put_secret(share(index, 0), value(owner(index), 0)).unwrap();
+        }
+        txn.commit().unwrap();
+        next = end;
+    }
+    eprintln!("{shares} shares in {:.1} s", start.elapsed().as_secs_f64());
+    // A thief's copy, as large as it may be.
+    std::fs::copy(&path, dir.join("old.redb")).unwrap();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_spark-signer"));
+    let pin = Zeroizing::new(PIN.to_owned());
+    let mut confirmer = runtime.block_on(Confirmer::start(program, &config_path(dir), &pin)).unwrap();
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut versions: HashMap<u64, u64> = HashMap::new();
+    let mut results = String::new();
+    let mut line = |key: &str, value: f64| {
+        results.push_str(&format!("{key}={value:.3}\n"));
+        eprintln!("{key}={value:.3}");
+    };
+    for size in BATCHES {
+        let (start, calls_before) = (Instant::now(), calls.load(Ordering::Relaxed));
+        let (mut batches, mut deleted, mut waited) = (0u64, 0u64, Duration::ZERO);
+        while start.elapsed() - waited < Duration::from_secs(seconds) {
+            let making = Instant::now();
+            let mut batch: HashMap<u64, Zeroizing<Vec<u8>>> = HashMap::with_capacity(size);
+            while batch.len() < size {
+                let index = rng.gen_range(0..shares);
+                let version = versions.get(&index).copied().unwrap_or(0);
+                batch.insert(index, value(owner(index), version + 1));
+            }
+            // Making up shares is not the vault's work.
+            waited += making.elapsed();
+            let mut txn = vault.begin();
+            for (index, value) in batch {
+                let version = versions.entry(index).or_insert(0);
+                assert!(txn.delete_secret(&share(index, *version)).unwrap());
+                *version += 1;
+                txn.put_secret(share(index, *version), value).unwrap();
+            }
+            let committed = txn.commit().unwrap();
+            assert!(committed.epoch_after > committed.epoch_before);
+            vault.prepare_spare().unwrap();
+            batches += 1;
+            deleted += size as u64;
+        }
+        // Confirmed: another process sees none of the roots of before.
+        let seen = runtime.block_on(confirmer.roots()).unwrap();
+        assert!(!seen.is_empty() && seen.iter().all(|root| *root >= vault.root()), "{seen:?}");
+        let elapsed = start.elapsed() - waited;
+        line(&format!("deletions_per_s_{size}"), deleted as f64 / elapsed.as_secs_f64());
+        if size == 256 {
+            let spent = calls.load(Ordering::Relaxed) - calls_before;
+            line("hsm_calls_per_batch", spent as f64 / batches as f64);
+        }
+    }
+    let reads = 20_000;
+    let names: Vec<SecretId> = (0..reads)
+        .map(|_| {
+            let index = rng.gen_range(0..shares);
+            share(index, versions.get(&index).copied().unwrap_or(0))
+        })
+        .collect();
+    let before = calls.load(Ordering::Relaxed);
+    let start = Instant::now();
+    for name in &names {
+        assert_eq!(vault.get_secret(name).unwrap().unwrap().len(), SHARE_BYTES);
+    }
+    line("share_read_us", start.elapsed().as_secs_f64() * 1e6 / f64::from(reads));
+    assert_eq!(calls.load(Ordering::Relaxed), before, "a read asked the token");
+    line("hsm_objects", vault.token().roots().unwrap().len() as f64);
+    line("bytes_per_share", std::fs::metadata(&path).unwrap().len() as f64 / shares as f64);
+    std::fs::write(dir.join("results"), results).unwrap();
+
+    // What the fresh process will look for: live shares, and versions that are gone.
+    let mut sample = String::new();
+    let mut changed: Vec<(u64, u64)> = versions.into_iter().collect();
+    changed.sort_unstable();
+    for at in rand::seq::index::sample(&mut rng, changed.len(), SAMPLE.min(changed.len())) {
+        let (index, version) = changed[at];
+        sample.push_str(&format!("{index} {version}\n"));
+    }
+    std::fs::write(dir.join("sample"), sample).unwrap();
+}
+
+fn check(dir: &Path, suffix: &str) {
+    let token = || Arc::new(Pkcs11Token::open(&token_config()).unwrap());
+    let open = |name: &str| Vault::open(token(), Box::new(RedbStore::open(&dir.join(name)).unwrap()));
+    let start = Instant::now();
+    let vault = open("vault.redb").unwrap();
+    let opened = start.elapsed();
+    let mut checked = 0;
+    for line in std::fs::read_to_string(dir.join("sample")).unwrap().lines() {
+        let (index, version) = line.split_once(' ').unwrap();
+        let (index, version): (u64, u64) = (index.parse().unwrap(), version.parse().unwrap());
+        let live = vault.get_secret(&share(index, version)).unwrap();
+        assert_eq!(live.as_deref(), Some(&*value(owner(index), version)), "a live share is gone");
+        for old in 0..version {
+            assert!(!vault.has_secret(&share(index, old)).unwrap(), "a deleted share opens");
+            checked += 1;
+        }
+    }
+    assert!(checked > 0);
+    // The copy from before holds all of them, and does not open.
+    assert!(matches!(open("old.redb"), Err(OpenError::RootMissing { .. })));
+    eprintln!("{checked} deleted versions do not open");
+    let name = if suffix == "_10m" { "start_ms" } else { "start_ms_1m" };
+    let memory = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = memory.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default().trim();
+    eprintln!("opened in {} ms, peak memory {peak}", opened.as_millis());
+    let mut results = std::fs::read_to_string(dir.join("results")).unwrap();
+    results.push_str(&format!("{name}={}\n", opened.as_millis()));
+    std::fs::write(dir.join("results"), results).unwrap();
+}

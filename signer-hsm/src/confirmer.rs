@@ -1,0 +1,198 @@
+//! Independent confirmation that roots are destroyed.
+//!
+//! A library may show an object as gone while it is not: its own view of a failed destruction is worth nothing. A
+//! process of its own starts the library afresh for every look, and what it sees is what the receipts rest on. One look
+//! covers all epochs before the oldest root that is left, so that it need not follow every batch.
+
+use std::{
+    io::{BufRead as _, Write as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use spark_signer::{
+    engine::{Reply, Request},
+    vault::{RootId, TokenError},
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::watch,
+    time::timeout,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::Config,
+    token::{PinSource, RootsView},
+    worker::{Progress, Worker},
+};
+
+/// Longest time that one look may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Between two looks, so that a busy signer does not look at every batch.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// After a failure.
+const BACK_OFF: Duration = Duration::from_secs(5);
+
+/// What the process says of one look, one line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Look {
+    Roots(Vec<String>),
+    Error(String),
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfirmerError {
+    /// The process does not start or is gone.
+    #[error("confirmer: {0}")]
+    Process(#[from] std::io::Error),
+    /// It does not answer.
+    #[error("confirmer does not answer")]
+    Deadline,
+    /// It says something else.
+    #[error("confirmer answers nonsense")]
+    Nonsense,
+    /// It cannot look.
+    #[error("confirmer: {0}")]
+    Look(String),
+}
+
+/// The process's side: reads the PIN of the roots token from the first line of standard input, and then looks once for
+/// every line, until the input ends.
+pub fn serve(config: &Config) -> anyhow::Result<()> {
+    let mut input = std::io::stdin().lock();
+    let mut pin = Zeroizing::new(String::with_capacity(512));
+    input.read_line(&mut pin)?;
+    let mut token = config.token.clone();
+    token.roots.pin = PinSource::Held(pin);
+    let mut view = None;
+    let mut line = String::new();
+    while input.read_line(&mut line)? > 0 {
+        line.clear();
+        let look = match look(&mut view, || RootsView::open(&token)) {
+            Ok(roots) => Look::Roots(roots.iter().map(RootId::to_string).collect()),
+            Err(error) => Look::Error(error.to_string()),
+        };
+        let mut output = std::io::stdout().lock();
+        serde_json::to_writer(&mut output, &look)?;
+        output.write_all(b"\n")?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+fn look(
+    view: &mut Option<RootsView>,
+    open: impl FnOnce() -> Result<RootsView, TokenError>,
+) -> Result<Vec<RootId>, TokenError> {
+    let open_view = match view {
+        Some(view) => view,
+        None => view.insert(open()?),
+    };
+    open_view.roots()
+}
+
+/// The other process, from the signer's side. It ends with this value.
+#[derive(Debug)]
+pub struct Confirmer {
+    _child: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Confirmer {
+    /// Starts `program confirmer --config path` and gives it the PIN.
+    pub async fn start(
+        program: &Path,
+        config: &Path,
+        pin: &Zeroizing<String>,
+    ) -> Result<Self, ConfirmerError> {
+        let mut child = Command::new(program)
+            .arg("--config")
+            .arg(config)
+            .arg("confirmer")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(ConfirmerError::Nonsense);
+        };
+        let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(1)));
+        line.extend_from_slice(pin.as_bytes());
+        line.push(b'\n');
+        input.write_all(&line).await?;
+        Ok(Self { _child: child, input, output: BufReader::new(output).lines() })
+    }
+
+    /// The roots that the token shows.
+    pub async fn roots(&mut self) -> Result<Vec<RootId>, ConfirmerError> {
+        self.input.write_all(b"look\n").await?;
+        let line =
+            timeout(DEADLINE, self.output.next_line()).await.map_err(|_| ConfirmerError::Deadline)??;
+        let line = line.ok_or(ConfirmerError::Nonsense)?;
+        match serde_json::from_str(&line).map_err(|_| ConfirmerError::Nonsense)? {
+            Look::Roots(roots) => {
+                let parse = |text: &String| hex::decode(text).ok().and_then(|b| RootId::from_bytes(&b));
+                roots.iter().map(parse).collect::<Option<_>>().ok_or(ConfirmerError::Nonsense)
+            }
+            Look::Error(error) => Err(ConfirmerError::Look(error)),
+        }
+    }
+}
+
+/// How to start the other process.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// The signer's own program.
+    pub program: PathBuf,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// PIN of the roots token.
+    pub pin: Zeroizing<String>,
+}
+
+/// Confirms destructions as long as the engine lives. What cannot be confirmed stays pending and is tried again.
+pub async fn run(recipe: Recipe, worker: Worker, mut progress: watch::Receiver<Progress>) {
+    let mut confirmer = None;
+    loop {
+        if progress.wait_for(Progress::is_unconfirmed).await.is_err() {
+            return;
+        }
+        let pause = match confirm(&recipe, &worker, &mut confirmer).await {
+            Ok(()) => INTERVAL,
+            Err(error) => {
+                tracing::warn!(%error, "destruction is not confirmed");
+                confirmer = None;
+                BACK_OFF
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn confirm(
+    recipe: &Recipe,
+    worker: &Worker,
+    confirmer: &mut Option<Confirmer>,
+) -> Result<(), ConfirmerError> {
+    let open = match confirmer {
+        Some(open) => open,
+        None => confirmer.insert(Confirmer::start(&recipe.program, &recipe.config, &recipe.pin).await?),
+    };
+    let roots = open.roots().await?;
+    match worker.call(Request::ConfirmDestruction(roots)).await {
+        Ok(Ok(Reply::DestroyedBefore(epoch))) => {
+            tracing::debug!(epoch, "destruction confirmed");
+            Ok(())
+        }
+        Ok(Ok(_)) => Err(ConfirmerError::Nonsense),
+        Ok(Err(error)) => Err(ConfirmerError::Look(error.to_string())),
+        Err(error) => Err(ConfirmerError::Look(error.to_string())),
+    }
+}
