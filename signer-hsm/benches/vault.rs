@@ -51,7 +51,7 @@ fn main() {
         small => {
             // One number of shares instead of the usual two, for a quick look.
             let sizes: Vec<(u64, &str)> = match small {
-                Some(shares) => vec![(shares.parse().expect("number of shares"), "")],
+                Some(shares) => vec![(shares.parse().unwrap(), "")],
                 None => vec![(1_000_000, ""), (10_000_000, "_10m")],
             };
             for (shares, suffix) in sizes {
