@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTableMetadata as _,
-    TableDefinition, TableError, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase as _,
+    ReadableTableMetadata as _, TableDefinition, TableError, WriteTransaction,
 };
 use spark_signer::vault::{SealedStore, StoreCommit, StoreError};
 
@@ -18,19 +19,33 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 
 const FORMAT_KEY: &str = "format";
 const FORMAT: u64 = 2;
-const CACHE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 256 << 20;
 
 /// A store in a file.
-#[derive(Debug)]
 pub struct RedbStore {
     database: Database,
+    /// The tables as of the last commit: opening them for every read costs more than the read.
+    reader: Mutex<Option<Reader>>,
+}
+
+/// The tables as of one commit. While it lives, the file cannot use the space again that later commits free.
+struct Reader {
+    header: ReadOnlyTable<(), &'static [u8]>,
+    pages: ReadOnlyTable<u64, &'static [u8]>,
+    records: ReadOnlyTable<&'static [u8], &'static [u8]>,
+}
+
+impl std::fmt::Debug for RedbStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedbStore").finish_non_exhaustive()
+    }
 }
 
 impl RedbStore {
     /// Makes a new, empty store. Refuses when the file exists.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
         let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
-        let store = Self { database: database(file)? };
+        let store = Self { database: database(file)?, reader: Mutex::default() };
         let txn = store.begin()?;
         txn.open_table(META).map_err(failed)?.insert(FORMAT_KEY, FORMAT).map_err(failed)?;
         txn.open_table(HEADER).map_err(failed)?;
@@ -59,7 +74,7 @@ impl RedbStore {
         if metadata.len() == 0 {
             return Err(StoreError::Format(0));
         }
-        let store = Self { database: database(file)? };
+        let store = Self { database: database(file)?, reader: Mutex::default() };
         let txn = store.database.begin_read().map_err(failed)?;
         let format = match txn.open_table(META) {
             Ok(table) => table.get(FORMAT_KEY).map_err(failed)?.map_or(0, |format| format.value()),
@@ -72,7 +87,24 @@ impl RedbStore {
         Ok(store)
     }
 
+    fn read<T>(&self, read: impl FnOnce(&Reader) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = match &mut *reader {
+            Some(open) => open,
+            None => {
+                let txn = self.database.begin_read().map_err(failed)?;
+                reader.insert(Reader {
+                    header: txn.open_table(HEADER).map_err(failed)?,
+                    pages: txn.open_table(PAGES).map_err(failed)?,
+                    records: txn.open_table(RECORDS).map_err(failed)?,
+                })
+            }
+        };
+        read(open)
+    }
+
     fn begin(&self) -> Result<WriteTransaction, StoreError> {
+        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let mut txn = self.database.begin_write().map_err(failed)?;
         txn.set_durability(Durability::Immediate).map_err(failed)?;
         txn.set_two_phase_commit(true);
@@ -101,26 +133,19 @@ fn failed(error: impl std::fmt::Display) -> StoreError {
 
 impl SealedStore for RedbStore {
     fn header(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let txn = self.database.begin_read().map_err(failed)?;
-        let table = txn.open_table(HEADER).map_err(failed)?;
-        Ok(table.get(()).map_err(failed)?.map(|header| header.value().to_vec()))
+        self.read(|tables| Ok(tables.header.get(()).map_err(failed)?.map(|header| header.value().to_vec())))
     }
 
     fn page(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        let txn = self.database.begin_read().map_err(failed)?;
-        let table = txn.open_table(PAGES).map_err(failed)?;
-        Ok(table.get(number).map_err(failed)?.map(|page| page.value().to_vec()))
+        self.read(|tables| Ok(tables.pages.get(number).map_err(failed)?.map(|page| page.value().to_vec())))
     }
 
     fn page_count(&self) -> Result<u64, StoreError> {
-        let txn = self.database.begin_read().map_err(failed)?;
-        txn.open_table(PAGES).map_err(failed)?.len().map_err(failed)
+        self.read(|tables| tables.pages.len().map_err(failed))
     }
 
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let txn = self.database.begin_read().map_err(failed)?;
-        let table = txn.open_table(RECORDS).map_err(failed)?;
-        Ok(table.get(key).map_err(failed)?.map(|value| value.value().to_vec()))
+        self.read(|tables| Ok(tables.records.get(key).map_err(failed)?.map(|value| value.value().to_vec())))
     }
 
     fn scan(
@@ -129,19 +154,19 @@ impl SealedStore for RedbStore {
         after: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
-        let txn = self.database.begin_read().map_err(failed)?;
-        let table = txn.open_table(RECORDS).map_err(failed)?;
-        let start = after.filter(|after| *after > prefix).unwrap_or(prefix);
-        for entry in table.range(start..).map_err(failed)? {
-            let (key, value) = entry.map_err(failed)?;
-            if !key.value().starts_with(prefix) {
-                break;
+        self.read(|tables| {
+            let start = after.filter(|after| *after > prefix).unwrap_or(prefix);
+            for entry in tables.records.range(start..).map_err(failed)? {
+                let (key, value) = entry.map_err(failed)?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                if after.is_none_or(|after| key.value() > after) && !visit(key.value(), value.value()) {
+                    break;
+                }
             }
-            if after.is_none_or(|after| key.value() > after) && !visit(key.value(), value.value()) {
-                break;
-            }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn apply(&self, commit: &StoreCommit) -> Result<(), StoreError> {

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use spark_proto::{peer::v1::Vote, signer::v1 as wire};
+use spark_proto::{
+    peer::v1::{Receipt, Vote},
+    signer::v1 as wire,
+};
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
+    operation::Operation,
     vote::{Ballot, Choice, Kind, ProofOfAbort},
 };
 
 use super::{
-    EngineError, Shared, journal,
+    EngineError, Shared, deletion_log, journal,
     ledger::{self, Attempt, Holder, Phase},
-    prepare::{entry, leaf_resource},
+    prepare::{entry, leaf_resource, read_scalar, tweak_id},
     release::forget_finals,
 };
 use crate::vault::{SecretKind, Txn};
@@ -97,6 +101,7 @@ impl Shared {
             }
             Phase::Prepared | Phase::Released | Phase::Refused => {}
         }
+        let mut dropped = Vec::new();
         if !attempt.request.is_empty() {
             let operation = self.stored_operation(txn, &attempt)?;
             let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
@@ -115,9 +120,15 @@ impl Shared {
                 ledger::unclaim(txn, resource, &holder)?;
             }
             forget_finals(txn, &id, request.attempt, operation.jobs.len());
+            dropped = self.dropped(txn, &operation)?;
         }
         // A dropped tweak is a destruction too: old = new - tweak.
         self.destroy_staged(txn, &id, request.attempt, true)?;
+        let mut receipts = Vec::with_capacity(dropped.len());
+        for receipt in dropped {
+            receipts.push(self.append_receipt(txn, receipt)?);
+        }
+        deletion_log::index_operation(txn, &id, request.attempt, &receipts);
         attempt.phase = Phase::Aborted;
         attempt.request.clear();
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
@@ -136,6 +147,35 @@ impl Shared {
         let kind = Kind::from_code(kind)?;
         let ballot = Ballot { operation, attempt, kind, choice: Choice::Abort, digest: [0; 32], named };
         self.sign_vote(txn, ballot, "ABORT".to_owned())
+    }
+
+    /// Receipts for the tweaks that die with an attempt. The key stays at its version.
+    fn dropped(&self, txn: &Txn<'_>, operation: &Operation) -> Result<Vec<Receipt>, EngineError> {
+        let mut receipts = Vec::new();
+        for (position, part) in operation.parts.iter().enumerate() {
+            let staged = tweak_id(&operation.id, operation.attempt, position);
+            if !txn.has_secret(&staged)? {
+                continue;
+            }
+            let record = &part.record;
+            let share = record.public_shares.get(self.me.as_usize());
+            let share = share.map(|share| share.serialize().to_vec()).unwrap_or_default();
+            receipts.push(Receipt {
+                keyshare_id: record.keyshare_id.as_bytes().to_vec(),
+                leaf_id: record.leaf_id.to_string(),
+                operation_id: operation.id.as_bytes().to_vec(),
+                phase: "abort".to_owned(),
+                retired_version: record.version,
+                new_version: record.version,
+                retired_public_share: share.clone(),
+                new_public_share: share,
+                tweak_commitment: read_scalar(txn, &staged)?.public_key().serialize().to_vec(),
+                package_kind: "identity".to_owned(),
+                live_versions: vec![record.version],
+                ..Receipt::default()
+            });
+        }
+        Ok(receipts)
     }
 
     fn destroy_staged(

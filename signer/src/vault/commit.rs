@@ -16,7 +16,7 @@ use super::open::{Vault, derive_checked};
 use super::seal::SealBroken;
 use super::store::{StoreCommit, StoreError};
 use super::token::{RootId, Token, TokenError};
-use super::tree::{Change, Rewrite};
+use super::tree::{Change, OpenPages, Rewrite};
 use super::txn::{Changes, Fate};
 
 /// What became of the secrets that a batch replaced or deleted.
@@ -72,18 +72,23 @@ pub enum CommitError {
 }
 
 impl Vault {
-    pub(super) fn commit(&mut self, changes: Changes) -> Result<Committed, CommitError> {
+    pub(super) fn commit(&mut self, changes: Changes, open: &OpenPages) -> Result<Committed, CommitError> {
         let rotate = changes.ends > 0;
-        self.commit_under(changes, rotate)
+        self.commit_under(changes, open, rotate)
     }
 
     /// Seals the store under a new root although nothing is destroyed: another open copy of the store, over the same
     /// token, can make no commit after it.
     pub fn renew_root(&mut self) -> Result<Committed, CommitError> {
-        self.commit_under(Changes::default(), true)
+        self.commit_under(Changes::default(), &OpenPages::none(), true)
     }
 
-    fn commit_under(&mut self, changes: Changes, rotate: bool) -> Result<Committed, CommitError> {
+    fn commit_under(
+        &mut self,
+        changes: Changes,
+        open: &OpenPages,
+        rotate: bool,
+    ) -> Result<Committed, CommitError> {
         if self.cut_off {
             return Err(CommitError::MustReopen);
         }
@@ -103,7 +108,7 @@ impl Vault {
             }
             self.step(Step::RootCreated)?;
         }
-        let prepared = self.prepare(&head, changes, rotate);
+        let prepared = self.prepare(&head, changes, open, rotate);
         let sealed = match prepared {
             Ok(sealed) => sealed,
             Err(error) => {
@@ -206,7 +211,13 @@ impl Vault {
         })
     }
 
-    fn prepare(&mut self, head: &Head, changes: Changes, rotate: bool) -> Result<Sealed, CommitError> {
+    fn prepare(
+        &mut self,
+        head: &Head,
+        changes: Changes,
+        open: &OpenPages,
+        rotate: bool,
+    ) -> Result<Sealed, CommitError> {
         let key = derive_checked(&*self.token, head)?;
         self.step(Step::KeyDerived)?;
         if rotate {
@@ -224,7 +235,7 @@ impl Vault {
             }
         }
         let secrets: Vec<Change> = secrets.into_iter().map(|(id, Fate { value, .. })| (id, value)).collect();
-        let mut tree = self.tree.rewrite(&*self.store, &secrets)?;
+        let mut tree = self.tree.rewrite(&*self.store, open, &secrets)?;
         let body = BodyRef {
             incarnation: self.incarnation,
             records: &self.records,

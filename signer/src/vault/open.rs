@@ -18,7 +18,7 @@ use super::ledger::{RecordSet, SetState};
 use super::seal::{DataKey, SealBroken};
 use super::store::{Record, SealedStore, StoreCommit, StoreError};
 use super::token::{RootId, Token, TokenError, TreeId};
-use super::tree::{Origin, Tree, TreeError};
+use super::tree::{OpenPages, Origin, Tree, TreeError};
 use super::txn::Txn;
 
 /// A point in a vault's life. Later is greater.
@@ -253,20 +253,36 @@ impl Vault {
 
     /// A secret.
     pub fn get_secret(&self, id: &SecretId) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
-        self.check_usable()?;
-        self.tree.get(&*self.store, id)
+        self.secret(&OpenPages::none(), id)
     }
 
     /// Whether a secret exists.
     pub fn has_secret(&self, id: &SecretId) -> Result<bool, VaultError> {
-        self.check_usable()?;
-        self.tree.contains(&*self.store, id)
+        self.contains(&OpenPages::none(), id)
     }
 
     /// Names of all secrets of an owner, ordered by kind and version.
     pub fn secrets_of(&self, owner: &[u8; 16]) -> Result<Vec<SecretId>, VaultError> {
+        self.owned(&OpenPages::none(), owner)
+    }
+
+    pub(super) fn secret(
+        &self,
+        open: &OpenPages,
+        id: &SecretId,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
         self.check_usable()?;
-        self.tree.of_owner(&*self.store, owner)
+        self.tree.get(&*self.store, open, id)
+    }
+
+    pub(super) fn contains(&self, open: &OpenPages, id: &SecretId) -> Result<bool, VaultError> {
+        self.check_usable()?;
+        self.tree.contains(&*self.store, open, id)
+    }
+
+    pub(super) fn owned(&self, open: &OpenPages, owner: &[u8; 16]) -> Result<Vec<SecretId>, VaultError> {
+        self.check_usable()?;
+        self.tree.of_owner(&*self.store, open, owner)
     }
 
     /// Number of secrets.

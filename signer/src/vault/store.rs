@@ -46,7 +46,8 @@ pub trait SealedStore: Send {
     /// A record.
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Records with this prefix and a key above `after`, ascending, until `visit` says `false`.
+    /// Records with this prefix and a key above `after`, ascending, until `visit` says `false`. `visit`
+    /// does not call the store.
     fn scan(
         &self,
         prefix: &[u8],

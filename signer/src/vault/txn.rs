@@ -11,6 +11,7 @@ use super::error::VaultError;
 use super::id::{MAX_SECRET_BYTES, SecretId, SecretKind};
 use super::open::{Position, Vault};
 use super::store::Record;
+use super::tree::OpenPages;
 
 type Secret = Zeroizing<Vec<u8>>;
 
@@ -44,6 +45,7 @@ pub struct Savepoint(usize);
 /// A batch. Dropped without [`Txn::commit`], it never was.
 pub struct Txn<'v> {
     vault: &'v mut Vault,
+    open: OpenPages,
     changes: Changes,
     undo: Vec<Undo>,
 }
@@ -56,7 +58,7 @@ impl fmt::Debug for Txn<'_> {
 
 impl<'v> Txn<'v> {
     pub(super) fn new(vault: &'v mut Vault) -> Self {
-        Self { vault, changes: Changes::default(), undo: Vec::new() }
+        Self { vault, open: OpenPages::of_a_batch(), changes: Changes::default(), undo: Vec::new() }
     }
 
     /// The vault as of the last commit.
@@ -68,7 +70,7 @@ impl<'v> Txn<'v> {
     pub fn get_secret(&self, id: &SecretId) -> Result<Option<Secret>, VaultError> {
         match self.changes.secrets.get(id) {
             Some(fate) => Ok(fate.value.as_ref().map(|value| Zeroizing::new(value.to_vec()))),
-            None => self.vault.get_secret(id),
+            None => self.vault.secret(&self.open, id),
         }
     }
 
@@ -76,13 +78,13 @@ impl<'v> Txn<'v> {
     pub fn has_secret(&self, id: &SecretId) -> Result<bool, VaultError> {
         match self.changes.secrets.get(id) {
             Some(fate) => Ok(fate.value.is_some()),
-            None => self.vault.has_secret(id),
+            None => self.vault.contains(&self.open, id),
         }
     }
 
     /// Names of an owner's secrets, as this batch leaves them, ordered by kind and version.
     pub fn secrets_of(&self, owner: &[u8; 16]) -> Result<Vec<SecretId>, VaultError> {
-        let mut ids = self.vault.secrets_of(owner)?;
+        let mut ids = self.vault.owned(&self.open, owner)?;
         ids.retain(|id| !self.changes.secrets.contains_key(id));
         let first = SecretId::new(*owner, SecretKind::Keyshare, 0);
         let changed = self.changes.secrets.range(first..).take_while(|(id, _)| id.owner == *owner);
@@ -111,7 +113,7 @@ impl<'v> Txn<'v> {
     fn change_secret(&mut self, id: SecretId, value: Option<Secret>) -> Result<(), VaultError> {
         let ends = match self.changes.secrets.get(&id) {
             Some(fate) => fate.ends,
-            None => self.vault.has_secret(&id)?,
+            None => self.vault.contains(&self.open, &id)?,
         };
         let before = self.changes.secrets.insert(id, Fate { value, ends });
         if before.is_none() {
@@ -203,7 +205,7 @@ impl<'v> Txn<'v> {
 
     /// Makes the batch durable and destroys what it supersedes.
     pub fn commit(self) -> Result<Committed, CommitError> {
-        self.vault.commit(self.changes)
+        self.vault.commit(self.changes, &self.open)
     }
 }
 

@@ -1,14 +1,19 @@
 //! D1-D4: what certificates and proofs permit, and what dominates what.
 
-use spark_proto::peer::v1::{self as peer, operation::Request as Kind};
+use spark_proto::{
+    peer::v1::{self as peer, operation::Request as Kind},
+    signer::v1 as wire,
+};
 use spark_rules::{
+    feldman::Proofs,
     ids::{OperationId, OperatorIndex},
+    receipt::{verify_checkpoint, verify_inclusion},
     vote::{Ballot, Choice, Kind as OperationKind, Position, VoteError},
 };
 
 use super::{deposit, derive, operation, prepared::Prepared, send_request};
 use crate::{
-    engine::{EngineError, ledger},
+    engine::{EngineError, Reply, Request, ledger},
     vault::Token as _,
 };
 
@@ -73,6 +78,26 @@ fn only_a_proof_of_abort_unlocks() {
     for member in 0..3 {
         prepared.abort(member, votes.clone()).unwrap();
         assert_eq!(prepared.staged(member), 0, "staged secrets die");
+        // S7: a dropped tweak is a destruction, too, and said once.
+        let log_size = prepared.quorum.members[member].engine.log_size().unwrap();
+        prepared.abort(member, votes.clone()).unwrap();
+        assert_eq!(prepared.quorum.members[member].engine.log_size().unwrap(), log_size);
+        let request = wire::GetReceiptsRequest { leaf_id: prepared.leaf.id.to_string() };
+        let Reply::Receipts(reply) = prepared.quorum.call(member, Request::GetReceipts(request)).unwrap()
+        else {
+            panic!()
+        };
+        let phases: Vec<_> = reply.receipts.iter().map(|r| r.phase.as_str()).collect();
+        assert_eq!(phases, ["dkg", "abort"]);
+        let (receipt, proof) = (&reply.receipts[1], &reply.proofs[1]);
+        let index = OperatorIndex::new(member as u16);
+        let head = verify_checkpoint(&reply.checkpoint, &prepared.quorum.federation, index).unwrap();
+        verify_inclusion(receipt, proof, head.root).unwrap();
+        assert_eq!((receipt.retired_version, receipt.new_version), (0, 0));
+        assert_eq!(receipt.root_epoch_after, receipt.root_epoch_before + 1);
+        let opened = &prepared.opened[0].proofs;
+        let commitment = Proofs::parse(opened, 2).unwrap().share_commitment(index).unwrap();
+        assert_eq!(receipt.tweak_commitment, commitment.serialize());
     }
     let Prepared { mut quorum, alice, bob, leaf, .. } = prepared;
     let (send, _) = send_request(&mut quorum, &alice, &leaf, bob.id());

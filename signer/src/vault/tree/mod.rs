@@ -12,7 +12,7 @@ mod inner;
 mod leaf;
 mod rebuild;
 
-use std::collections::HashMap;
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use spark_rules::ids::Incarnation;
 use zeroize::Zeroizing;
@@ -86,6 +86,41 @@ impl From<StoreError> for TreeError {
         Self::Store(error)
     }
 }
+
+/// Pages that a batch has opened: it looks at each several times before it writes it anew. Wiped with the batch.
+pub(super) struct OpenPages {
+    pages: RefCell<HashMap<u64, Arc<Leaf>>>,
+    most: usize,
+}
+
+impl OpenPages {
+    /// Some 6 kB each.
+    const OF_A_BATCH: usize = 8192;
+
+    /// Keeps what a batch of usual size touches.
+    pub(super) fn of_a_batch() -> Self {
+        Self { pages: RefCell::default(), most: Self::OF_A_BATCH }
+    }
+
+    /// Keeps nothing.
+    pub(super) fn none() -> Self {
+        Self { pages: RefCell::default(), most: 0 }
+    }
+
+    fn get(&self, number: u64) -> Option<Arc<Leaf>> {
+        self.pages.borrow().get(&number).map(Arc::clone)
+    }
+
+    fn keep(&self, number: u64, page: &Arc<Leaf>) {
+        let mut pages = self.pages.borrow_mut();
+        if pages.len() < self.most {
+            pages.insert(number, Arc::clone(page));
+        }
+    }
+}
+
+/// The page that a name belongs to, and the first name of the page after it.
+type Sought = (Arc<Leaf>, Option<SecretId>);
 
 /// An open tree.
 pub(super) struct Tree {
@@ -177,18 +212,31 @@ impl Tree {
         self.nodes.get(&number).ok_or(VaultError::Damaged("node is not open"))
     }
 
-    fn page(&self, store: &dyn SealedStore, number: u64, key: &[u8; 32]) -> Result<Leaf, VaultError> {
+    fn page(
+        &self,
+        store: &dyn SealedStore,
+        open: &OpenPages,
+        number: u64,
+        key: &[u8; 32],
+    ) -> Result<Arc<Leaf>, VaultError> {
+        if let Some(page) = open.get(number) {
+            return Ok(page);
+        }
         let stored = store.page(number)?.ok_or(VaultError::Damaged("page is missing"))?;
-        Leaf::open(&Place { origin: self.origin, level: 0, number }, key, &stored)
-            .map_err(|SealBroken| VaultError::Damaged("page does not open"))
+        let page = Leaf::open(&Place { origin: self.origin, level: 0, number }, key, &stored)
+            .map_err(|SealBroken| VaultError::Damaged("page does not open"))?;
+        let page = Arc::new(page);
+        open.keep(number, &page);
+        Ok(page)
     }
 
-    /// The page that a name belongs to, and the first name of the page after it.
+    /// Where a name belongs.
     fn seek(
         &self,
         store: &dyn SealedStore,
+        open: &OpenPages,
         id: &SecretId,
-    ) -> Result<Option<(Leaf, Option<SecretId>)>, VaultError> {
+    ) -> Result<Option<Sought>, VaultError> {
         let Some(top) = &self.top else { return Ok(None) };
         let (mut level, mut number, mut key, mut after) = (top.level, top.number, top.key.expose(), None);
         while level > 0 {
@@ -198,34 +246,41 @@ impl Tree {
             let (_, kid, kid_key) = kids.get(at).ok_or(VaultError::Damaged("node without children"))?;
             (level, number, key, after) = (level.saturating_sub(1), kid, kid_key, next.or(after));
         }
-        Ok(Some((self.page(store, number, key)?, after)))
+        Ok(Some((self.page(store, open, number, key)?, after)))
     }
 
     /// A secret.
     pub(super) fn get(
         &self,
         store: &dyn SealedStore,
+        open: &OpenPages,
         id: &SecretId,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
-        let Some((page, _)) = self.seek(store, id)? else { return Ok(None) };
+        let Some((page, _)) = self.seek(store, open, id)? else { return Ok(None) };
         Ok(page.find(id).map(|value| Zeroizing::new(value.to_vec())))
     }
 
     /// Whether a secret exists.
-    pub(super) fn contains(&self, store: &dyn SealedStore, id: &SecretId) -> Result<bool, VaultError> {
-        Ok(self.seek(store, id)?.is_some_and(|(page, _)| page.find(id).is_some()))
+    pub(super) fn contains(
+        &self,
+        store: &dyn SealedStore,
+        open: &OpenPages,
+        id: &SecretId,
+    ) -> Result<bool, VaultError> {
+        Ok(self.seek(store, open, id)?.is_some_and(|(page, _)| page.find(id).is_some()))
     }
 
     /// Names of an owner's secrets, ascending.
     pub(super) fn of_owner(
         &self,
         store: &dyn SealedStore,
+        open: &OpenPages,
         owner: &[u8; 16],
     ) -> Result<Vec<SecretId>, VaultError> {
         let mut found = Vec::new();
         let mut from = Some(SecretId::new(*owner, SecretKind::Keyshare, 0));
         while let Some(id) = from {
-            let Some((page, after)) = self.seek(store, &id)? else { break };
+            let Some((page, after)) = self.seek(store, open, &id)? else { break };
             found.extend(page.slots().map(|(id, _)| *id).filter(|id| id.owner == *owner));
             from = after.filter(|after| after.owner == *owner);
         }

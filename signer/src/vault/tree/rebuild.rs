@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     ops::Range,
+    sync::Arc,
 };
 
 use zeroize::Zeroizing;
 
 use super::{
-    Inner, Kids, Leaf, MAX_LEVEL, Origin, Place, Top, Tree,
+    Inner, Kids, Leaf, MAX_LEVEL, OpenPages, Origin, Place, Top, Tree,
     inner::FAN_OUT,
     leaf::{self, SLOTS, Slot},
 };
@@ -47,11 +48,13 @@ impl Tree {
     pub(in crate::vault) fn rewrite(
         &self,
         store: &dyn SealedStore,
+        open: &OpenPages,
         changes: &[Change],
     ) -> Result<Rewrite, VaultError> {
         let mut batch = Batch {
             tree: self,
             store,
+            open,
             pages: BTreeMap::new(),
             nodes: BTreeMap::new(),
             next: self.next,
@@ -73,6 +76,7 @@ impl Tree {
 struct Batch<'a> {
     tree: &'a Tree,
     store: &'a dyn SealedStore,
+    open: &'a OpenPages,
     pages: BTreeMap<u64, Option<Vec<u8>>>,
     nodes: BTreeMap<u64, Option<Inner>>,
     next: u64,
@@ -159,11 +163,11 @@ impl Batch<'_> {
 
     fn rebuild_pages(&mut self, kids: &Kids, changes: &[Change]) -> Result<Kids, VaultError> {
         let parts: BTreeMap<usize, &[Change]> = by_child(kids, changes).collect();
-        let mut open: BTreeMap<usize, Leaf> = BTreeMap::new();
+        let mut open: BTreeMap<usize, Arc<Leaf>> = BTreeMap::new();
         let mut lonely_ones = BTreeSet::new();
         for (at, part) in &parts {
             let Some((_, number, key)) = kids.get(*at) else { continue };
-            let page = self.tree.page(self.store, number, key)?;
+            let page = self.tree.page(self.store, self.open, number, key)?;
             let slots = merge(page.slots(), part);
             let weight: usize = slots.iter().map(|(_, value)| leaf::weight(value)).sum();
             if weight < lonely(leaf::FULL) {
@@ -174,7 +178,7 @@ impl Batch<'_> {
         for at in lonely_ones {
             if let Entry::Vacant(entry) = open.entry(at) {
                 let (_, number, key) = kids.get(at).ok_or(MISSING)?;
-                entry.insert(self.tree.page(self.store, number, key)?);
+                entry.insert(self.tree.page(self.store, self.open, number, key)?);
             }
         }
         let mut out = Kids::with_capacity(kids.len() + parts.len());
