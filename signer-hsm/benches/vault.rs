@@ -10,6 +10,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed benchmark must stop")]
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -28,15 +31,11 @@ use spark_signer::vault::{OpenError, RootId, SecretId, SecretKind, Token, TokenE
 use spark_signer_hsm::{
     confirmer::Confirmer,
     store::RedbStore,
-    token::{
-        IdentitySource, PinSource, Pkcs11Token, Profile, Security, TokenConfig, TokenRef, generate_keys,
-    },
+    token::{IdentitySource, Pkcs11Token, generate_keys},
 };
 use spark_softhsm::TokenDir;
 use zeroize::Zeroizing;
 
-const PIN: &str = "24681357";
-const SO_PIN: &str = "13572468";
 const SHARE_BYTES: usize = 32;
 const SAMPLE: usize = 1_000;
 const BATCHES: [usize; 4] = [1, 16, 256, 4096];
@@ -74,8 +73,7 @@ fn measure(shares: u64, suffix: &str) {
         assert!(status.success(), "{arguments:?}");
     };
     let dir = work.path().display().to_string();
-    token.init_token("roots", SO_PIN, PIN).unwrap();
-    token.init_token("keys", SO_PIN, PIN).unwrap();
+    common::config(&token);
     std::fs::write(config_path(work.path()), config_text()).unwrap();
     let seconds = if shares >= 1_000_000 { "6" } else { "1" };
     role(&["run", &dir, &shares.to_string(), seconds]);
@@ -98,18 +96,6 @@ fn config_text() -> String {
          [token]\nmodule = {module:?}\nprofile = \"softhsm\"\n\
          roots = {{ label = \"roots\", pin = \"prompt\" }}\nkeys = {{ label = \"keys\", pin = \"prompt\" }}\n"
     )
-}
-
-fn token_config() -> TokenConfig {
-    let token =
-        |label: &str| TokenRef { label: label.into(), serial: None, pin: PinSource::Inline(PIN.into()) };
-    TokenConfig {
-        module: spark_softhsm::module_path().unwrap().into(),
-        profile: Profile::SOFTHSM,
-        roots: token("roots"),
-        keys: token("keys"),
-        security: Security::Development,
-    }
 }
 
 /// A token whose calls are counted.
@@ -178,7 +164,7 @@ fn share(index: u64, version: u64) -> SecretId {
 
 fn run(dir: &Path, shares: u64, seconds: u64) {
     let calls = Arc::new(AtomicU64::new(0));
-    let token = generate_keys(&token_config(), &IdentitySource::Generate).unwrap();
+    let token = generate_keys(&common::existing(), &IdentitySource::Generate).unwrap();
     let token = Arc::new(Counted { token, calls: Arc::clone(&calls) });
     let path = dir.join("vault.redb");
     let store = Box::new(RedbStore::create(&path).unwrap());
@@ -200,7 +186,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_spark-signer"));
-    let pin = Zeroizing::new(PIN.to_owned());
+    let pin = Zeroizing::new(common::PIN.to_owned());
     let mut confirmer = runtime.block_on(Confirmer::start(program, &config_path(dir), &pin)).unwrap();
     let mut rng = StdRng::seed_from_u64(1);
     let mut versions: HashMap<u64, u64> = HashMap::new();
@@ -275,7 +261,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
 }
 
 fn check(dir: &Path, suffix: &str) {
-    let token = || Arc::new(Pkcs11Token::open(&token_config()).unwrap());
+    let token = || Arc::new(Pkcs11Token::open(&common::existing()).unwrap());
     let open = |name: &str| Vault::open(token(), Box::new(RedbStore::open(&dir.join(name)).unwrap()));
     let start = Instant::now();
     let vault = open("vault.redb").unwrap();

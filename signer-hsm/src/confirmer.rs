@@ -147,7 +147,6 @@ impl Confirmer {
 }
 
 /// How to start the other process.
-#[derive(Debug, Clone)]
 pub struct Recipe {
     /// The signer's own program.
     pub program: PathBuf,
@@ -155,6 +154,12 @@ pub struct Recipe {
     pub config: PathBuf,
     /// PIN of the roots token.
     pub pin: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recipe").field("program", &self.program).finish_non_exhaustive()
+    }
 }
 
 /// Confirms destructions as long as the engine lives. What cannot be confirmed stays pending and is tried again.

@@ -103,7 +103,7 @@ impl Vault {
         if rotate {
             self.sweep_uncommitted()?;
             match self.spare.take() {
-                Some(spare) => self.take_spare(&spare)?,
+                Some(spare) => self.take_spare(spare)?,
                 None => self.create_next(after)?,
             }
             self.step(Step::RootCreated)?;
@@ -155,6 +155,11 @@ impl Vault {
             return Ok(());
         }
         let present = self.token.roots()?;
+        if !present.contains(&self.head.root) {
+            // Another copy of this store took over: what is there is its own.
+            self.cut_off = true;
+            return Err(TokenError::RootMissing(self.head.root));
+        }
         while let Some(stray) = self.strays.last().copied() {
             if present.contains(&stray) {
                 self.token.destroy_root(&stray)?;
@@ -182,7 +187,7 @@ impl Vault {
 
     /// Another copy of this store, opened meanwhile, destroys roots that it does not know and may have made one of the
     /// same name: then this copy is over.
-    fn take_spare(&mut self, spare: &Spare) -> Result<(), CommitError> {
+    fn take_spare(&mut self, spare: Spare) -> Result<(), CommitError> {
         match spare.is_there(&*self.token) {
             Ok(true) => {
                 self.strays.push(spare.root);
@@ -192,8 +197,9 @@ impl Vault {
                 self.cut_off = true;
                 Err(CommitError::MustReopen)
             }
+            // Not known to be ours: it is asked again, and not swept.
             Err(error) => {
-                self.strays.push(spare.root);
+                self.spare = Some(spare);
                 Err(error.into())
             }
         }
