@@ -8,6 +8,7 @@ use std::{
 };
 
 use spark_proto::signer::v1::GetStatusRequest;
+use tokio::time;
 
 use crate::{
     call::CallError,
@@ -17,8 +18,12 @@ use crate::{
 };
 
 const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
-/// The pause is at least this many times what the last look took: large tables are looked at less often.
+/// The pause is at least this many times what the tables took: large ones are looked at less often.
 const RESTRAINT: u32 = 50;
+/// However slow the tables are: a gauge older than this misleads.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A signer that hangs must not hold up what the tables say.
+const SIGNER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a look gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +34,14 @@ pub enum SampleError {
     /// Signer.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The signer did not answer in time.
+    #[error("signer did not answer within {} s", SIGNER_PATIENCE.as_secs())]
+    SignerHangs,
+}
+
+/// How long to rest after a look that took `took`.
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(RESTRAINT).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 /// Looks and sets gauges.
@@ -51,15 +64,17 @@ impl Sampler {
         tokio::pin!(shutdown);
         loop {
             let started = Instant::now();
-            for outcome in [self.tables().await, self.nonces().await] {
+            let tables = self.tables().await;
+            let pause = pause_after(started.elapsed());
+            let nonces = time::timeout(SIGNER_PATIENCE, self.nonces()).await;
+            for outcome in [tables, nonces.unwrap_or(Err(SampleError::SignerHangs))] {
                 if let Err(error) = outcome {
                     tracing::debug!(%error, "gauges are not fresh");
                 }
             }
-            let pause = started.elapsed().saturating_mul(RESTRAINT).max(SHORTEST_PAUSE);
             tokio::select! {
                 () = &mut shutdown => return,
-                () = tokio::time::sleep(pause) => {}
+                () = time::sleep(pause) => {}
             }
         }
     }
@@ -99,5 +114,17 @@ impl Sampler {
         let status = self.signer.get_status(GetStatusRequest {}).await?;
         self.metrics.nonces_available(i64::try_from(status.nonces_open).unwrap_or(i64::MAX));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_tables_are_looked_at_less_often_but_never_forgotten() {
+        for (took, pause) in [(0, 5_000), (100, 5_000), (400, 20_000), (1_200, 60_000), (u64::MAX, 60_000)] {
+            assert_eq!(pause_after(Duration::from_millis(took)), Duration::from_millis(pause));
+        }
     }
 }

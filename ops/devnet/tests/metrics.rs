@@ -120,6 +120,8 @@ async fn every_family_is_fed_and_counts_what_happened() -> anyhow::Result<()> {
         ensure!(!sending.is_finished(), "sent without one of the signers");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    // Long enough that its operator's sampler meets the hanging signer, which must not make its gauges go stale.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     devnet.process("signer-2")?.resume()?;
     sending.await??;
     eventually("transfer is claimed", || async {
