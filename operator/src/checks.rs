@@ -15,7 +15,7 @@ use crate::{
 
 /// The signer's alarms that wallets and peers raise by what they send. A person looks at them; were the operator not
 /// ready with one, any wallet could switch it off.
-const RAISED_BY_OTHERS: [&str; 3] = ["nonce_replayed", "prepare_differs", "rebind"];
+const RAISED_BY_OTHERS: [&str; 4] = ["log_distrusted", "nonce_replayed", "prepare_differs", "rebind"];
 
 /// The checks, and the switch that says when recovery is done.
 pub(crate) fn health(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use spark_operator::{config::Config, server, telemetry};
+use spark_operator::{config::Config, deletion_log, server, telemetry};
 
 /// Coordinates deposits, transfers, claims and exits with the other operators. Holds no secret.
 #[derive(Debug, Parser)]
@@ -26,6 +26,20 @@ enum Command {
     /// Configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The deletion log of this operator.
+    #[command(subcommand)]
+    Log(LogCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum LogCommand {
+    /// Print the log's entries, one JSON object per line, for an auditor: they say whose key was destroyed when, so
+    /// give them to nobody else (D16).
+    Export {
+        /// Index of the first entry.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -51,6 +65,12 @@ fn main() -> anyhow::Result<()> {
                 println!("{point:?}");
             }
             Ok(())
+        }
+        Command::Log(LogCommand::Export { from }) => {
+            let config = Config::load(&cli.config)?;
+            spark_proto::transport::install_crypto_provider();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(deletion_log::export(&config, from, &mut std::io::stdout().lock()))
         }
         Command::Start => {
             let config = Config::load(&cli.config)?;

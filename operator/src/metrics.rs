@@ -70,6 +70,8 @@ struct Families {
     chain_tip_height: IntGauge,
     chain_tip_age: IntGauge,
     reorg_depth: Histogram,
+    log_size: IntGauge,
+    log_cosignatures: IntGauge,
     db_connections: IntGaugeVec,
 }
 
@@ -141,6 +143,8 @@ impl Metrics {
                     .buckets(DEPTH.to_vec()),
                 )?,
             )?,
+            log_size: gauge(r, "log_size", "Receipts in the published head of the deletion log.")?,
+            log_cosignatures: gauge(r, "log_cosignatures", "Other operators' signers that cosigned it.")?,
             db_connections: gauges(r, "db_connections", "Database connections.", &["state"])?,
         };
         let epoch = build.epoch.to_string();
@@ -230,7 +234,13 @@ impl Metrics {
         self.families.reorg_depth.observe(f64::from(depth));
     }
 
-    /// Database connections.
+    /// The published head of the deletion log.
+    pub fn log_head(&self, size: u64, witnesses: usize) {
+        self.families.log_size.set(size.try_into().unwrap_or(i64::MAX));
+        self.families.log_cosignatures.set(witnesses.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Connections of the pool.
     pub fn db_connections(&self, state: PoolState, count: i64) {
         self.families.db_connections.with_label_values(&[state.label()]).set(count);
     }

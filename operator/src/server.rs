@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     convert::Converter,
     db::{Db, confirm, follow::ChainTables, operation::index_column},
-    deletion_log::LogService,
+    deletion_log::{LogFiles, LogService, Publisher},
     deposit_address::DepositAddresses,
     edge::{Edge, Quotas, TlsMaterial, public_service, signer_channel},
     events::Events,
@@ -238,6 +238,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             Ok(())
         });
 
+        let (publisher, published) =
+            Publisher::new(Arc::clone(&federation), signers.clone(), metrics.clone());
+        let until = wait(&stopping);
+        tasks.spawn(async move {
+            publisher.run(until).await;
+            Ok(())
+        });
+
         let until = wait(&stopping);
         tasks.spawn(async move {
             grpc_health.run(until).await;
@@ -261,8 +269,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             .routes()
             .add_service(health_service)
             .add_service(SparkAuthnServiceServer::new(authn.clone()))
-            .add_service(DeletionLogServer::new(LogService::new(db.clone(), signer.clone())));
-        let edge = Edge { authn, quotas: Arc::new(Quotas::new(config.limits)), metrics: metrics.clone() };
+            .add_service(DeletionLogServer::new(LogService::new(
+                db.clone(),
+                signer.clone(),
+                published.clone(),
+            )));
+        let edge = Edge {
+            authn,
+            quotas: Arc::new(Quotas::new(config.limits)),
+            metrics: metrics.clone(),
+            files: LogFiles::new(published, signer.clone()),
+        };
         let mut public = Vec::new();
         for listener in &config.listen.public {
             let socket = TcpListener::bind(listener.address).await?;

@@ -75,4 +75,12 @@ calls! {
     get_checkpoint: GetCheckpointRequest -> GetCheckpointResponse;
     /// Receipts of a leaf.
     get_receipts: GetReceiptsRequest -> GetReceiptsResponse;
+    /// That the log only grew.
+    prove_consistency: ProveConsistencyRequest -> ProveConsistencyResponse;
+    /// A tile of the log.
+    read_tile: ReadTileRequest -> ReadTileResponse;
+    /// Entries of the log.
+    read_log: ReadLogRequest -> ReadLogResponse;
+    /// As witness of another operator's log.
+    cosign_log: CosignLogRequest -> CosignLogResponse;
 }

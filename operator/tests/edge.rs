@@ -25,9 +25,11 @@ use secp256k1::{Keypair, SECP256K1, SecretKey, ecdsa::Signature};
 use sha2::{Digest as _, Sha256};
 use spark_operator::{
     authn::{Authn, challenge_nonce},
+    deletion_log::{LogFiles, Published},
     edge::{Edge, MAX_REQUEST_BYTES, QuotaLimits, Quotas, Rule, TABLE, public_service},
     health::Health,
     metrics::{BuildInfo, Metrics},
+    signer_client::SignerClient,
 };
 use spark_proto::{
     spark::{QueryBalanceRequest, TransferFilter, transfer_filter::Participant},
@@ -37,7 +39,7 @@ use spark_proto::{
     },
     transport::RemoteAddr,
 };
-use tonic::{Code, Status, body::Body, service::Routes};
+use tonic::{Code, Status, body::Body, service::Routes, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 use tonic_types::StatusExt as _;
 use tower::{ServiceExt as _, util::BoxCloneService};
@@ -78,7 +80,11 @@ fn world_beside(burst: u32, more: impl FnOnce(Routes) -> Routes) -> World {
         identity_burst: burst,
     }));
     let routes = more(Routes::new(SparkAuthnServiceServer::new(authn.clone())));
-    let edge = Edge { authn, quotas, metrics: metrics.clone() };
+    // Nothing is published, so nobody asks this signer.
+    let signer =
+        SignerClient::new(Endpoint::from_static("http://localhost:1").connect_lazy(), Duration::ZERO);
+    let files = LogFiles::new(Published::default(), signer);
+    let edge = Edge { authn, quotas, metrics: metrics.clone(), files };
     World { public: public_service(&edge, routes), metrics, operator, clock }
 }
 

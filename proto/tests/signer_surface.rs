@@ -67,15 +67,18 @@ const KNOWN: &[&str] = &[
     "signer.v1.OpenedLeaf.proofs",
     "signer.v1.OpenedLeaf.secret_cipher",
     "signer.v1.OpenedLeaf.signature",
+    "signer.v1.ProveConsistencyResponse.hashes",
     "signer.v1.ProvePossessionRequest.keyshare_id",
     "signer.v1.ProvePossessionResponse.share",
     "signer.v1.PublicKeyshare.group_key",
     "signer.v1.PublicKeyshare.keyshare_id",
     "signer.v1.PublicKeyshare.public_shares",
+    "signer.v1.ReadTileResponse.data",
     "signer.v1.ReleaseRequest.operation_id",
     "signer.v1.SeenStatement.signature",
     "signer.v1.SeenStatement.statement",
     "signer.v1.SignAbortRequest.operation_id",
+    "signer.v1.WatchedLog.frontier",
     "signer.v1.WitnessAnswer.nonce",
     "signer.v1.WitnessAnswer.signature",
     "signer.v1.WitnessQuestion.nonce",
@@ -90,6 +93,7 @@ const DIGESTS: &[&str] = &[
     "signer.v1.DkgTranscript.digest",
     "signer.v1.GetStatusResponse.federation_hash",
     "signer.v1.InclusionProof.hashes",
+    "signer.v1.ProveConsistencyResponse.hashes",
 ];
 
 fn bytes_fields() -> BTreeSet<String> {

@@ -43,6 +43,9 @@ pub struct Config {
     /// Peers under repair that a person approved here; not waited for at start.
     #[serde(default)]
     pub approved_repairs: Vec<u16>,
+    /// Evidence against other operators' deletion logs that a person settled here, by its id in hex.
+    #[serde(default)]
+    pub settled_evidence: Vec<String>,
     /// Where the operator connects.
     pub listen: Option<SocketAddr>,
     /// Metrics and health, plain HTTP.

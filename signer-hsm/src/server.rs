@@ -63,8 +63,25 @@ pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Fe
     let vault = Vault::open(Arc::new(Observed::new(token, metrics.clone())), Box::new(store))?;
     let approved_repairs: BTreeSet<_> =
         config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
-    let settings = Settings { federation: federation.clone(), me, delete_claim, approved_repairs };
-    Ok((Engine::new(vault, settings), federation))
+    let settled_evidence =
+        config.settled_evidence.iter().map(|id| evidence_id(id)).collect::<Result<_, _>>()?;
+    let settings =
+        Settings { federation: federation.clone(), me, delete_claim, approved_repairs, settled_evidence };
+    let mut engine = Engine::new(vault, settings);
+    for (operator, reason, id) in engine.distrusted()? {
+        tracing::error!(
+            operator = operator.get(),
+            reason,
+            evidence = hex::encode(id),
+            "deletion log contradicts itself: nothing that this operator coordinates gets a vote"
+        );
+    }
+    Ok((engine, federation))
+}
+
+fn evidence_id(text: &str) -> anyhow::Result<[u8; 32]> {
+    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.with_context(|| format!("configuration: settled_evidence {text:?} is not 32 bytes of hex"))
 }
 
 /// Serves until `shutdown` resolves. Prints the bound addresses as one JSON line on standard output, so that a

@@ -29,6 +29,15 @@ impl SignerService {
         let result = match self.worker.call(request).await {
             Ok(Ok(reply)) => {
                 self.metrics.replied(&reply);
+                if let Reply::Cosigned(wire::CosignLogResponse { distrust, evidence, .. }) = &reply
+                    && !distrust.is_empty()
+                {
+                    tracing::error!(
+                        reason = distrust,
+                        evidence,
+                        "another operator's deletion log is not followed"
+                    );
+                }
                 Ok(reply)
             }
             Ok(Err(error)) => {
@@ -117,4 +126,8 @@ calls! {
     accept_witness: wire::AcceptWitnessRequest => AcceptWitness, Status(wire::GetStatusResponse);
     get_checkpoint: wire::GetCheckpointRequest => GetCheckpoint, Checkpoint(wire::GetCheckpointResponse);
     get_receipts: wire::GetReceiptsRequest => GetReceipts, Receipts(wire::GetReceiptsResponse);
+    prove_consistency: wire::ProveConsistencyRequest => ProveConsistency, Consistency(wire::ProveConsistencyResponse);
+    read_tile: wire::ReadTileRequest => ReadTile, Tile(wire::ReadTileResponse);
+    read_log: wire::ReadLogRequest => ReadLog, Log(wire::ReadLogResponse);
+    cosign_log: wire::CosignLogRequest => CosignLog, Cosigned(wire::CosignLogResponse);
 }

@@ -82,6 +82,9 @@ pub(crate) enum Command {
         /// Leaf id.
         leaf: Option<String>,
     },
+    /// Check everything that operators say: leaves, receipts, and that their deletion logs only grew and are
+    /// witnessed. Exit code 1 if something does not hold.
+    Verify,
     /// Check configuration, seed, state, operators and bitcoind.
     Doctor,
 }

@@ -8,7 +8,7 @@ use spark_wallet::{
     ErrorClass, WalletError,
     exit::{ExitPlan, ExitStatus},
     flow::{Balance, Direction, Entry, LeafView},
-    receipts::Finality,
+    receipts::{Finality, LogView, Verification},
 };
 
 /// A result that can be shown.
@@ -381,6 +381,27 @@ impl Show for BundleInfo {
     }
 }
 
+impl Show for Verification {
+    fn text(&self) -> String {
+        let mut out = String::new();
+        for log in &self.logs {
+            let LogView { operator, size, destroyed_before, witnesses, problem } = log;
+            let state = problem.as_deref().unwrap_or("continues what was seen before");
+            let _ = writeln!(
+                out,
+                "deletion log of operator {operator}: {size} receipts, root keys destroyed before epoch \
+                 {destroyed_before}, {witnesses} witnesses of {} needed: {state}",
+                self.needed_witnesses
+            );
+        }
+        for leaf in &self.leaves {
+            let _ = writeln!(out, "{}", leaf.text());
+        }
+        let verdict = if self.ok { "everything holds" } else { "not everything holds (yet)" };
+        out + verdict
+    }
+}
+
 impl Show for Finality {
     fn text(&self) -> String {
         let mut out = format!("leaf {}: {}", self.leaf_id, self.statement);
@@ -391,8 +412,8 @@ impl Show for Finality {
             };
             let _ = write!(
                 out,
-                "\n    operator {}: {} receipts, {} confirmed: {state}",
-                o.operator, o.receipts, o.confirmed
+                "\n    operator {}: {} receipts, {} confirmed, {} witnesses: {state}",
+                o.operator, o.receipts, o.confirmed, o.witnesses
             );
         }
         out

@@ -76,6 +76,7 @@ pub const TABLE: &[Method] = &[
     method(HEALTH, "Watch", Rule::Open),
     method(LOG, "GetCheckpoint", Rule::Session),
     method(LOG, "GetReceipts", Rule::Session),
+    method(LOG, "ProveConsistency", Rule::Session),
     method(AUTHN, "get_challenge", Rule::Open),
     method(AUTHN, "verify_challenge", Rule::Open),
     costly(SPARK, "generate_deposit_address", Rule::SessionEquals(field(2, "identity_public_key")), 10),

@@ -1,6 +1,6 @@
 //! What every public call passes before a handler sees it.
 //!
-//! From outside to inside: trace id and timing · CORS · per-address quota · grpc-web translation · metrics ·
+//! From outside to inside: trace id and timing · CORS · per-address quota · files of the deletion log · grpc-web translation · metrics ·
 //! size limit, session, per-identity quota and authorisation table · handlers. A method that is not in the
 //! table, or that no handler serves, never runs.
 
@@ -24,7 +24,7 @@ use tower::{BoxError, Layer as _, ServiceBuilder, util::BoxCloneService};
 use tower_http::cors::{Any, CorsLayer};
 pub use trace::TraceId;
 
-use crate::{authn::Authn, metrics::Metrics};
+use crate::{authn::Authn, deletion_log::LogFiles, metrics::Metrics};
 
 /// Largest request message, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 10 * 1024 * 1024;
@@ -42,6 +42,8 @@ pub struct Edge {
     pub quotas: Arc<Quotas>,
     /// Where calls are counted.
     pub metrics: Metrics,
+    /// What everybody may read.
+    pub files: LogFiles,
 }
 
 /// A service for [`spark_proto::transport::serve`]: the public handlers in `routes` behind every check.
@@ -58,6 +60,7 @@ where
         .layer(trace::TraceLayer)
         .layer(cors())
         .layer(quota::AddressQuotaLayer::new(edge.quotas.clone()))
+        .layer(edge.files.clone())
         .layer(tonic_web::GrpcWebLayer::new())
         .layer(observe::ObserveLayer::new(edge.metrics.clone()))
         .service(gate.layer(routes));
@@ -68,7 +71,7 @@ where
 fn cors() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(Any)
-        .allow_methods([http::Method::POST, http::Method::OPTIONS])
+        .allow_methods([http::Method::GET, http::Method::POST, http::Method::OPTIONS])
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
         .expose_headers([
             header::DATE,

@@ -89,6 +89,8 @@ peer_calls! {
     dkg_confirm: signer::DkgTranscriptSet => signer::DkgConfirmResponse;
     /// The peer's signer as witness.
     answer_witness: signer::WitnessQuestion => signer::WitnessAnswer;
+    /// The peer's signer as witness of the own log.
+    cosign_log: signer::CosignLogRequest => signer::CosignLogResponse;
 }
 
 /// The signers of all members: the own one directly, the others through their operators.

@@ -242,4 +242,23 @@ impl Peer for PeerService {
         let own = self.engine.signers().own();
         own.answer_witness(request.into_inner()).await.map(Response::new).map_err(call_status)
     }
+
+    async fn cosign_log(
+        &self,
+        request: Request<signer::CosignLogRequest>,
+    ) -> Reply<signer::CosignLogResponse> {
+        let caller = self.caller(&request)?;
+        same(caller, request.get_ref().operator)?;
+        let own = self.engine.signers().own();
+        let reply = own.cosign_log(request.into_inner()).await.map_err(call_status)?;
+        if !reply.distrust.is_empty() {
+            tracing::error!(
+                operator = caller.get(),
+                reason = reply.distrust,
+                evidence = reply.evidence,
+                "deletion log of this operator contradicts itself"
+            );
+        }
+        Ok(Response::new(reply))
+    }
 }

@@ -7,7 +7,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use spark_devnet::{
-    demo,
+    demo, stamp,
     wallet::{WalletCommand, number, text},
 };
 use support::{address, available, deposit, eventually, network, pay, ready, transfer};
@@ -145,6 +145,90 @@ async fn d15_a_claim_becomes_final() -> anyhow::Result<()> {
         ensure!(is_final == Some(step == "claim"), "{step}: {seen:#}");
     }
     ensure!(number(&seen, "clean")? == 3 && number(&seen, "tolerated_liars")? == 1, "{seen:#}");
+    // All of it at once, and the logs themselves.
+    let verified = bob.run(&["verify"]).await?;
+    ensure!(verified.get("ok").and_then(serde_json::Value::as_bool) == Some(true), "{verified:#}");
+    Ok(())
+}
+
+/// Runs a program that prints one JSON object or lines; returns whether it succeeded, and what it printed.
+async fn run(program: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
+    let mut command = tokio::process::Command::new(stamp::program(program)?);
+    let output = command.args(arguments).kill_on_drop(true).output().await?;
+    Ok((output.status.success(), String::from_utf8(output.stdout)?))
+}
+
+/// S7, D16: what an auditor does: reads every operator's log from its public files, judges every entry that the
+/// operator hands over, and comes again later. An entry that was touched or left out is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn s7_an_auditor_verifies_every_log() -> anyhow::Result<()> {
+    let devnet = network().await?;
+    let alice = WalletCommand::create(&devnet, "alice", 0).await?;
+    let bob = WalletCommand::create(&devnet, "bob", 1).await?;
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let federation = devnet.endpoints().federation.display().to_string();
+    let ca = devnet.endpoints().ca.display().to_string();
+
+    let audit = async |operator: usize, more: &[&str]| -> anyhow::Result<(bool, serde_json::Value)> {
+        let (index, endpoint) = (operator.to_string(), &devnet.endpoints().operators[operator]);
+        let url = format!("{}/log", endpoint.open);
+        let mut arguments = vec!["--json", "log", "--federation", &federation, "--operator", &index];
+        arguments.extend(["--url", &url, "--ca", &ca]);
+        arguments.extend(more);
+        let (holds, text) = run("spark-verify", &arguments).await?;
+        Ok((holds, serde_json::from_str(&text).with_context(|| text)?))
+    };
+    let export = async |operator: usize| -> anyhow::Result<Vec<String>> {
+        let config = devnet.members()[operator].dir().join("operator.toml").display().to_string();
+        let (done, text) = run("spark-operator", &["--config", &config, "log", "export"]).await?;
+        ensure!(done, "export");
+        Ok(text.lines().map(ToOwned::to_owned).collect())
+    };
+
+    let mut entries = Vec::new();
+    for (visit, amount) in [(0, 70_000), (1, 71_000)] {
+        deposit(&devnet, &alice, amount).await?;
+        transfer(&alice, &bob, amount).await?;
+        for operator in 0..3 {
+            let saved = path(&format!("head-{operator}"));
+            eventually("log holds, and its destructions are confirmed", || async {
+                let lines = export(operator).await?;
+                fs::write(path("entries"), lines.join("\n"))?;
+                let entries_file = path("entries");
+                let mut arguments = vec!["--entries", entries_file.as_str(), "--save", saved.as_str()];
+                if visit > 0 {
+                    arguments.extend(["--since", saved.as_str()]);
+                }
+                let (holds, report) = audit(operator, &arguments).await?;
+                ensure!(holds, "{report:#}");
+                let size = report.pointer("/checkpoint/size").and_then(serde_json::Value::as_u64);
+                // The key's making, a send and a claim, of each deposit.
+                ensure!(size == Some(3 * (visit + 1)) && lines.len() as u64 == 3 * (visit + 1), "{report:#}");
+                let pending = report.pointer("/entries/pending").and_then(serde_json::Value::as_u64);
+                ensure!(pending == Some(0), "{report:#}");
+                Ok(true)
+            })
+            .await?;
+        }
+        entries = export(0).await?;
+    }
+    // Lies of an operator to its auditor.
+    let touched = entries.iter().map(|line| line.replace("\"phase\":\"claim\"", "\"phase\":\"send\""));
+    let lies: [Vec<String>; 3] = [
+        touched.collect(),
+        entries.iter().skip(1).cloned().collect(),
+        entries.iter().chain(entries.last()).cloned().collect(),
+    ];
+    for (number, lie) in lies.iter().enumerate() {
+        ensure!(*lie != entries, "lie {number} is none");
+        fs::write(path("entries"), lie.join("\n"))?;
+        let (holds, report) = audit(0, &["--entries", &path("entries")]).await?;
+        ensure!(!holds, "lie {number}: {report:#}");
+    }
+    // A head of another operator's log is no earlier one of this log.
+    let (holds, report) = audit(0, &["--since", &path("head-1")]).await?;
+    ensure!(!holds, "{report:#}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The direction of dependencies (DESIGN section 3), read from cargo itself.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -67,5 +67,17 @@ fn the_signers_core_is_pure() -> Result<()> {
             assert!(!IMPURE.contains(&dependency.as_str()), "{name} must not use {dependency}");
         }
     }
+    Ok(())
+}
+
+/// Who is woken by an alarm finds it in the runbook.
+#[test]
+fn every_alarm_is_in_the_runbook() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("ops/runbooks/alarms.md"))?;
+    let mut listed: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    listed.sort_unstable();
+    anyhow::ensure!(listed == spark_signer::engine::ALARMS, "{listed:?}");
     Ok(())
 }

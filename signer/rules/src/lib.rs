@@ -3,6 +3,7 @@
 //! operators and wallets may depend on it.
 
 pub mod address;
+pub mod checkpoint;
 pub mod federation;
 pub mod feldman;
 pub mod frost;
@@ -17,3 +18,4 @@ pub mod receipt;
 pub mod transcript;
 pub mod tx;
 pub mod vote;
+pub mod witness;

@@ -1,15 +1,13 @@
-//! Receipts of destruction and the log that holds them (DESIGN section 4, OPERATION.md D15, D16).
+//! Receipts of destruction (DESIGN section 4, OPERATION.md D15, D16). Their log's head: [`crate::checkpoint`].
 //!
 //! A log leaf is SHA-256(salt ‖ entry): tiles show hashes only, entry and salt go to the leaf's owners, the
 //! peers' signers and auditors.
 
-use ed25519_dalek::VerifyingKey;
 use sha2::{Digest as _, Sha256};
-use signed_note::{Note, StandardVerifier, Verifier, VerifierList, new_ed25519_verifier_key};
 use spark_proto::{peer::v1 as wire, signer::v1 as signer_wire};
-use tlog_tiles::{Checkpoint, Error as LogError, Hash};
+use tlog_tiles::{Error as LogError, Hash};
 
-use crate::{federation::Federation, ids::OperatorIndex, transcript::Transcript};
+use crate::transcript::Transcript;
 
 /// A receipt or proof that does not hold.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +15,6 @@ pub enum ReceiptError {
     /// A field has no legal value.
     #[error("receipt: {0} is malformed")]
     Malformed(&'static str),
-    /// The checkpoint is not signed by the operator.
-    #[error("checkpoint is not signed by the operator's federation key")]
-    Signature,
     /// The inclusion proof does not lead to the checkpoint's root.
     #[error("receipt is not included in the log: {0}")]
     Inclusion(LogError),
@@ -66,70 +61,10 @@ pub fn verify_inclusion(
         .map_err(ReceiptError::Inclusion)
 }
 
-/// Origin line of an operator's log: schema-less, unique by federation and member.
-pub fn checkpoint_origin(federation: &Federation, index: OperatorIndex) -> String {
-    let hash = hex::encode(federation.hash().first_chunk::<8>().unwrap_or(&[0; 8]));
-    format!("spark-operator.invalid/{hash}/{}", index.get())
-}
-
-/// Extension line of a checkpoint: every root of an earlier epoch than this is destroyed, as a process that is not
-/// the signer's has seen in the token.
-const DESTROYED_BEFORE: &str = "spark/destroyed-before ";
-
-/// The extension line of a checkpoint that says so.
-pub fn destroyed_before_line(epoch: u64) -> String {
-    format!("{DESTROYED_BEFORE}{epoch}\n")
-}
-
 /// Whether the destruction that a receipt reports is confirmed, where all roots before `destroyed_before` are known to
 /// be destroyed: the root that sealed what the receipt retires is one of them. A key's first receipt retires nothing;
 /// the secrets of its making died under earlier roots.
 pub fn is_confirmed(receipt: &wire::Receipt, destroyed_before: u64) -> bool {
     let retires = receipt.phase != "dkg";
     receipt.root_epoch_after <= destroyed_before && (!retires || receipt.root_epoch_before < destroyed_before)
-}
-
-/// A checkpoint whose signature by the operator's federation key was verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifiedCheckpoint {
-    /// Records in the log.
-    pub size: u64,
-    /// RFC 6962 root.
-    pub root: [u8; 32],
-    /// All roots of earlier epochs are destroyed, independently confirmed. 0 if the checkpoint does not say.
-    pub destroyed_before: u64,
-}
-
-/// Parses a signed note and verifies it under the operator's federation keys (C2SP tlog-checkpoint, signed-note).
-pub fn verify_checkpoint(
-    note: &str,
-    federation: &Federation,
-    index: OperatorIndex,
-) -> Result<VerifiedCheckpoint, ReceiptError> {
-    let malformed = || ReceiptError::Malformed("checkpoint");
-    let note = Note::from_bytes(note.as_bytes()).map_err(|_| malformed())?;
-    let checkpoint = Checkpoint::from_bytes(note.text()).map_err(|_| malformed())?;
-    let origin = checkpoint_origin(federation, index);
-    if checkpoint.origin() != origin {
-        return Err(ReceiptError::Malformed("checkpoint origin"));
-    }
-    let member = federation.member(index).ok_or_else(malformed)?;
-    let verifiers = member
-        .federation_keys
-        .iter()
-        .filter_map(|key| VerifyingKey::from_bytes(key).ok())
-        .filter_map(|key| StandardVerifier::new(&new_ed25519_verifier_key(&origin, &key)).ok())
-        .map(|verifier| Box::new(verifier) as Box<dyn Verifier>)
-        .collect();
-    let (verified, _) = note.verify(&VerifierList::new(verifiers)).map_err(|_| ReceiptError::Signature)?;
-    if verified.is_empty() {
-        return Err(ReceiptError::Signature);
-    }
-    let mut said = checkpoint.extension().lines().filter_map(|line| line.strip_prefix(DESTROYED_BEFORE));
-    let destroyed_before = match (said.next(), said.next()) {
-        (None, _) => 0,
-        (Some(epoch), None) => epoch.parse().map_err(|_| malformed())?,
-        (Some(_), Some(_)) => return Err(malformed()),
-    };
-    Ok(VerifiedCheckpoint { size: checkpoint.size(), root: checkpoint.hash().0, destroyed_before })
 }

@@ -5,15 +5,20 @@ use prost::Message as _;
 use signed_note::{Note, Signature};
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
-    ids::{LeafId, OperationId, OperatorIndex},
-    receipt::{self, checkpoint_origin},
+    checkpoint::{self, Extension, SignedAt},
+    ids::{LeafId, OperationId},
+    receipt,
 };
-use tlog_tiles::{Checkpoint, Error as LogError, Hash, HashReader, record_hash};
+use tlog_tiles::{Checkpoint, Error as LogError, Hash, HashReader, Tile, record_hash};
 
 use super::{EngineError, Shared, journal};
 use crate::vault::{RootId, Txn};
 
 const SIZE: &[u8] = b"log-size";
+/// Levels of the tree in one tile (C2SP tlog-tiles).
+const TILE_HEIGHT: u8 = 8;
+/// Most entries of one answer.
+pub(super) const MAX_ENTRIES: u64 = 4096;
 /// Every root of an earlier epoch than this is destroyed, independently confirmed.
 const DESTROYED_BEFORE: &[u8] = b"destroyed-before";
 
@@ -158,59 +163,126 @@ impl Shared {
         Ok(receipt)
     }
 
-    /// The head of the log as of the last commit, as a signed note.
+    /// The present head of the log, as a signed note.
     pub(super) fn checkpoint(&self, txn: &Txn<'_>) -> Result<wire::GetCheckpointResponse, EngineError> {
+        Ok(wire::GetCheckpointResponse { checkpoint: self.head(txn, size(txn)?)? })
+    }
+
+    /// The head of the log as it was with `size` entries, signed now.
+    fn head(&self, txn: &Txn<'_>, at: u64) -> Result<String, EngineError> {
         let malformed = || EngineError::Malformed("checkpoint");
-        let size = size(txn)?;
-        let root = if size == 0 {
+        let root = if at == 0 {
             tlog_tiles::EMPTY_HASH
         } else {
-            tlog_tiles::tree_hash(size, &Hashes(txn)).map_err(|_| malformed())?
+            tlog_tiles::tree_hash(at, &Hashes(txn)).map_err(|_| malformed())?
         };
-        let origin = self.origin(self.me);
         let position = self.committed_position(txn);
-        let extension = format!(
-            "spark/position {} {}\n{}",
-            position.root_epoch,
-            position.sequence,
-            receipt::destroyed_before_line(destroyed_before(txn)?)
-        );
-        let text = Checkpoint::new(&origin, size, root, &extension).map_err(|_| malformed())?.to_bytes();
+        let extension = Extension {
+            position: SignedAt { root_epoch: position.root_epoch, sequence: position.sequence },
+            destroyed_before: destroyed_before(txn)?,
+            log_size: size(txn)?,
+        };
+        let origin = checkpoint::origin(&self.federation, self.me);
+        let text =
+            Checkpoint::new(&origin, at, root, &extension.to_lines()).map_err(|_| malformed())?.to_bytes();
         let key = self.token.federation_public_key();
         let id = signed_note::key_id(&origin, &[[1u8].as_slice(), &key].concat());
         let signature = self.token.sign_federation(&text)?;
         let signature = Signature::new(origin, id, signature.to_vec()).map_err(|_| malformed())?;
         let note = Note::new(&text, &[signature]).map_err(|_| malformed())?;
-        Ok(wire::GetCheckpointResponse {
-            checkpoint: String::from_utf8(note.to_bytes()).map_err(|_| malformed())?,
-        })
+        String::from_utf8(note.to_bytes()).map_err(|_| malformed())
     }
 
-    fn origin(&self, index: OperatorIndex) -> String {
-        checkpoint_origin(&self.federation, index)
-    }
-
-    /// All receipts of a leaf with inclusion proofs into the present head.
+    /// All receipts of a leaf with inclusion proofs into the present head, or into the one that is asked for.
     pub(super) fn receipts(
         &self,
         txn: &Txn<'_>,
         request: &wire::GetReceiptsRequest,
     ) -> Result<wire::GetReceiptsResponse, EngineError> {
         let leaf = LeafId::parse(&request.leaf_id)?;
-        let size = size(txn)?;
+        let size = match request.tree_size {
+            0 => size(txn)?,
+            asked => within(txn, asked)?,
+        };
         let prefix = [b"receipts-leaf/".as_slice(), leaf.as_bytes()].concat();
         let keys = txn.scan_records(&prefix)?;
-        let receipts = read(txn, keys.iter().filter_map(|record| record.0.get(prefix.len()..)))?;
+        let mut receipts = read(txn, keys.iter().filter_map(|record| record.0.get(prefix.len()..)))?;
+        receipts.retain(|receipt| receipt.log_index < size);
         let mut proofs = Vec::with_capacity(receipts.len());
         for receipt in &receipts {
-            let proof = tlog_tiles::prove_record(size, receipt.log_index, &Hashes(txn))
-                .map_err(|_| EngineError::Malformed("log"))?;
+            let proof = tlog_tiles::prove_record(size, receipt.log_index, &Hashes(txn)).map_err(broken)?;
             proofs.push(wire::InclusionProof {
                 index: receipt.log_index,
                 tree_size: size,
                 hashes: proof.iter().map(|h| h.0.to_vec()).collect(),
             });
         }
-        Ok(wire::GetReceiptsResponse { receipts, proofs, checkpoint: self.checkpoint(txn)?.checkpoint })
+        let checkpoint = if request.tree_size == 0 { self.head(txn, size)? } else { String::new() };
+        Ok(wire::GetReceiptsResponse { receipts, proofs, checkpoint })
     }
+
+    /// Entries in order, and the head of the log as it was after them.
+    pub(super) fn read_log(
+        &self,
+        txn: &Txn<'_>,
+        request: &wire::ReadLogRequest,
+    ) -> Result<wire::ReadLogResponse, EngineError> {
+        let until = within(txn, request.until)?.min(request.from.saturating_add(MAX_ENTRIES));
+        let indexes: Vec<[u8; 8]> = (request.from..until).map(u64::to_be_bytes).collect();
+        let entries = read(txn, indexes.iter().map(<[u8; 8]>::as_slice))?;
+        Ok(wire::ReadLogResponse { entries, checkpoint: self.head(txn, until)? })
+    }
+}
+
+fn broken(_: LogError) -> EngineError {
+    EngineError::Malformed("log")
+}
+
+/// A size that the log has, or had.
+fn within(txn: &Txn<'_>, asked: u64) -> Result<u64, EngineError> {
+    if asked > size(txn)? { Err(EngineError::Unknown("log of this size")) } else { Ok(asked) }
+}
+
+/// That the log of one size begins with that of another.
+pub(super) fn prove_consistency(
+    txn: &Txn<'_>,
+    request: &wire::ProveConsistencyRequest,
+) -> Result<wire::ProveConsistencyResponse, EngineError> {
+    let new = within(txn, request.new_size)?;
+    if request.old_size == 0 || request.old_size > new {
+        return Err(EngineError::Malformed("old_size"));
+    }
+    let proof = tlog_tiles::prove_tree(new, request.old_size, &Hashes(txn)).map_err(broken)?;
+    Ok(wire::ProveConsistencyResponse { hashes: proof.iter().map(|hash| hash.0.to_vec()).collect() })
+}
+
+/// One tile, full or partial, of hashes or of records.
+pub(super) fn read_tile(
+    txn: &Txn<'_>,
+    request: &wire::ReadTileRequest,
+) -> Result<wire::ReadTileResponse, EngineError> {
+    let malformed = || EngineError::Malformed("tile");
+    let level = u8::try_from(request.level).ok().filter(|level| *level < 8).ok_or_else(malformed)?;
+    if !(1..=1 << TILE_HEIGHT).contains(&request.width) {
+        return Err(malformed());
+    }
+    let level = if request.records { 0 } else { level };
+    let first = request.index.checked_mul(1 << TILE_HEIGHT).ok_or_else(malformed)?;
+    let last = first.checked_add(request.width.into()).ok_or_else(malformed)?;
+    // What stands at a level exists once the subtree below it is complete.
+    let records =
+        last.checked_mul(1u64.checked_shl(u32::from(level) * 8).unwrap_or(0)).ok_or_else(malformed)?;
+    within(txn, records)?;
+    if !request.records {
+        let tile = Tile::new(TILE_HEIGHT, level, request.index, request.width, false);
+        return Ok(wire::ReadTileResponse { data: tile.read_data(&Hashes(txn)).map_err(broken)? });
+    }
+    let mut data = Vec::new();
+    for index in first..last {
+        let bytes = txn.record(&receipt_key(index))?.ok_or(EngineError::Unknown("receipt"))?;
+        let record = receipt::leaf(&peer::Receipt::decode(bytes.as_slice())?);
+        data.extend_from_slice(&(record.len() as u16).to_be_bytes());
+        data.extend_from_slice(&record);
+    }
+    Ok(wire::ReadTileResponse { data })
 }

@@ -1,6 +1,7 @@
 //! Refusals of the engine.
 
 use spark_rules::{
+    checkpoint::CheckpointError,
     federation::FederationError,
     feldman::FeldmanError,
     frost::PackageError,
@@ -73,6 +74,15 @@ pub enum EngineError {
     /// The package sealed for this signer does not open or does not decode.
     #[error("package for this operator: {0}")]
     Sealed(&'static str),
+    /// The operator's deletion log contradicts itself.
+    #[error("the deletion log of operator {0} contradicts itself")]
+    Distrusted(u16),
+    /// Entries do not lead to the signed head.
+    #[error("entries do not lead to the head that operator {0} signed")]
+    LogDiffers(u16),
+    /// A head of a log.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The batch was not made durable.
     #[error("not durable: {0}")]
     Commit(String),
@@ -148,6 +158,8 @@ impl EngineError {
             Self::NotNamed => "NOT_NAMED",
             Self::Stage(_) => "STAGE",
             Self::Sealed(_) | Self::Ecies(_) | Self::Feldman(_) => "PACKAGE_CONTENT",
+            Self::Distrusted(_) => "OPERATOR_DISTRUSTED",
+            Self::LogDiffers(_) | Self::Checkpoint(_) => "LOG_INVALID",
             Self::Commit(_) => "NOT_DURABLE",
             Self::Generation(_) | Self::Dkg(_) => "KEY_GENERATION",
             Self::Operation(e) => e.reason(),

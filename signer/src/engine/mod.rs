@@ -7,6 +7,7 @@
 mod abort;
 mod apply;
 mod bind;
+mod cosign;
 mod deletion_log;
 mod error;
 mod generate;
@@ -80,6 +81,14 @@ pub enum Request {
     GetCheckpoint(wire::GetCheckpointRequest),
     /// Receipts of a leaf.
     GetReceipts(wire::GetReceiptsRequest),
+    /// That the log only grew.
+    ProveConsistency(wire::ProveConsistencyRequest),
+    /// A tile of the log.
+    ReadTile(wire::ReadTileRequest),
+    /// Entries of the log.
+    ReadLog(wire::ReadLogRequest),
+    /// Follows another operator's log.
+    CosignLog(wire::CosignLogRequest),
 }
 
 /// What a call returns.
@@ -104,6 +113,10 @@ pub enum Reply {
     WitnessAnswer(wire::WitnessAnswer),
     Checkpoint(wire::GetCheckpointResponse),
     Receipts(wire::GetReceiptsResponse),
+    Consistency(wire::ProveConsistencyResponse),
+    Tile(wire::ReadTileResponse),
+    Log(wire::ReadLogResponse),
+    Cosigned(wire::CosignLogResponse),
     DestroyedBefore(u64),
 }
 
@@ -114,6 +127,7 @@ pub const ALARMS: &[&str] = &[
     "commit_failed",
     "confirmer_differs",
     "destroy_pending",
+    "log_distrusted",
     "nonce_replayed",
     "prepare_differs",
     "rebind",
@@ -134,6 +148,8 @@ pub struct Settings {
     pub delete_claim: String,
     /// Peers whose repair a person approved here: not waited for at start (D11).
     pub approved_repairs: BTreeSet<OperatorIndex>,
+    /// Evidence against other operators' logs that a person settled here, by its id.
+    pub settled_evidence: BTreeSet<[u8; 32]>,
 }
 
 /// What the calls share besides the batch.
@@ -145,6 +161,7 @@ struct Shared {
     possession: bind::PossessionNonces,
     generation: generate::Sessions,
     gate: witness::Gate,
+    settled: BTreeSet<[u8; 32]>,
     alarms: BTreeSet<&'static str>,
     token: Arc<dyn Token>,
     incarnation: spark_rules::ids::Incarnation,
@@ -182,6 +199,7 @@ impl Engine {
             possession: bind::PossessionNonces::default(),
             generation: generate::Sessions::default(),
             gate,
+            settled: settings.settled_evidence,
             alarms: BTreeSet::new(),
             token,
             incarnation,
@@ -203,6 +221,20 @@ impl Engine {
     /// Open nonces.
     pub fn open_nonces(&self) -> usize {
         self.shared.nonces.len()
+    }
+
+    /// Operators whose log contradicts itself, each with the reason and the id of the evidence: nothing that they
+    /// coordinate gets a vote until a person settles it.
+    pub fn distrusted(&mut self) -> Result<Vec<(OperatorIndex, String, [u8; 32])>, EngineError> {
+        let found = self.shared.distrusted(&self.vault.begin())?;
+        if !found.is_empty() {
+            self.shared.alarm("log_distrusted");
+        }
+        let named = found.into_iter().map(|(operator, evidence)| {
+            let id = cosign::evidence_id(&evidence);
+            (operator, evidence.reason, id)
+        });
+        Ok(named.collect())
     }
 
     /// Receipts in the deletion log.
@@ -331,6 +363,10 @@ impl Shared {
             }
             Request::GetCheckpoint(_) => Reply::Checkpoint(self.checkpoint(txn)?),
             Request::GetReceipts(r) => Reply::Receipts(self.receipts(txn, &r)?),
+            Request::ProveConsistency(r) => Reply::Consistency(deletion_log::prove_consistency(txn, &r)?),
+            Request::ReadTile(r) => Reply::Tile(deletion_log::read_tile(txn, &r)?),
+            Request::ReadLog(r) => Reply::Log(self.read_log(txn, &r)?),
+            Request::CosignLog(r) => Reply::Cosigned(self.cosign_log(txn, &r)?),
         })
     }
 

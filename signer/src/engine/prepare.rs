@@ -182,6 +182,7 @@ impl Shared {
         canonical: &[u8],
     ) -> Result<wire::PrepareResponse, EngineError> {
         let operation = View::ask(txn, |view| Operation::derive(request, view, &self.federation))?;
+        self.trusted(txn, operation.coordinator)?;
         let holder = Holder { operation: operation.id, attempt: operation.attempt };
         for resource in operation.resources.iter().chain(&self.leaves(&operation)) {
             ledger::claim(txn, resource, &holder)?;

@@ -279,10 +279,10 @@ impl Operators {
     }
 
     /// The same call to every operator, in parallel; answers in index order.
-    pub async fn each<'a, A, F, R>(&'a self, call: F) -> Vec<(OperatorIndex, Result<A, ClientError>)>
+    pub async fn each<'a, A, E, F, R>(&'a self, call: F) -> Vec<(OperatorIndex, Result<A, E>)>
     where
         F: Fn(&'a Operator) -> R,
-        R: Future<Output = Result<A, ClientError>>,
+        R: Future<Output = Result<A, E>>,
     {
         join_all(self.all.iter().map(|o| {
             let answer = call(o);

@@ -104,6 +104,13 @@ async fn with_wallet(dir: &Path, command: Command, printer: Printer) -> Done {
             }
             printer.show(&List { items })?;
         }
+        Command::Verify => {
+            let verification = wallet.verify().await?;
+            printer.show(&verification)?;
+            if !verification.ok {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Create { .. } | Command::Restore { .. } | Command::Doctor => {}
     }
     Ok(ExitCode::SUCCESS)

@@ -3,21 +3,24 @@
 //! Proof formats belong to `spark_rules::receipt`; here is what a wallet concludes from them.
 
 mod clean;
+mod head;
 
 use serde::{Deserialize, Serialize};
-use spark_proto::signer::v1::{GetReceiptsRequest, GetReceiptsResponse};
-use spark_rules::{ids::LeafId, receipt};
+use spark_proto::signer::v1::{GetCheckpointRequest, GetReceiptsRequest, GetReceiptsResponse};
+use spark_rules::{
+    checkpoint::{Checkpoint, Contradiction},
+    ids::LeafId,
+    receipt, witness,
+};
 
 pub use clean::{Step, Verdict, judge};
 
 use crate::{
     Wallet, WalletError,
-    client::ClientError,
     verify::{Node, VerifyError},
 };
 
-/// Most bytes of a checkpoint that is looked at.
-const MAX_CHECKPOINT: usize = 16 << 10;
+const FEW_WITNESSES: &str = "too few other operators have cosigned this head of the log";
 
 /// Receipts that prove nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +42,15 @@ pub enum ReceiptError {
     /// A receipt is for another leaf.
     #[error("receipt {0} is for another leaf")]
     Leaf(usize),
+    /// The operator signed what contradicts itself. Both heads are kept as evidence.
+    #[error("{0}: both signed heads are kept in the wallet's state")]
+    Contradiction(Contradiction),
+    /// An older head than one that was seen.
+    #[error("the operator shows an older head of its log than before")]
+    Older,
+    /// No proof that the log only grew.
+    #[error("the log does not continue the one that this wallet saw before")]
+    Inconsistent,
 }
 
 /// What one operator has proven about a leaf.
@@ -50,6 +62,9 @@ pub struct OperatorReceipts {
     pub receipts: usize,
     /// Of these, destructions that are confirmed independently.
     pub confirmed: usize,
+    /// Other operators' signers that cosigned the head of the log within the last hour.
+    #[serde(default)]
+    pub witnesses: usize,
     /// Key version that the log leads to without a gap.
     pub version: Option<u64>,
     /// Every version before it is destroyed.
@@ -81,19 +96,94 @@ pub struct Finality {
     pub by_operator: Vec<OperatorReceipts>,
 }
 
+/// An operator's deletion log as this wallet sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogView {
+    /// Position in the federation.
+    pub operator: u16,
+    /// Receipts under the published head.
+    pub size: u64,
+    /// Every root key of an earlier epoch is destroyed, says the operator.
+    pub destroyed_before: u64,
+    /// Other operators' signers that cosigned the head within the last hour.
+    pub witnesses: usize,
+    /// Why the head is not relied on.
+    pub problem: Option<String>,
+}
+
+/// All that can be checked of what operators claim to have forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Every log holds, and every operator is clean for every leaf.
+    pub ok: bool,
+    /// Witnesses that a head needs.
+    pub needed_witnesses: usize,
+    /// One by one.
+    pub logs: Vec<LogView>,
+    /// This wallet's leaves.
+    pub leaves: Vec<Finality>,
+}
+
 impl Wallet {
+    /// Checks the logs of all operators, each against the head that was seen of it before, and the receipts of every
+    /// leaf of this wallet. Leaves themselves are verified with [`Wallet::sync`], which this begins with.
+    pub async fn verify(&self) -> Result<Verification, WalletError> {
+        let needed_witnesses = witness::needed(&self.config().federation);
+        let heads = self
+            .operators()
+            .each(|o| async move {
+                let ask = GetCheckpointRequest {};
+                let key = self.keys().identity();
+                let note =
+                    o.log(key, ask, |mut c, r| async move { c.get_checkpoint(r).await }).await?.checkpoint;
+                let head = self.head(o.index().get(), &note)?;
+                self.continued(o, &note, &head.checkpoint).await?;
+                Ok::<_, WalletError>(head)
+            })
+            .await;
+        let mut logs = Vec::with_capacity(heads.len());
+        for (index, head) in heads {
+            let operator = index.get();
+            logs.push(match head {
+                Ok(head) => LogView {
+                    operator,
+                    size: head.checkpoint.size,
+                    destroyed_before: head.checkpoint.extension.destroyed_before,
+                    witnesses: head.witnesses,
+                    problem: (head.witnesses < needed_witnesses).then(|| FEW_WITNESSES.to_owned()),
+                },
+                Err(error) => LogView {
+                    operator,
+                    size: 0,
+                    destroyed_before: 0,
+                    witnesses: 0,
+                    problem: Some(error.to_string()),
+                },
+            });
+        }
+        let mut leaves = Vec::new();
+        for leaf in self.sync().await? {
+            leaves.push(self.finality(&leaf.leaf_id).await?);
+        }
+        let clean = |leaf: &Finality| leaf.clean == leaf.operators;
+        let ok = logs.iter().all(|log| log.problem.is_none()) && leaves.iter().all(clean);
+        Ok(Verification { ok, needed_witnesses, logs, leaves })
+    }
+
     /// Asks every operator for its receipts of a leaf, checks them, and draws the conclusion of D15.
     pub async fn finality(&self, leaf_id: &str) -> Result<Finality, WalletError> {
         LeafId::parse(leaf_id).map_err(VerifyError::from)?;
         let answers = self
             .operators()
             .each(|o| async move {
-                let request = GetReceiptsRequest { leaf_id: leaf_id.to_owned() };
+                let request = GetReceiptsRequest { leaf_id: leaf_id.to_owned(), tree_size: 0 };
                 let receipts = o
                     .log(self.keys().identity(), request, |mut c, r| async move { c.get_receipts(r).await })
                     .await?;
+                let head = self.head(o.index().get(), &receipts.checkpoint)?;
+                self.continued(o, &receipts.checkpoint, &head.checkpoint).await?;
                 let nodes = self.nodes_by_id(o, vec![leaf_id.to_owned()]).await?;
-                Ok::<_, ClientError>((receipts, nodes.get(leaf_id).cloned()))
+                Ok::<_, WalletError>((receipts, head, nodes.get(leaf_id).cloned()))
             })
             .await;
         let mut by_operator = Vec::with_capacity(answers.len());
@@ -102,6 +192,7 @@ impl Wallet {
                 operator: index.get(),
                 receipts: 0,
                 confirmed: 0,
+                witnesses: 0,
                 version: None,
                 clean: false,
                 long_lived_packages: false,
@@ -109,16 +200,22 @@ impl Wallet {
             };
             match answer {
                 Err(error) => view.problem = Some(error.to_string()),
-                Ok((answer, node)) => {
+                Ok((answer, head, node)) => {
+                    view.witnesses = head.witnesses;
                     let share = node.as_ref().and_then(|n| n.signing_keyshare.as_ref());
                     let share = share.and_then(|k| k.public_shares.get(&index.identifier_hex())).cloned();
                     let known = node.as_ref().is_some_and(|n| Node::parse(n).is_ok());
-                    match self.checked(index.get(), leaf_id, &answer) {
+                    match included(leaf_id, &answer, &head.checkpoint) {
                         Err(error) => view.problem = Some(error.to_string()),
-                        Ok(_) if !known => view.problem = Some("the operator does not know the leaf".into()),
-                        Ok(destroyed_before) => {
+                        Ok(()) if !known => view.problem = Some("the operator does not know the leaf".into()),
+                        Ok(()) => {
+                            let destroyed_before = head.checkpoint.extension.destroyed_before;
                             judge(&answer.receipts, destroyed_before, share.as_deref()).describe(&mut view);
                         }
+                    }
+                    if view.clean && view.witnesses < witness::needed(&self.config().federation) {
+                        view.clean = false;
+                        view.problem = Some(FEW_WITNESSES.to_owned());
                     }
                 }
             }
@@ -129,38 +226,24 @@ impl Wallet {
             usize::from(federation.size()).saturating_sub(federation.threshold().into()).saturating_add(1);
         Ok(conclude(leaf_id, by_operator, needed))
     }
+}
 
-    /// Checks every proof. Returns the epoch before which the operator, in its signed checkpoint, says that all roots
-    /// are destroyed.
-    fn checked(
-        &self,
-        operator: u16,
-        leaf_id: &str,
-        answer: &GetReceiptsResponse,
-    ) -> Result<u64, ReceiptError> {
-        let index = spark_rules::ids::OperatorIndex::new(operator);
-        if answer.checkpoint.len() > MAX_CHECKPOINT {
-            return Err(ReceiptError::Checkpoint);
-        }
-        // Signed under the operator's key name, of the log with the operator's origin: not another log of its.
-        let checkpoint = receipt::verify_checkpoint(&answer.checkpoint, &self.config().federation, index)
-            .map_err(|_| ReceiptError::Checkpoint)?;
-        let (receipts, proofs) = (&answer.receipts, &answer.proofs);
-        if receipts.len() != proofs.len() {
-            return Err(ReceiptError::Count { receipts: receipts.len(), proofs: proofs.len() });
-        }
-        for (i, (receipt, proof)) in receipts.iter().zip(proofs).enumerate() {
-            if receipt.leaf_id != leaf_id {
-                return Err(ReceiptError::Leaf(i));
-            }
-            if proof.tree_size != checkpoint.size || proof.index != receipt.log_index {
-                return Err(ReceiptError::Inclusion(i));
-            }
-            receipt::verify_inclusion(receipt, proof, checkpoint.root)
-                .map_err(|_| ReceiptError::Inclusion(i))?;
-        }
-        Ok(checkpoint.destroyed_before)
+/// Checks that every receipt is of this leaf and in the log that the checkpoint states.
+fn included(leaf_id: &str, answer: &GetReceiptsResponse, head: &Checkpoint) -> Result<(), ReceiptError> {
+    let (receipts, proofs) = (&answer.receipts, &answer.proofs);
+    if receipts.len() != proofs.len() {
+        return Err(ReceiptError::Count { receipts: receipts.len(), proofs: proofs.len() });
     }
+    for (i, (receipt, proof)) in receipts.iter().zip(proofs).enumerate() {
+        if receipt.leaf_id != leaf_id {
+            return Err(ReceiptError::Leaf(i));
+        }
+        if proof.tree_size != head.size || proof.index != receipt.log_index {
+            return Err(ReceiptError::Inclusion(i));
+        }
+        receipt::verify_inclusion(receipt, proof, head.root).map_err(|_| ReceiptError::Inclusion(i))?;
+    }
+    Ok(())
 }
 
 fn conclude(leaf_id: &str, by_operator: Vec<OperatorReceipts>, needed: usize) -> Finality {
@@ -216,13 +299,13 @@ mod tests {
         let (wallet, _dir) =
             crate::testing::wallet_of(&operators, keys, Vec::new(), std::time::Duration::from_secs(1));
         let of = |index| {
-            receipt::checkpoint_origin(&operators.federation, spark_rules::ids::OperatorIndex::new(index))
+            spark_rules::checkpoint::origin(
+                &operators.federation,
+                spark_rules::ids::OperatorIndex::new(index),
+            )
         };
-        let checked = |note: String| {
-            let answer = GetReceiptsResponse { checkpoint: note, ..Default::default() };
-            wallet.checked(0, "leaf", &answer)
-        };
-        assert_eq!(checked(checkpoint(&of(0))), Ok(0));
+        let checked = |note: String| wallet.head(0, &note).map(|head| (head.checkpoint.size, head.witnesses));
+        assert_eq!(checked(checkpoint(&of(0))), Ok((0, 0)));
         // The same key may sign many logs: one for each wallet, say.
         for origin in [of(1), "spark-operator.invalid/for-alice".to_owned()] {
             assert_eq!(checked(checkpoint(&origin)), Err(ReceiptError::Checkpoint));
@@ -236,6 +319,7 @@ mod tests {
             operator,
             receipts: 1,
             confirmed: 1,
+            witnesses: 2,
             version,
             clean,
             long_lived_packages: false,

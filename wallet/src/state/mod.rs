@@ -12,8 +12,8 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
-    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, LeafKeyKind, SendRecord,
-    SendState, StoredLeaf, StoredStep, Wire,
+    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, LeafKeyKind, SeenHead,
+    SendRecord, SendState, StoredLeaf, StoredStep, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -27,6 +27,7 @@ const SENDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("sends
 const CLAIMS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("claims");
 const LEAVES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leaves");
 const EXITS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("exits");
+const HEADS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("log-heads");
 
 /// A store that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,10 +96,13 @@ pub enum Table {
     Leaves,
     /// Exits under way.
     Exits,
+    /// Heads of deletion logs.
+    Heads,
 }
 
 impl Table {
-    const ALL: [Self; 5] = [Self::Deposits, Self::Sends, Self::Claims, Self::Leaves, Self::Exits];
+    const ALL: [Self; 6] =
+        [Self::Deposits, Self::Sends, Self::Claims, Self::Leaves, Self::Exits, Self::Heads];
 
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         match self {
@@ -107,6 +111,7 @@ impl Table {
             Self::Claims => CLAIMS,
             Self::Leaves => LEAVES,
             Self::Exits => EXITS,
+            Self::Heads => HEADS,
         }
     }
 
@@ -117,6 +122,7 @@ impl Table {
             Self::Claims => "claims",
             Self::Leaves => "leaves",
             Self::Exits => "exits",
+            Self::Heads => "log-heads",
         }
     }
 }

@@ -185,6 +185,17 @@ pub struct StoredLeaf {
     pub sent: bool,
 }
 
+/// The newest head of an operator's deletion log that this wallet has checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenHead {
+    /// Origin line of the log: federation and operator.
+    pub origin: String,
+    /// Signed note.
+    pub note: String,
+    /// A head that contradicts it, also signed by the operator. It stays for good: this operator is caught.
+    pub contradiction: Option<String>,
+}
+
 /// How far an exit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -241,6 +252,14 @@ pub struct DirectSteps {
     /// Refund of the node tx.
     #[serde(default)]
     pub from_cpfp: Option<StoredStep>,
+}
+
+impl Record for SeenHead {
+    const TABLE: Table = Table::Heads;
+
+    fn key(&self) -> &str {
+        &self.origin
+    }
 }
 
 impl Record for DepositRecord {

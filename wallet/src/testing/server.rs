@@ -3,9 +3,13 @@
 
 use std::{any::Any, collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
-use spark_proto::spark::{
-    self,
-    spark_service_server::{SparkService, SparkServiceServer},
+use spark_proto::{
+    log::v1::deletion_log_server::{DeletionLog, DeletionLogServer},
+    signer::v1 as signer,
+    spark::{
+        self,
+        spark_service_server::{SparkService, SparkServiceServer},
+    },
 };
 use tonic::{
     Request, Response, Status,
@@ -56,9 +60,10 @@ impl Liar {
     pub(crate) fn serve(self) -> Channel {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();
-        tokio::spawn(
-            Server::builder().add_service(SparkServiceServer::new(self)).serve_with_incoming(incoming),
-        );
+        let server = Server::builder()
+            .add_service(SparkServiceServer::new(self.clone()))
+            .add_service(DeletionLogServer::new(self));
+        tokio::spawn(server.serve_with_incoming(incoming));
         Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
     }
 }
@@ -136,4 +141,28 @@ service! {
     update_wallet_setting(spark::UpdateWalletSettingRequest) -> spark::UpdateWalletSettingResponse;
     query_wallet_setting(spark::QueryWalletSettingRequest) -> spark::QueryWalletSettingResponse;
     query_spark_transaction_volumes(spark::QuerySparkTransactionVolumesRequest) -> spark::QuerySparkTransactionVolumesResponse;
+}
+
+#[tonic::async_trait]
+impl DeletionLog for Liar {
+    async fn get_checkpoint(
+        &self,
+        request: Request<signer::GetCheckpointRequest>,
+    ) -> Result<Response<signer::GetCheckpointResponse>, Status> {
+        self.answer("get_checkpoint", request).await
+    }
+
+    async fn get_receipts(
+        &self,
+        request: Request<signer::GetReceiptsRequest>,
+    ) -> Result<Response<signer::GetReceiptsResponse>, Status> {
+        self.answer("get_receipts", request).await
+    }
+
+    async fn prove_consistency(
+        &self,
+        request: Request<signer::ProveConsistencyRequest>,
+    ) -> Result<Response<signer::ProveConsistencyResponse>, Status> {
+        self.answer("prove_consistency", request).await
+    }
 }

@@ -40,7 +40,10 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
     let no = |message: Vec<u8>| (message, Gets::Refusal(Code::PermissionDenied));
     let unknown = |message: Vec<u8>| (message, Gets::Refusal(Code::NotFound));
     vec![
-        ("GetReceipts", vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone() }.encode_to_vec())]),
+        (
+            "GetReceipts",
+            vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), tree_size: 0 }.encode_to_vec())],
+        ),
         ("generate_deposit_address", vec![no(address(v))]),
         ("finalize_deposit_tree_creation", vec![no(v.deposit.encode_to_vec()), unknown(deposit_as_thief(v))]),
         (

@@ -44,7 +44,10 @@ fn d20_another_output_replaces_the_first() {
         }
     }
     let Reply::Receipts(log) = quorum
-        .call(0, Request::GetReceipts(wire::GetReceiptsRequest { leaf_id: leaf.id.to_string() }))
+        .call(
+            0,
+            Request::GetReceipts(wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 }),
+        )
         .unwrap()
     else {
         panic!()

@@ -5,9 +5,10 @@ use spark_proto::{
     signer::v1 as wire,
 };
 use spark_rules::{
+    checkpoint::Checkpoint,
     ids::OperatorIndex,
     leaf::LeafStatus,
-    receipt::{is_confirmed, verify_checkpoint, verify_inclusion},
+    receipt::{is_confirmed, verify_inclusion},
     tx::verify_input,
 };
 
@@ -55,14 +56,14 @@ fn round(t: u16, n: u16) {
 
 /// Four versions retired, one live; every receipt is in the log under the signed head.
 fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
-    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string() };
+    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
     let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else {
         panic!()
     };
     let index = OperatorIndex::new(member as u16);
-    let head = verify_checkpoint(&reply.checkpoint, &quorum.federation, index).unwrap();
+    let head = Checkpoint::verify(&reply.checkpoint, &quorum.federation, index).unwrap();
     assert!(
-        verify_checkpoint(&reply.checkpoint, &quorum.federation, OperatorIndex::new(1 - index.get().min(1)))
+        Checkpoint::verify(&reply.checkpoint, &quorum.federation, OperatorIndex::new(1 - index.get().min(1)))
             .is_err()
     );
     assert_eq!(reply.receipts.len(), 5);
@@ -91,16 +92,16 @@ fn check_confirmation(quorum: &mut Quorum, member: usize, leaf: &Leaf, receipts:
     let now = quorum.members[member].engine.vault().root();
     let at = |epoch| RootId { epoch, ..now };
     let confirmed = |quorum: &mut Quorum| {
-        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string() };
+        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
         let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else {
             panic!()
         };
         let index = OperatorIndex::new(member as u16);
-        let head = verify_checkpoint(&reply.checkpoint, &quorum.federation, index).unwrap();
+        let head = Checkpoint::verify(&reply.checkpoint, &quorum.federation, index).unwrap();
         for receipt in &reply.receipts {
-            assert_eq!(receipt.state == "confirmed", is_confirmed(receipt, head.destroyed_before));
+            assert_eq!(receipt.state == "confirmed", is_confirmed(receipt, head.extension.destroyed_before));
         }
-        (head.destroyed_before, reply.receipts.iter().filter(|r| r.state == "confirmed").count())
+        (head.extension.destroyed_before, reply.receipts.iter().filter(|r| r.state == "confirmed").count())
     };
     assert_eq!(confirmed(quorum), (0, 0));
     // A root that survived its destruction: what it sealed is not gone, nor what came later.

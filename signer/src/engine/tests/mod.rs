@@ -4,6 +4,7 @@
 mod attacks;
 mod deposits;
 mod flows;
+mod logs;
 mod packages;
 mod prepared;
 mod proofs;

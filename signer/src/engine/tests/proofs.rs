@@ -5,9 +5,10 @@ use spark_proto::{
     signer::v1 as wire,
 };
 use spark_rules::{
+    checkpoint::Checkpoint,
     feldman::Proofs,
     ids::{OperationId, OperatorIndex},
-    receipt::{verify_checkpoint, verify_inclusion},
+    receipt::verify_inclusion,
     vote::{Ballot, Choice, Kind as OperationKind, Position, VoteError},
 };
 
@@ -82,7 +83,7 @@ fn only_a_proof_of_abort_unlocks() {
         let log_size = prepared.quorum.members[member].engine.log_size().unwrap();
         prepared.abort(member, votes.clone()).unwrap();
         assert_eq!(prepared.quorum.members[member].engine.log_size().unwrap(), log_size);
-        let request = wire::GetReceiptsRequest { leaf_id: prepared.leaf.id.to_string() };
+        let request = wire::GetReceiptsRequest { leaf_id: prepared.leaf.id.to_string(), tree_size: 0 };
         let Reply::Receipts(reply) = prepared.quorum.call(member, Request::GetReceipts(request)).unwrap()
         else {
             panic!()
@@ -91,7 +92,7 @@ fn only_a_proof_of_abort_unlocks() {
         assert_eq!(phases, ["dkg", "abort"]);
         let (receipt, proof) = (&reply.receipts[1], &reply.proofs[1]);
         let index = OperatorIndex::new(member as u16);
-        let head = verify_checkpoint(&reply.checkpoint, &prepared.quorum.federation, index).unwrap();
+        let head = Checkpoint::verify(&reply.checkpoint, &prepared.quorum.federation, index).unwrap();
         verify_inclusion(receipt, proof, head.root).unwrap();
         assert_eq!((receipt.retired_version, receipt.new_version), (0, 0));
         assert_eq!(receipt.root_epoch_after, receipt.root_epoch_before + 1);

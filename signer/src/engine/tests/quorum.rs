@@ -431,6 +431,7 @@ fn open(federation: &Federation, index: usize, token: &MemoryToken, store: &Memo
             me: OperatorIndex::new(index as u16),
             delete_claim: "none".into(),
             approved_repairs: BTreeSet::new(),
+            settled_evidence: BTreeSet::new(),
         },
     )
 }

@@ -1,12 +1,16 @@
-//! The deletion log for wallets: this operator's signer answers, owners only (D16).
+//! The deletion log for wallets: this operator's signer answers, receipts to owners only (D16).
 
 use spark_proto::{
     log::v1::deletion_log_server::DeletionLog,
-    signer::v1::{GetCheckpointRequest, GetCheckpointResponse, GetReceiptsRequest, GetReceiptsResponse},
+    signer::v1::{
+        GetCheckpointRequest, GetCheckpointResponse, GetReceiptsRequest, GetReceiptsResponse,
+        ProveConsistencyRequest, ProveConsistencyResponse,
+    },
 };
 use spark_rules::ids::LeafId;
 use tonic::{Request, Response, Status};
 
+use super::publish::Published;
 use crate::{
     authn::Session,
     call::CallError,
@@ -20,12 +24,13 @@ use crate::{
 pub struct LogService {
     db: Db,
     signer: SignerClient,
+    published: Published,
 }
 
 impl LogService {
-    /// Over the own tables and the own signer.
-    pub const fn new(db: Db, signer: SignerClient) -> Self {
-        Self { db, signer }
+    /// Over the own tables, the own signer, and what was published.
+    pub const fn new(db: Db, signer: SignerClient, published: Published) -> Self {
+        Self { db, signer, published }
     }
 }
 
@@ -41,7 +46,28 @@ impl DeletionLog for LogService {
         request: Request<GetCheckpointRequest>,
     ) -> Result<Response<GetCheckpointResponse>, Status> {
         Session::of(&request)?;
-        let reply = self.signer.get_checkpoint(request.into_inner()).await.map_err(|e| unreachable(&e))?;
+        // Before the first is published: what the signer says now, which nobody has cosigned.
+        let reply = match self.published.newest() {
+            Some(head) => GetCheckpointResponse { checkpoint: head.note.clone() },
+            None => self.signer.get_checkpoint(request.into_inner()).await.map_err(|e| unreachable(&e))?,
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn prove_consistency(
+        &self,
+        request: Request<ProveConsistencyRequest>,
+    ) -> Result<Response<ProveConsistencyResponse>, Status> {
+        Session::of(&request)?;
+        let request = request.into_inner();
+        if request.old_size == 0 || request.old_size > request.new_size {
+            return Err(Refused::field("old_size", "is 0 or more than new_size").into());
+        }
+        let known = self.published.newest().map_or(0, |head| head.checkpoint.size);
+        if request.new_size > known {
+            return Err(Refused::field("new_size", "is more than was published").into());
+        }
+        let reply = self.signer.prove_consistency(request).await.map_err(|e| unreachable(&e))?;
         Ok(Response::new(reply))
     }
 
@@ -57,7 +83,13 @@ impl DeletionLog for LogService {
         let last =
             leaf::last_owned_version(self.db.pool(), id.uuid(), &identity).await.map_err(Refused::from)?;
         let last = last.and_then(|version| u64::try_from(version).ok()).ok_or_else(Refused::not_owner)?;
+        let head = self.published.newest().filter(|head| head.checkpoint.size > 0);
+        let tree_size = head.as_ref().map_or(0, |head| head.checkpoint.size);
+        let request = GetReceiptsRequest { tree_size, ..request };
         let mut reply = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
+        if let Some(head) = head {
+            reply.checkpoint.clone_from(&head.note);
+        }
         // What became of the leaf after it was theirs is for its later owners only.
         let theirs: Vec<bool> =
             reply.receipts.iter().map(|receipt| receipt.retired_version <= last).collect();

@@ -1,0 +1,208 @@
+//! Publishing: the own signer's head goes to every other operator's signer, which cosigns what only grew.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use spark_proto::signer::v1::{CosignLogRequest, GetCheckpointRequest, ReadLogRequest};
+use spark_rules::{
+    checkpoint::{Checkpoint, CheckpointError},
+    federation::Federation,
+    ids::OperatorIndex,
+    witness,
+};
+use tokio::{sync::watch, time};
+
+use crate::{
+    call::CallError,
+    metrics::Metrics,
+    peer::{PeerClient, Signers},
+};
+
+/// Pause between two looks at the own signer's head.
+const EVERY: Duration = Duration::from_secs(1);
+/// A head that does not change is cosigned anew after this time, so that its cosignatures are fresh.
+const REFRESH: Duration = Duration::from_secs(60);
+/// Longest wait for one witness.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A head of the log that anybody may see.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Signed note with cosignatures.
+    pub note: String,
+    /// What the own signer signed.
+    pub checkpoint: Checkpoint,
+    /// Other operators' signers that cosigned it.
+    pub witnesses: usize,
+    since: Instant,
+}
+
+/// The newest head. Clones see the same.
+#[derive(Debug, Clone)]
+pub struct Published(watch::Receiver<Option<Arc<Head>>>);
+
+/// Where nothing is ever published.
+impl Default for Published {
+    fn default() -> Self {
+        Self(watch::channel(None).1)
+    }
+}
+
+impl Published {
+    /// None until the first one.
+    pub fn newest(&self) -> Option<Arc<Head>> {
+        self.0.borrow().clone()
+    }
+}
+
+/// Why a head is not published, or a witness did not cosign.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("own signer: {0}")]
+    Own(#[from] CheckpointError),
+    #[error("witness does not trust this log: {reason}, evidence {evidence}")]
+    Distrusted { reason: String, evidence: String },
+    #[error("witness follows the log up to {0}, which is more than it has")]
+    Ahead(u64),
+    #[error("witness did not answer in time")]
+    Late,
+    #[error("cosignature does not verify")]
+    Cosignature,
+}
+
+/// Publishes one operator's log.
+#[derive(Debug)]
+pub struct Publisher {
+    federation: Arc<Federation>,
+    signers: Signers,
+    metrics: Metrics,
+    newest: watch::Sender<Option<Arc<Head>>>,
+    /// Up to where each witness follows.
+    followed: BTreeMap<OperatorIndex, u64>,
+}
+
+impl Publisher {
+    /// Nothing is published yet.
+    pub fn new(federation: Arc<Federation>, signers: Signers, metrics: Metrics) -> (Self, Published) {
+        let (newest, seen) = watch::channel(None);
+        (Self { federation, signers, metrics, newest, followed: BTreeMap::new() }, Published(seen))
+    }
+
+    /// Publishes until `shutdown`.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        loop {
+            if let Err(error) = self.round().await {
+                tracing::debug!(%error, "log head is not published");
+            }
+            tokio::select! {
+                () = &mut shutdown => return,
+                () = time::sleep(EVERY) => {}
+            }
+        }
+    }
+
+    async fn round(&mut self) -> Result<(), PublishError> {
+        let own = self.signers.own_index();
+        let note = self.signers.own().get_checkpoint(GetCheckpointRequest {}).await?.checkpoint;
+        let checkpoint = Checkpoint::verify(&note, &self.federation, own)?;
+        let last = self.newest.borrow().clone();
+        let says_more = last.as_ref().is_none_or(|last| {
+            let said = &last.checkpoint;
+            checkpoint.size > said.size
+                || checkpoint.extension.destroyed_before > said.extension.destroyed_before
+        });
+        let complete = last.as_ref().is_some_and(|last| last.witnesses == self.signers.peers().count());
+        let fresh = last.as_ref().is_some_and(|last| last.since.elapsed() < REFRESH);
+        if !says_more && complete && fresh {
+            return Ok(());
+        }
+        let this = &*self;
+        let (shown, head) = (note.as_str(), &checkpoint);
+        let asked = this.signers.peers().map(|(index, peer)| async move {
+            let cosigned = this.cosigned(peer, this.followed.get(&index).copied(), shown, head);
+            (index, time::timeout(PATIENCE, cosigned).await.unwrap_or(Err(PublishError::Late)))
+        });
+        let answers = join_all(asked).await;
+        let mut whole = note.clone();
+        let mut witnesses = 0;
+        for (index, answer) in answers {
+            match answer.and_then(|line| self.checked(index, &note, line)) {
+                Ok(line) => {
+                    whole.push_str(&line);
+                    whole.push('\n');
+                    witnesses += 1;
+                    self.followed.insert(index, checkpoint.size);
+                }
+                Err(error @ PublishError::Distrusted { .. }) => {
+                    tracing::error!(witness = index.get(), %error, "log head is not cosigned");
+                }
+                Err(error) => tracing::debug!(witness = index.get(), %error, "log head is not cosigned"),
+            }
+        }
+        // A head that says no more than the last one must at least be as well witnessed, or fresher.
+        if says_more || !fresh || last.is_none_or(|last| witnesses >= last.witnesses) {
+            self.metrics.log_head(checkpoint.size, witnesses);
+            let head = Head { note: whole, checkpoint, witnesses, since: Instant::now() };
+            self.newest.send_replace(Some(Arc::new(head)));
+        }
+        Ok(())
+    }
+
+    /// Shows a witness what it has not seen, page by page, up to the checkpoint.
+    async fn cosigned(
+        &self,
+        peer: &PeerClient,
+        from: Option<u64>,
+        note: &str,
+        checkpoint: &Checkpoint,
+    ) -> Result<String, PublishError> {
+        let mut from = from.unwrap_or(checkpoint.size);
+        loop {
+            let mut request = CosignLogRequest {
+                operator: self.signers.own_index().get().into(),
+                from,
+                entries: Vec::new(),
+                checkpoint: note.to_owned(),
+            };
+            if from < checkpoint.size {
+                let page = ReadLogRequest { from, until: checkpoint.size };
+                let page = self.signers.own().read_log(page).await?;
+                if from.saturating_add(page.entries.len() as u64) < checkpoint.size {
+                    request.checkpoint = page.checkpoint;
+                }
+                request.entries = page.entries;
+            }
+            let shown = from.saturating_add(request.entries.len() as u64);
+            let reply = peer.cosign_log(request).await?;
+            if !reply.distrust.is_empty() {
+                return Err(PublishError::Distrusted { reason: reply.distrust, evidence: reply.evidence });
+            }
+            if reply.size > checkpoint.size {
+                return Err(PublishError::Ahead(reply.size));
+            }
+            if shown == checkpoint.size && reply.size == shown && !reply.cosignature.is_empty() {
+                return Ok(reply.cosignature);
+            }
+            if reply.size == from {
+                // It saw what it asked for and stands where it stood: asking again changes nothing.
+                return Err(PublishError::Cosignature);
+            }
+            from = reply.size;
+        }
+    }
+
+    /// A line that would spoil the note, or count for nothing, is left out.
+    fn checked(&self, index: OperatorIndex, note: &str, line: String) -> Result<String, PublishError> {
+        let with = format!("{note}{line}\n");
+        let found = witness::cosigners(&with, &self.federation, self.signers.own_index());
+        if found.contains_key(&index) && found.len() == 1 { Ok(line) } else { Err(PublishError::Cosignature) }
+    }
+}

@@ -1,0 +1,242 @@
+//! Witness of the other operators' deletion logs: follows each entry by entry, cosigns its head, and stops to trust an
+//! operator whose own signatures contradict each other (D16, C2SP tlog-cosignature).
+//!
+//! Only what the operator signed counts as evidence. A host that relays wrong entries gets no cosignature, and that is
+//! all it gets.
+
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use spark_proto::{peer::v1::Receipt, signer::v1 as wire};
+use spark_rules::{
+    checkpoint::{Checkpoint, Contradiction},
+    ids::OperatorIndex,
+    receipt,
+    witness::{self, Frontier},
+};
+
+use super::{EngineError, Shared, deletion_log::MAX_ENTRIES};
+use crate::vault::Txn;
+
+/// A version that is retired twice, or never was.
+const VERSION_REPEATED: &str = "VERSION_REPEATED";
+
+fn key(prefix: &[u8], operator: OperatorIndex) -> Vec<u8> {
+    [prefix, &operator.get().to_be_bytes()].concat()
+}
+
+/// Why this signer trusts an operator's log no more, unless a person here has settled that.
+pub(super) fn distrust(
+    txn: &Txn<'_>,
+    operator: OperatorIndex,
+) -> Result<Option<wire::Distrust>, EngineError> {
+    let Some(bytes) = txn.record(&key(b"log-distrust/", operator))? else { return Ok(None) };
+    Ok(Some(wire::Distrust::decode(bytes.as_slice())?))
+}
+
+/// Names the evidence, for the person who settles it.
+pub(super) fn evidence_id(evidence: &wire::Distrust) -> [u8; 32] {
+    Sha256::digest(evidence.encode_to_vec()).into()
+}
+
+/// What is remembered of a log, decoded.
+struct Watched {
+    frontier: Frontier,
+    head: Option<(String, Checkpoint)>,
+    root_epoch: u64,
+    life: u64,
+}
+
+impl Shared {
+    /// Evidence against operators that no person has settled here.
+    pub(super) fn distrusted(
+        &self,
+        txn: &Txn<'_>,
+    ) -> Result<Vec<(OperatorIndex, wire::Distrust)>, EngineError> {
+        let mut found = Vec::new();
+        for operator in self.federation.indices() {
+            if let Some(evidence) = distrust(txn, operator)?
+                && !self.settled.contains(&evidence_id(&evidence))
+            {
+                found.push((operator, evidence));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Refuses what an operator coordinates whose log contradicts itself.
+    pub(super) fn trusted(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<(), EngineError> {
+        match distrust(txn, operator)? {
+            Some(evidence) if !self.settled.contains(&evidence_id(&evidence)) => {
+                Err(EngineError::Distrusted(operator.get()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Follows the log up to the checkpoint and cosigns that, or says from where on it must be shown more.
+    pub(super) fn cosign_log(
+        &mut self,
+        txn: &mut Txn<'_>,
+        request: &wire::CosignLogRequest,
+    ) -> Result<wire::CosignLogResponse, EngineError> {
+        self.unlocked()?;
+        let operator = OperatorIndex::from_wire(request.operator)?;
+        if operator == self.me {
+            return Err(EngineError::Malformed("operator"));
+        }
+        let mut watched = self.watched(txn, operator)?;
+        if let Some(evidence) = distrust(txn, operator)? {
+            if !self.settled.contains(&evidence_id(&evidence)) {
+                return Ok(refused(watched.frontier.size(), &evidence));
+            }
+            // Settled by a person: what was seen before is forgotten, and the log is followed from its beginning.
+            txn.delete_record(&key(b"log-distrust/", operator));
+            let life = watched.life.saturating_add(1);
+            let anew = wire::WatchedLog { life, ..wire::WatchedLog::default() };
+            txn.put_record(&key(b"log-watched/", operator), anew.encode_to_vec());
+            watched = Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life };
+        }
+        let head = Checkpoint::verify(&request.checkpoint, &self.federation, operator)?;
+        if let Some((before, known)) = &watched.head
+            && let Some(contradiction) = Contradiction::between(known, &head)
+        {
+            let evidence = wire::Distrust {
+                reason: contradiction.reason().to_owned(),
+                before: before.clone(),
+                after: request.checkpoint.clone(),
+                entry: None,
+            };
+            return Ok(self.condemn(txn, operator, watched.frontier.size(), &evidence));
+        }
+        let size = watched.frontier.size();
+        let missing = head.size.checked_sub(size);
+        let late = |(_, known): &(String, Checkpoint)| {
+            known.extension.position.sequence > head.extension.position.sequence
+        };
+        // The newest head that was seen is the one to hold against later ones.
+        let late = watched.head.as_ref().is_some_and(late);
+        if late || request.from != size || missing != Some(request.entries.len() as u64) {
+            return Ok(wire::CosignLogResponse { size, ..wire::CosignLogResponse::default() });
+        }
+        if request.entries.len() as u64 > MAX_ENTRIES {
+            return Err(EngineError::Malformed("entries"));
+        }
+        for entry in &request.entries {
+            watched.frontier.push(&receipt::leaf(entry));
+        }
+        if watched.frontier.root() != head.root {
+            return Err(EngineError::LogDiffers(operator.get()));
+        }
+        // From here on the operator's signature stands behind the entries.
+        for (index, entry) in (size..).zip(&request.entries) {
+            let reason = if entry.log_index != index {
+                Some(VERSION_REPEATED)
+            } else {
+                self.follow(txn, operator, &mut watched, entry)?
+            };
+            if let Some(reason) = reason {
+                let before = watched.head.map(|(note, _)| note).unwrap_or_default();
+                let evidence = wire::Distrust {
+                    reason: reason.to_owned(),
+                    before,
+                    after: request.checkpoint.clone(),
+                    entry: Some(entry.clone()),
+                };
+                return Ok(self.condemn(txn, operator, size, &evidence));
+            }
+        }
+        let record = wire::WatchedLog {
+            size: head.size,
+            frontier: watched.frontier.roots(),
+            checkpoint: request.checkpoint.clone(),
+            root_epoch: watched.root_epoch,
+            life: watched.life,
+        };
+        txn.put_record(&key(b"log-watched/", operator), record.encode_to_vec());
+        let time = self.now;
+        let signature = self.token.sign_federation(&witness::cosigned_message(&head.text, time))?;
+        let public = self.token.federation_public_key();
+        let cosignature = witness::line(&self.federation, self.me, &public, time, &signature)
+            .ok_or(EngineError::Malformed("cosignature"))?;
+        Ok(wire::CosignLogResponse { size: head.size, cosignature, ..wire::CosignLogResponse::default() })
+    }
+
+    fn watched(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<Watched, EngineError> {
+        let Some(bytes) = txn.record(&key(b"log-watched/", operator))? else {
+            return Ok(Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life: 0 });
+        };
+        let record = wire::WatchedLog::decode(bytes.as_slice())?;
+        let frontier = Frontier::new(record.size, &record.frontier);
+        // Of an earlier federation file it may be: then it says nothing here.
+        let head = Checkpoint::verify(&record.checkpoint, &self.federation, operator).ok();
+        Ok(Watched {
+            frontier: frontier.ok_or(EngineError::Malformed("stored frontier"))?,
+            head: head.map(|head| (record.checkpoint, head)),
+            root_epoch: record.root_epoch,
+            life: record.life,
+        })
+    }
+
+    fn condemn(
+        &mut self,
+        txn: &mut Txn<'_>,
+        operator: OperatorIndex,
+        size: u64,
+        evidence: &wire::Distrust,
+    ) -> wire::CosignLogResponse {
+        self.alarm("log_distrusted");
+        txn.put_record(&key(b"log-distrust/", operator), evidence.encode_to_vec());
+        refused(size, evidence)
+    }
+
+    /// Checks one entry against everything before it: epochs never go back, and each version of a key is retired once.
+    fn follow(
+        &self,
+        txn: &mut Txn<'_>,
+        operator: OperatorIndex,
+        watched: &mut Watched,
+        entry: &Receipt,
+    ) -> Result<Option<&'static str>, EngineError> {
+        if entry.root_epoch_before < watched.root_epoch || entry.root_epoch_after < entry.root_epoch_before {
+            return Ok(Some(Contradiction::EpochWentBack.reason()));
+        }
+        watched.root_epoch = entry.root_epoch_before;
+        let live_key = [
+            key(b"log-version/", operator).as_slice(),
+            &watched.life.to_be_bytes(),
+            b"/",
+            &entry.keyshare_id,
+        ]
+        .concat();
+        let live = match txn.record(&live_key)? {
+            Some(bytes) => {
+                let bytes =
+                    bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("stored version"))?;
+                Some(u64::from_be_bytes(bytes))
+            }
+            None => None,
+        };
+        let (retired, new) = (entry.retired_version, entry.new_version);
+        let fits = match (entry.phase.as_str(), live) {
+            ("dkg", None) => new == 0,
+            // Only a staged tweak dies.
+            ("abort", Some(live)) => retired == live && new == live,
+            ("dkg" | "abort", _) | (_, None) => false,
+            (_, Some(live)) => retired == live && live.checked_add(1) == Some(new),
+        };
+        if !fits || entry.live_versions != [new] {
+            return Ok(Some(VERSION_REPEATED));
+        }
+        txn.put_record(&live_key, new.to_be_bytes().to_vec());
+        Ok(None)
+    }
+}
+
+fn refused(size: u64, evidence: &wire::Distrust) -> wire::CosignLogResponse {
+    wire::CosignLogResponse {
+        size,
+        cosignature: String::new(),
+        distrust: evidence.reason.clone(),
+        evidence: hex::encode(evidence_id(evidence)),
+    }
+}

@@ -1,0 +1,355 @@
+//! Witnesses of deletion logs (S7, D16): what they cosign, and what makes them stop.
+
+use spark_proto::{
+    peer::v1::{self as peer, Receipt, operation::Request as Kind},
+    signer::v1 as wire,
+};
+use spark_rules::{
+    checkpoint::{self, Checkpoint, Extension},
+    ids::OperatorIndex,
+    receipt,
+    witness::{self, Frontier},
+};
+
+use super::{Wallet, claim_request, deposit, operation, quorum::Quorum, send_request};
+use crate::{
+    engine::{EngineError, Reply, Request},
+    vault::Token as _,
+};
+
+/// A leaf that changed hands: three receipts in every log, of its key's making, of a send and of a claim.
+fn quorum() -> Quorum {
+    let mut quorum = Quorum::new(2, 3);
+    let (alice, bob) = (Wallet::new(), Wallet::new());
+    let leaf = deposit(&mut quorum, &alice, 100_000);
+    let (send, received) = send_request(&mut quorum, &alice, &leaf, bob.id());
+    let id = send.transfer_id.clone();
+    quorum.run(Kind::Send(send)).unwrap();
+    let (claim, _) = claim_request(&mut quorum, &bob, &leaf.id, &id, &received);
+    quorum.run(Kind::Claim(claim)).unwrap();
+    quorum
+}
+
+fn head(quorum: &mut Quorum) -> String {
+    match quorum.call(0, Request::GetCheckpoint(wire::GetCheckpointRequest {})).unwrap() {
+        Reply::Checkpoint(reply) => reply.checkpoint,
+        _ => panic!(),
+    }
+}
+
+fn verified(quorum: &Quorum, note: &str) -> Checkpoint {
+    Checkpoint::verify(note, &quorum.federation, OperatorIndex::new(0)).unwrap()
+}
+
+/// Entries of operator 0's log, and its head after them.
+fn page(quorum: &mut Quorum, from: u64, until: u64) -> (Vec<Receipt>, String) {
+    match quorum.call(0, Request::ReadLog(wire::ReadLogRequest { from, until })).unwrap() {
+        Reply::Log(reply) => (reply.entries, reply.checkpoint),
+        _ => panic!(),
+    }
+}
+
+fn cosign(
+    quorum: &mut Quorum,
+    witness: usize,
+    from: u64,
+    entries: Vec<Receipt>,
+    checkpoint: String,
+) -> Result<wire::CosignLogResponse, EngineError> {
+    let request = wire::CosignLogRequest { operator: 0, from, entries, checkpoint };
+    match quorum.call(witness, Request::CosignLog(request))? {
+        Reply::Cosigned(reply) => Ok(reply),
+        _ => panic!(),
+    }
+}
+
+/// Everything at once.
+fn follow(quorum: &mut Quorum, witness: usize) -> wire::CosignLogResponse {
+    let note = head(quorum);
+    let size = verified(quorum, &note).size;
+    let from = cosign(quorum, witness, size, Vec::new(), note.clone()).unwrap().size;
+    let (entries, _) = page(quorum, from, size);
+    cosign(quorum, witness, from, entries, note).unwrap()
+}
+
+/// What a lying operator 0 signs.
+fn forge(quorum: &Quorum, size: u64, root: [u8; 32], extension: Extension) -> String {
+    let origin = checkpoint::origin(&quorum.federation, OperatorIndex::new(0));
+    let text = tlog_tiles::Checkpoint::new(&origin, size, tlog_tiles::Hash(root), &extension.to_lines());
+    let text = text.unwrap().to_bytes();
+    let token = &quorum.members[0].token;
+    let id = signed_note::key_id(&origin, &[[1u8].as_slice(), &token.federation_public_key()].concat());
+    let signature = token.sign_federation(&text).unwrap().to_vec();
+    let signature = signed_note::Signature::new(origin, id, signature).unwrap();
+    String::from_utf8(signed_note::Note::new(&text, &[signature]).unwrap().to_bytes()).unwrap()
+}
+
+/// A log of these entries, as operator 0 would sign it later than anything it signed before.
+fn forge_log(quorum: &mut Quorum, entries: &[Receipt]) -> String {
+    let note = head(quorum);
+    let mut extension = verified(quorum, &note).extension;
+    extension.position.sequence += 1;
+    let mut frontier = Frontier::default();
+    entries.iter().for_each(|entry| frontier.push(&receipt::leaf(entry)));
+    extension.log_size = frontier.size();
+    forge(quorum, frontier.size(), frontier.root(), extension)
+}
+
+#[test]
+fn s7_witnesses_follow_a_log_page_by_page_and_cosign_its_head() {
+    let mut quorum = quorum();
+    let note = head(&mut quorum);
+    let size = verified(&quorum, &note).size;
+    assert!(size >= 3);
+    // Who knows nothing of a witness learns where it stands.
+    let told = cosign(&mut quorum, 1, size, Vec::new(), note.clone()).unwrap();
+    assert_eq!((told.size, told.cosignature.as_str()), (0, ""));
+    let (entries, early) = page(&mut quorum, 0, 2);
+    assert_eq!((entries.len(), verified(&quorum, &early).size), (2, 2));
+    assert_eq!(verified(&quorum, &early).extension.log_size, size, "it says that it is not the present head");
+    assert_eq!(cosign(&mut quorum, 1, 0, entries, early).unwrap().size, 2);
+    let (entries, _) = page(&mut quorum, 2, size);
+    let reply = cosign(&mut quorum, 1, 2, entries, note.clone()).unwrap();
+    assert_eq!(reply.size, size);
+    let (all, _) = page(&mut quorum, 0, size);
+    let other = cosign(&mut quorum, 2, 0, all, note.clone()).unwrap();
+    let cosigned = format!("{note}{}\n{}\n", reply.cosignature, other.cosignature);
+    let found = witness::cosigners(&cosigned, &quorum.federation, OperatorIndex::new(0));
+    assert_eq!(found.into_keys().map(OperatorIndex::get).collect::<Vec<_>>(), [1, 2]);
+    // A repeat is answered again, also by a witness that was restarted.
+    quorum.restart(1);
+    quorum.witness(1).unwrap();
+    let again = cosign(&mut quorum, 1, size, Vec::new(), note).unwrap();
+    assert!(!again.cosignature.is_empty());
+}
+
+#[test]
+fn s7_wrong_entries_get_no_cosignature_and_are_no_evidence() {
+    let mut quorum = quorum();
+    let note = head(&mut quorum);
+    let size = verified(&quorum, &note).size;
+    let (entries, _) = page(&mut quorum, 0, size);
+    let attempts: [fn(&mut Vec<Receipt>); 5] = [
+        |entries| entries.swap(0, 1),
+        |entries| entries[1].retired_version += 1,
+        |entries| entries[1].salt[0] ^= 1,
+        |entries| entries[2] = entries[1].clone(),
+        |entries| entries[1].delete_claim.push('!'),
+    ];
+    for change in attempts {
+        let mut wrong = entries.clone();
+        change(&mut wrong);
+        let refused = cosign(&mut quorum, 1, 0, wrong, note.clone());
+        assert!(matches!(refused, Err(EngineError::LogDiffers(0))), "{refused:?}");
+    }
+    // One entry dropped: not as many as the head counts.
+    let told = cosign(&mut quorum, 1, 0, entries[1..].to_vec(), note.clone()).unwrap();
+    assert_eq!((told.size, told.cosignature.is_empty(), told.distrust.is_empty()), (0, true, true));
+    // A head that operator 0 did not sign, and one of somebody else's log.
+    let foreign = note.replacen("spark/destroyed-before 0", "spark/destroyed-before 9", 1);
+    assert!(cosign(&mut quorum, 1, 0, entries.clone(), foreign).is_err());
+    let request =
+        wire::CosignLogRequest { operator: 2, from: 0, entries: entries.clone(), checkpoint: note.clone() };
+    assert!(quorum.call(1, Request::CosignLog(request)).is_err());
+    // Nobody is his own witness.
+    let own =
+        wire::CosignLogRequest { operator: 0, from: 0, entries: entries.clone(), checkpoint: note.clone() };
+    assert!(quorum.call(0, Request::CosignLog(own)).is_err());
+    // None of this left a trace.
+    assert!(!cosign(&mut quorum, 1, 0, entries, note).unwrap().cosignature.is_empty());
+    assert_eq!(quorum.members[1].engine.alarms().count(), 0);
+}
+
+/// Lets operator 0 lie to witness 1, which followed its log. Whatever it shows must stop the witness.
+fn caught(reason: &str, lie: impl FnOnce(&mut Quorum) -> (u64, Vec<Receipt>, String)) {
+    let mut quorum = quorum();
+    let (carol, dave) = (Wallet::new(), Wallet::new());
+    let leaf = deposit(&mut quorum, &carol, 70_000);
+    let (send, _) = send_request(&mut quorum, &carol, &leaf, dave.id());
+    let mut request = operation(&mut quorum, Kind::Send(send));
+    assert!(!follow(&mut quorum, 1).cosignature.is_empty());
+    let (from, entries, note) = lie(&mut quorum);
+    let reply = cosign(&mut quorum, 1, from, entries, note).unwrap();
+    assert_eq!((reply.distrust.as_str(), reply.cosignature.as_str()), (reason, ""));
+    let engine = &mut quorum.members[1].engine;
+    assert_eq!(engine.alarms().collect::<Vec<_>>(), ["log_distrusted"]);
+    let [(operator, said, evidence)] = &engine.distrusted().unwrap()[..] else { panic!() };
+    assert_eq!((operator.get(), said.as_str(), hex::encode(evidence)), (0, reason, reply.evidence));
+    let evidence = *evidence;
+
+    // It stays, whatever comes next, over a restart as well.
+    quorum.restart(1);
+    quorum.witness(1).unwrap();
+    assert_eq!(follow_refused(&mut quorum), reason);
+    assert_eq!(quorum.members[1].engine.distrusted().unwrap().len(), 1);
+    assert_eq!(quorum.members[1].engine.alarms().collect::<Vec<_>>(), ["log_distrusted"]);
+    assert_eq!(vote(&mut quorum, &mut request), "OPERATOR_DISTRUSTED");
+
+    // Until a person acts: then the log is followed anew, from its beginning.
+    quorum.members[1].engine.shared.settled.insert(evidence);
+    assert!(quorum.members[1].engine.distrusted().unwrap().is_empty());
+    // The restart lost the nonces of this package, which is the only thing wrong with it now.
+    assert_eq!(vote(&mut quorum, &mut request), "NONCE_UNKNOWN");
+    assert!(!follow(&mut quorum, 1).cosignature.is_empty());
+}
+
+fn follow_refused(quorum: &mut Quorum) -> String {
+    let note = head(quorum);
+    cosign(quorum, 1, 0, Vec::new(), note).unwrap().distrust
+}
+
+/// Signer 1's vote on the next attempt of what operator 0 coordinates.
+fn vote(quorum: &mut Quorum, request: &mut peer::Operation) -> String {
+    let prepare = wire::PrepareRequest { operation: Some(request.clone()) };
+    request.attempt += 1;
+    match quorum.call(1, Request::Prepare(prepare)).unwrap() {
+        Reply::Prepare(reply) => reply.vote.unwrap().reason,
+        _ => panic!(),
+    }
+}
+
+#[test]
+fn s7_a_forked_log_stops_the_witness() {
+    caught("LOG_FORKED", |quorum| {
+        let note = head(quorum);
+        let Checkpoint { size, mut root, extension, .. } = verified(quorum, &note);
+        root[0] ^= 1;
+        (size, Vec::new(), forge(quorum, size, root, extension))
+    });
+}
+
+#[test]
+fn s7_a_shrinking_log_stops_the_witness() {
+    caught("LOG_SHRANK", |quorum| {
+        let (entries, _) = page(quorum, 0, 2);
+        (2, Vec::new(), forge_log(quorum, &entries))
+    });
+}
+
+#[test]
+fn s7_an_epoch_that_goes_back_stops_the_witness() {
+    caught("EPOCH_WENT_BACK", |quorum| {
+        let note = head(quorum);
+        let Checkpoint { size, root, mut extension, .. } = verified(quorum, &note);
+        extension.position.sequence += 1;
+        extension.position.root_epoch -= 1;
+        (size, Vec::new(), forge(quorum, size, root, extension))
+    });
+    // In an entry.
+    caught("EPOCH_WENT_BACK", |quorum| {
+        let size = follow(quorum, 1).size;
+        let (mut entries, _) = page(quorum, 0, size);
+        let last = entries.last().unwrap().clone();
+        let version = last.new_version;
+        let next = Receipt {
+            retired_version: version,
+            new_version: version + 1,
+            live_versions: vec![version + 1],
+            root_epoch_before: last.root_epoch_before - 1,
+            log_index: size,
+            ..last
+        };
+        entries.push(next.clone());
+        (size, vec![next], forge_log(quorum, &entries))
+    });
+}
+
+#[test]
+fn s7_a_version_that_is_retired_twice_stops_the_witness() {
+    let lies: [fn(&Receipt) -> Receipt; 5] = [
+        // The receipt of the claim once more.
+        Clone::clone,
+        // One version is left out.
+        |last| Receipt {
+            retired_version: last.new_version + 1,
+            new_version: last.new_version + 2,
+            live_versions: vec![last.new_version + 2],
+            ..last.clone()
+        },
+        // The old version lives on.
+        |last| Receipt {
+            retired_version: last.new_version,
+            new_version: last.new_version + 1,
+            live_versions: vec![last.new_version, last.new_version + 1],
+            ..last.clone()
+        },
+        // The key is made once more.
+        |last| Receipt {
+            phase: "dkg".into(),
+            retired_version: 0,
+            new_version: 0,
+            live_versions: vec![0],
+            ..last.clone()
+        },
+        // A key that nobody has made.
+        |last| Receipt { keyshare_id: vec![9; 16], ..last.clone() },
+    ];
+    for lie in lies {
+        caught("VERSION_REPEATED", |quorum| {
+            let size = follow(quorum, 1).size;
+            let (mut entries, _) = page(quorum, 0, size);
+            let next = Receipt { log_index: size, ..lie(entries.last().unwrap()) };
+            entries.push(next.clone());
+            (size, vec![next], forge_log(quorum, &entries))
+        });
+    }
+}
+
+/// Tiles and consistency proofs lead to the signed root.
+#[test]
+fn s7_tiles_and_consistency_proofs_agree_with_the_head() {
+    let mut quorum = quorum();
+    let note = head(&mut quorum);
+    let Checkpoint { size, root, .. } = verified(&quorum, &note);
+    let mut tile = |level, index, width, records| {
+        let request = wire::ReadTileRequest { level, index, width, records };
+        quorum.call(0, Request::ReadTile(request)).map(|reply| match reply {
+            Reply::Tile(reply) => reply.data,
+            _ => panic!(),
+        })
+    };
+    let records = tile(0, 0, size as u32, true).unwrap();
+    let mut frontier = Frontier::default();
+    let hashes = tile(0, 0, size as u32, false).unwrap();
+    assert_eq!((records.len() as u64, hashes.len() as u64), (size * 34, size * 32));
+    for (record, hash) in records.chunks_exact(34).zip(hashes.chunks_exact(32)) {
+        assert_eq!(record[..2], [0, 32]);
+        assert_eq!(tlog_tiles::record_hash(&record[2..]).0, *hash);
+        frontier.push(&record[2..]);
+    }
+    assert_eq!(frontier.root(), root);
+    for (level, index, width) in [
+        (0, 0, 0),
+        (0, 0, 257),
+        (8, 0, 1),
+        (0, 0, size as u32 + 1),
+        (1, 0, 1),
+        (0, u64::MAX / 2, 1),
+        (7, 1 << 40, 1),
+    ] {
+        assert!(tile(level, index, width, false).is_err(), "{level} {index} {width}");
+    }
+    let roots: Vec<[u8; 32]> = {
+        let mut frontier = Frontier::default();
+        let mut roots = vec![frontier.root()];
+        for record in records.chunks_exact(34) {
+            frontier.push(&record[2..]);
+            roots.push(frontier.root());
+        }
+        roots
+    };
+    for old in 1..=size {
+        let request = wire::ProveConsistencyRequest { old_size: old, new_size: size };
+        let Reply::Consistency(proof) = quorum.call(0, Request::ProveConsistency(request)).unwrap() else {
+            panic!()
+        };
+        let mut before = roots[old as usize];
+        checkpoint::verify_consistency(&proof.hashes, (old, before), (size, root)).unwrap();
+        before[0] ^= 1;
+        assert!(checkpoint::verify_consistency(&proof.hashes, (old, before), (size, root)).is_err());
+    }
+    for (old_size, new_size) in [(0, size), (size, size - 1), (1, size + 1)] {
+        let request = wire::ProveConsistencyRequest { old_size, new_size };
+        assert!(quorum.call(0, Request::ProveConsistency(request)).is_err());
+    }
+}
