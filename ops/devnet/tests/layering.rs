@@ -15,6 +15,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("spark-wallet", &["spark-proto", "spark-rules", "spark-signer"]),
     ("spark-softhsm", &[]),
     ("spark-devnet", &["spark-proto", "spark-rules", "spark-softhsm"]),
+    // Independent of what it verifies.
+    ("spark-verify", &[]),
 ];
 
 /// What the pure crates may never pull in.

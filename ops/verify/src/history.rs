@@ -1,0 +1,185 @@
+//! The lives of keyshares as a log's entries tell them: every version destroyed once, none missing.
+
+use std::collections::BTreeMap;
+
+use secp256k1::PublicKey;
+use serde::Serialize;
+
+use crate::{
+    entries::{HexBytes, Receipt},
+    failure::{Failures, Reason},
+};
+
+/// What the entries amount to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Entries {
+    /// Entries that are the log's, from its beginning on.
+    pub read: u64,
+    /// Lines beyond the checkpoint; they prove nothing.
+    pub beyond: u64,
+    /// By phase.
+    pub phases: BTreeMap<String, u64>,
+    /// Keyshares seen.
+    pub keyshares: u64,
+    /// Destructions whose root is said to be destroyed.
+    pub confirmed: u64,
+    /// Destructions that are not confirmed yet.
+    pub pending: u64,
+    /// Claims whose packages were encrypted to a long-lived key.
+    pub long_lived_claims: u64,
+    /// By `delete_claim`: what destruction means on the device.
+    pub delete_claims: BTreeMap<String, u64>,
+}
+
+/// The live version of a keyshare.
+#[derive(Debug, Clone)]
+struct Live {
+    version: u64,
+    share: HexBytes,
+}
+
+/// Follows all keyshares along the log.
+#[derive(Debug, Default)]
+pub struct History {
+    live: BTreeMap<HexBytes, Live>,
+    epochs: (u64, u64),
+    totals: Entries,
+}
+
+impl History {
+    /// Takes the next entry of the log.
+    pub fn take(&mut self, receipt: &Receipt, destroyed_before: u64, failures: &mut Failures) {
+        let totals = &mut self.totals;
+        totals.read = totals.read.saturating_add(1);
+        let counts =
+            [(&mut totals.phases, &receipt.phase), (&mut totals.delete_claims, &receipt.delete_claim)];
+        for (counts, name) in counts {
+            let count = counts.entry(name.clone()).or_default();
+            *count = count.saturating_add(1);
+        }
+        let of_state = match receipt.is_confirmed(destroyed_before) {
+            true => &mut totals.confirmed,
+            false => &mut totals.pending,
+        };
+        *of_state = of_state.saturating_add(1);
+        if receipt.phase == "claim" && receipt.package_kind == "identity" {
+            totals.long_lived_claims = totals.long_lived_claims.saturating_add(1);
+        }
+        let index = receipt.log_index;
+        let mut add = |reason, what: String| failures.add(reason, format!("entry {index}: {what}"));
+        let (before, after) = (receipt.root_epoch_before, receipt.root_epoch_after);
+        if before < self.epochs.0 || after < self.epochs.1 || after < before {
+            let (last_before, last_after) = self.epochs;
+            add(
+                Reason::EpochBack,
+                format!("root epochs {before} to {after} after {last_before} to {last_after}"),
+            );
+        }
+        self.epochs = (before, after);
+        let live = self.live.get(&receipt.keyshare_id);
+        let next = match receipt.phase.as_str() {
+            "dkg" => made(live, receipt, &mut add),
+            "abort" => aborted(live, receipt, &mut add),
+            "deposit" | "send" | "claim" | "renew" | "retire" => replaced(live, receipt, &mut add),
+            other => {
+                add(Reason::PhaseUnknown, format!("its phase is {other:?}"));
+                return;
+            }
+        };
+        if receipt.live_versions != [receipt.new_version] {
+            add(
+                Reason::VersionLive,
+                format!("live are {:?}, not the new version only", receipt.live_versions),
+            );
+        }
+        if let Some(next) = next {
+            self.live.insert(receipt.keyshare_id.clone(), next);
+        }
+    }
+
+    /// What all of them amount to.
+    pub fn totals(self) -> Entries {
+        Entries { keyshares: self.live.len() as u64, ..self.totals }
+    }
+}
+
+/// The version that the receipt leads to; after a finding too, so that one gap is told once.
+fn next(receipt: &Receipt) -> Option<Live> {
+    Some(Live { version: receipt.new_version, share: receipt.new_public_share.clone() })
+}
+
+fn made(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {
+    if live.is_some() {
+        add(Reason::KeyshareRestarted, format!("keyshare {:?} is made again", receipt.keyshare_id));
+        return None;
+    }
+    if receipt.new_version != 0 {
+        add(Reason::KeyshareBegin, format!("the keyshare begins with version {}", receipt.new_version));
+    }
+    if point(&receipt.new_public_share).is_none() {
+        add(Reason::EntryMalformed, "new_public_share is no point".to_owned());
+    }
+    next(receipt)
+}
+
+fn aborted(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {
+    let Some(live) = live else {
+        add(Reason::KeyshareBegin, format!("keyshare {:?} was not made", receipt.keyshare_id));
+        return next(receipt);
+    };
+    let same = receipt.retired_version == live.version
+        && receipt.new_version == live.version
+        && receipt.retired_public_share == live.share
+        && receipt.new_public_share == live.share;
+    if !same {
+        add(Reason::AbortChanges, format!("an aborted attempt changes version {}", live.version));
+    }
+    None
+}
+
+fn replaced(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {
+    let Some(live) = live else {
+        add(Reason::KeyshareBegin, format!("keyshare {:?} was not made", receipt.keyshare_id));
+        return next(receipt);
+    };
+    let (retired, new) = (receipt.retired_version, receipt.new_version);
+    if retired < live.version {
+        add(
+            Reason::VersionRepeated,
+            format!("version {retired} was retired before, version {} is live", live.version),
+        );
+        return None;
+    }
+    if retired > live.version || retired.checked_add(1) != Some(new) {
+        add(
+            Reason::VersionGap,
+            format!("it retires version {retired} for {new}, version {} is live", live.version),
+        );
+        return next(receipt);
+    }
+    if receipt.retired_public_share != live.share {
+        add(Reason::ShareBroken, format!("the share of version {retired} is another one"));
+    }
+    let stays =
+        ["renew", "deposit"].contains(&receipt.phase.as_str()) && receipt.tweak_commitment.0.is_empty();
+    let holds = match stays {
+        // New timelocks, or another output of a deposit address: only the version moves.
+        true => receipt.new_public_share == receipt.retired_public_share,
+        false => sum(&receipt.retired_public_share, &receipt.tweak_commitment)
+            .is_some_and(|sum| sum.serialize()[..] == receipt.new_public_share.0),
+    };
+    if !holds {
+        add(Reason::ShareSum, format!("the share of version {new} is not the retired one plus the tweak"));
+    }
+    next(receipt)
+}
+
+/// A compressed point (SEC 1).
+fn point(bytes: &HexBytes) -> Option<PublicKey> {
+    (bytes.0.len() == 33).then(|| PublicKey::from_slice(&bytes.0).ok()).flatten()
+}
+
+/// `None` where the sum is no public key.
+fn sum(a: &HexBytes, b: &HexBytes) -> Option<PublicKey> {
+    point(a)?.combine(&point(b)?).ok()
+}
