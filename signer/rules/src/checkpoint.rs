@@ -166,7 +166,7 @@ impl Contradiction {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Forked => "LOG_FORKED",
-            Self::Shrank => "LOG_SHRANK",
+            Self::Shrank => "LOG_SHRUNK",
             Self::EpochWentBack => "EPOCH_WENT_BACK",
         }
     }

@@ -220,7 +220,7 @@ fn s7_a_forked_log_stops_the_witness() {
 
 #[test]
 fn s7_a_shrinking_log_stops_the_witness() {
-    caught("LOG_SHRANK", |quorum| {
+    caught("LOG_SHRUNK", |quorum| {
         let (entries, _) = page(quorum, 0, 2);
         (2, Vec::new(), forge_log(quorum, &entries))
     });
@@ -288,7 +288,14 @@ fn s7_a_version_that_is_retired_twice_stops_the_witness() {
         caught("VERSION_REPEATED", |quorum| {
             let size = follow(quorum, 1).size;
             let (mut entries, _) = page(quorum, 0, size);
-            let next = Receipt { log_index: size, ..lie(entries.last().unwrap()) };
+            let newest = entries.last().unwrap();
+            let claim = entries.iter().rfind(|entry| entry.phase == "claim").unwrap();
+            let next = Receipt {
+                log_index: size,
+                root_epoch_before: newest.root_epoch_before,
+                root_epoch_after: newest.root_epoch_after,
+                ..lie(claim)
+            };
             entries.push(next.clone());
             (size, vec![next], forge_log(quorum, &entries))
         });
