@@ -86,7 +86,29 @@ pub async fn story(devnet: &Devnet, report: &impl Fn(Step)) -> anyhow::Result<()
         let balance = wallet.run(&["balance"]).await?;
         ensure!(number(&balance, "available_sats")? == 0, "{name} still has money: {balance}");
     }
+    forgotten(&carol, &say).await?;
     exit(devnet, &carol, &leaf, &say).await
+}
+
+/// The last owner checks what the operators claim to have forgotten.
+async fn forgotten(wallet: &WalletCommand, say: &impl Fn(&'static str, String, Value)) -> anyhow::Result<()> {
+    let deadline = Instant::now() + WAIT;
+    let verified = loop {
+        // Another process looks into the token before a receipt is confirmed, and witnesses cosign after that.
+        match wallet.run(&["verify"]).await {
+            Ok(verified) => break verified,
+            Err(error) if Instant::now() > deadline => return Err(error.context("receipts do not hold")),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    };
+    let first =
+        |list: &str| verified.get(list).and_then(|list| list.get(0)).cloned().context("nothing verified");
+    let statement = text(&first("leaves")?, "statement")?;
+    let witnesses = number(&first("logs")?, "witnesses")?;
+    let text =
+        format!("carol verifies the receipts: {statement}; every log is cosigned by {witnesses} others");
+    say("receipts", text, verified);
+    Ok(())
 }
 
 async fn pay(devnet: &Devnet, address: &str, sats: u64) -> anyhow::Result<Txid> {

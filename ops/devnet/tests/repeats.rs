@@ -44,6 +44,7 @@ const NEVER_THE_SAME: &[(&str, &str)] = &[
 /// Calls that change nothing.
 const READS: &[&str] = &[
     "GetCheckpoint",
+    "ProveConsistency",
     "GetReceipts",
     "get_signing_operator_list",
     "query_all_transfers",

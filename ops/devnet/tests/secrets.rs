@@ -29,7 +29,7 @@ use spark_softhsm::{isolated, passed, run_test};
 use spark_wallet::{Wallet, state, verify::Node};
 use support::{
     call::{Door, call, wallet_card},
-    people, rows,
+    eventually, people, rows,
     search::Needles,
 };
 use uuid::Uuid;
@@ -169,6 +169,13 @@ async fn operator_secrets(
         needles.all_forms(&format!("operator {index}'s tweak of the send"), &*tweaks.send.to_bytes());
         needles.all_forms(&format!("operator {index}'s tweak of the claim"), &*tweaks.claim.to_bytes());
 
+        // A head of the log is published now and then.
+        let here = &*devnet;
+        eventually("the claim's receipt is published", || async {
+            let receipts = receipts(here, index, bob, leaf).await?;
+            Ok(receipts.last().is_some_and(|receipt| receipt.phase == "claim"))
+        })
+        .await?;
         let receipts = receipts(devnet, index, bob, leaf).await?;
         let [.., sent, claimed] = receipts.as_slice() else { anyhow::bail!("receipts: {receipts:?}") };
         ensure!((sent.phase.as_str(), claimed.phase.as_str()) == ("send", "claim"), "{receipts:?}");

@@ -40,5 +40,9 @@ pub(super) fn voices(other: u32) -> Vec<(&'static str, Voice)> {
             "AnswerWitness",
             Named(signer::WitnessQuestion { asker: other, ..Default::default() }.encode_to_vec()),
         ),
+        (
+            "CosignLog",
+            Named(signer::CosignLogRequest { operator: other, ..Default::default() }.encode_to_vec()),
+        ),
     ]
 }
