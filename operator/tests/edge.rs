@@ -444,6 +444,33 @@ async fn x24_quotas_ignore_forwarded_for() {
     assert!(refused.get_error_details().retry_info().is_some());
 }
 
+/// The deletion log is for any HTTP client: a file that is not given must not look like an empty one.
+#[tokio::test]
+async fn files_are_refused_as_http_refuses() {
+    let world = world_with(3);
+    let mut codes = Vec::new();
+    for path in
+        ["/log/checkpoint", "/log/tile/0/000", "/log/../etc/passwd", "/log/checkpoint", "/log/checkpoint"]
+    {
+        let mut request = World::request(path, &[], None);
+        *request.method_mut() = Method::GET;
+        let response = world.send(request).await;
+        let again = response.headers().get("retry-after").is_some();
+        assert_eq!(again, response.status().as_u16() == 429);
+        codes.push(response.status().as_u16());
+    }
+    // Nothing is published in this world.
+    assert_eq!(codes, [503, 503, 503, 429, 429]);
+    // No other method reads a file, and no other path has one.
+    let world = world_with(3);
+    for (method, path) in [(Method::POST, "/log/checkpoint"), (Method::GET, "/logs/checkpoint")] {
+        let mut request = World::request(path, &[], None);
+        *request.method_mut() = method;
+        let status = Status::from_header_map(world.send(request).await.headers()).unwrap();
+        assert_ne!(status.code(), Code::Ok);
+    }
+}
+
 #[tokio::test]
 async fn responses_carry_clock_and_trace() {
     let (world, wallet) = (world(), keypair(2));

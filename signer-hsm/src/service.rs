@@ -29,15 +29,6 @@ impl SignerService {
         let result = match self.worker.call(request).await {
             Ok(Ok(reply)) => {
                 self.metrics.replied(&reply);
-                if let Reply::Cosigned(wire::CosignLogResponse { distrust, evidence, .. }) = &reply
-                    && !distrust.is_empty()
-                {
-                    tracing::error!(
-                        reason = distrust,
-                        evidence,
-                        "another operator's deletion log is not followed"
-                    );
-                }
                 Ok(reply)
             }
             Ok(Err(error)) => {

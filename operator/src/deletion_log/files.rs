@@ -19,7 +19,8 @@ use tower::{Layer, Service};
 use super::publish::Published;
 use crate::signer_client::SignerClient;
 
-const ROOT: &str = "/log/";
+/// Where the files are.
+pub const FILES: &str = "/log/";
 /// Records or hashes in a full tile.
 const FULL: u64 = 256;
 /// Most bytes of tiles kept.
@@ -171,7 +172,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match request.uri().path().strip_prefix(ROOT) {
+        match request.uri().path().strip_prefix(FILES) {
             Some(path) if request.method() == Method::GET => {
                 let (files, path) = (self.files.clone(), path.to_owned());
                 Box::pin(async move { Ok(files.answer(&path).await) })

@@ -7,6 +7,6 @@ mod publish;
 mod service;
 
 pub use export::export;
-pub use files::LogFiles;
+pub use files::{FILES, LogFiles};
 pub use publish::{Head, Published, Publisher};
 pub use service::LogService;

@@ -29,6 +29,12 @@ const EVERY: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_secs(60);
 /// Longest wait for one witness.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Witnesses that do not cosign are asked this seldom while there is nothing new.
+const AGAIN: Duration = Duration::from_secs(10);
+/// A head with enough cosignatures stays for this long where a newer one has not enough.
+const GRACE: Duration = Duration::from_secs(15 * 60);
+/// Most pages shown to a witness in one round; the next one goes on from there.
+const MOST_PAGES: usize = 64;
 
 /// A head of the log that anybody may see.
 #[derive(Debug, Clone)]
@@ -73,7 +79,7 @@ enum PublishError {
     Ahead(u64),
     #[error("witness did not answer in time")]
     Late,
-    #[error("cosignature does not verify")]
+    #[error("witness gives no cosignature that verifies")]
     Cosignature,
 }
 
@@ -86,13 +92,17 @@ pub struct Publisher {
     newest: watch::Sender<Option<Arc<Head>>>,
     /// Up to where each witness follows.
     followed: BTreeMap<OperatorIndex, u64>,
+    asked: Option<Instant>,
 }
 
 impl Publisher {
     /// Nothing is published yet.
     pub fn new(federation: Arc<Federation>, signers: Signers, metrics: Metrics) -> (Self, Published) {
         let (newest, seen) = watch::channel(None);
-        (Self { federation, signers, metrics, newest, followed: BTreeMap::new() }, Published(seen))
+        (
+            Self { federation, signers, metrics, newest, followed: BTreeMap::new(), asked: None },
+            Published(seen),
+        )
     }
 
     /// Publishes until `shutdown`.
@@ -121,9 +131,11 @@ impl Publisher {
         });
         let complete = last.as_ref().is_some_and(|last| last.witnesses == self.signers.peers().count());
         let fresh = last.as_ref().is_some_and(|last| last.since.elapsed() < REFRESH);
-        if !says_more && complete && fresh {
+        let lately = self.asked.is_some_and(|asked| asked.elapsed() < AGAIN);
+        if !says_more && fresh && (complete || lately) {
             return Ok(());
         }
+        self.asked = Some(Instant::now());
         let this = &*self;
         let (shown, head) = (note.as_str(), &checkpoint);
         let asked = this.signers.peers().map(|(index, peer)| async move {
@@ -134,8 +146,13 @@ impl Publisher {
         let mut whole = note.clone();
         let mut witnesses = 0;
         for (index, answer) in answers {
-            match answer.and_then(|line| self.checked(index, &note, line)) {
-                Ok(line) => {
+            // A line that would spoil the note for everybody, or count for nothing, is left out.
+            let checked = answer.and_then(|line| {
+                witness::checked_line(&line, &checkpoint.text, &self.federation, index)
+                    .ok_or(PublishError::Cosignature)
+            });
+            match checked {
+                Ok((line, _)) => {
                     whole.push_str(&line);
                     whole.push('\n');
                     witnesses += 1;
@@ -147,8 +164,13 @@ impl Publisher {
                 Err(error) => tracing::debug!(witness = index.get(), %error, "log head is not cosigned"),
             }
         }
-        // A head that says no more than the last one must at least be as well witnessed, or fresher.
-        if says_more || !fresh || last.is_none_or(|last| witnesses >= last.witnesses) {
+        let enough = witness::needed(&self.federation);
+        // With a witness away for a while, what is final stays so; what is new waits for it.
+        let keep = last.as_ref().is_some_and(|last| {
+            let better = last.witnesses >= enough && witnesses < enough && last.since.elapsed() < GRACE;
+            better || (!says_more && fresh && witnesses < last.witnesses)
+        });
+        if !keep {
             self.metrics.log_head(checkpoint.size, witnesses);
             let head = Head { note: whole, checkpoint, witnesses, since: Instant::now() };
             self.newest.send_replace(Some(Arc::new(head)));
@@ -160,12 +182,14 @@ impl Publisher {
     async fn cosigned(
         &self,
         peer: &PeerClient,
-        from: Option<u64>,
+        known: Option<u64>,
         note: &str,
         checkpoint: &Checkpoint,
     ) -> Result<String, PublishError> {
-        let mut from = from.unwrap_or(checkpoint.size);
-        loop {
+        let mut from = known.unwrap_or(checkpoint.size);
+        // It may stand elsewhere than we think, once: after that it stands where it was shown.
+        let mut lost = false;
+        for _ in 0..MOST_PAGES {
             let mut request = CosignLogRequest {
                 operator: self.signers.own_index().get().into(),
                 from,
@@ -191,18 +215,12 @@ impl Publisher {
             if shown == checkpoint.size && reply.size == shown && !reply.cosignature.is_empty() {
                 return Ok(reply.cosignature);
             }
-            if reply.size == from {
-                // It saw what it asked for and stands where it stood: asking again changes nothing.
+            if reply.size == from || (reply.size != shown && lost) {
                 return Err(PublishError::Cosignature);
             }
+            lost |= reply.size != shown;
             from = reply.size;
         }
-    }
-
-    /// A line that would spoil the note, or count for nothing, is left out.
-    fn checked(&self, index: OperatorIndex, note: &str, line: String) -> Result<String, PublishError> {
-        let with = format!("{note}{line}\n");
-        let found = witness::cosigners(&with, &self.federation, self.signers.own_index());
-        if found.contains_key(&index) && found.len() == 1 { Ok(line) } else { Err(PublishError::Cosignature) }
+        Err(PublishError::Late)
     }
 }

@@ -1,5 +1,7 @@
 //! The deletion log for wallets: this operator's signer answers, receipts to owners only (D16).
 
+use std::sync::Arc;
+
 use spark_proto::{
     log::v1::deletion_log_server::DeletionLog,
     signer::v1::{
@@ -10,7 +12,7 @@ use spark_proto::{
 use spark_rules::ids::LeafId;
 use tonic::{Request, Response, Status};
 
-use super::publish::Published;
+use super::publish::{Head, Published};
 use crate::{
     authn::Session,
     call::CallError,
@@ -32,6 +34,12 @@ impl LogService {
     pub const fn new(db: Db, signer: SignerClient, published: Published) -> Self {
         Self { db, signer, published }
     }
+
+    /// One head for all answers: what the signer says in between has no cosignatures.
+    fn head(&self) -> Result<Arc<Head>, Refused> {
+        let unpublished = || Refused::new(Reason::SignerUnreachable, "no head of the log is published yet");
+        self.published.newest().ok_or_else(unpublished)
+    }
 }
 
 fn unreachable(error: &CallError) -> Refused {
@@ -46,12 +54,7 @@ impl DeletionLog for LogService {
         request: Request<GetCheckpointRequest>,
     ) -> Result<Response<GetCheckpointResponse>, Status> {
         Session::of(&request)?;
-        // Before the first is published: what the signer says now, which nobody has cosigned.
-        let reply = match self.published.newest() {
-            Some(head) => GetCheckpointResponse { checkpoint: head.note.clone() },
-            None => self.signer.get_checkpoint(request.into_inner()).await.map_err(|e| unreachable(&e))?,
-        };
-        Ok(Response::new(reply))
+        Ok(Response::new(GetCheckpointResponse { checkpoint: self.head()?.note.clone() }))
     }
 
     async fn prove_consistency(
@@ -63,8 +66,7 @@ impl DeletionLog for LogService {
         if request.old_size == 0 || request.old_size > request.new_size {
             return Err(Refused::field("old_size", "is 0 or more than new_size").into());
         }
-        let known = self.published.newest().map_or(0, |head| head.checkpoint.size);
-        if request.new_size > known {
+        if request.new_size > self.head()?.checkpoint.size {
             return Err(Refused::field("new_size", "is more than was published").into());
         }
         let reply = self.signer.prove_consistency(request).await.map_err(|e| unreachable(&e))?;
@@ -83,13 +85,14 @@ impl DeletionLog for LogService {
         let last =
             leaf::last_owned_version(self.db.pool(), id.uuid(), &identity).await.map_err(Refused::from)?;
         let last = last.and_then(|version| u64::try_from(version).ok()).ok_or_else(Refused::not_owner)?;
-        let head = self.published.newest().filter(|head| head.checkpoint.size > 0);
-        let tree_size = head.as_ref().map_or(0, |head| head.checkpoint.size);
-        let request = GetReceiptsRequest { tree_size, ..request };
-        let mut reply = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
-        if let Some(head) = head {
-            reply.checkpoint.clone_from(&head.note);
+        let head = self.head()?;
+        let mut reply = GetReceiptsResponse { checkpoint: head.note.clone(), ..Default::default() };
+        if head.checkpoint.size == 0 {
+            return Ok(Response::new(reply));
         }
+        let request = GetReceiptsRequest { tree_size: head.checkpoint.size, ..request };
+        let found = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
+        (reply.receipts, reply.proofs) = (found.receipts, found.proofs);
         // What became of the leaf after it was theirs is for its later owners only.
         let theirs: Vec<bool> =
             reply.receipts.iter().map(|receipt| receipt.retired_version <= last).collect();

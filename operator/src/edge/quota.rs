@@ -20,13 +20,13 @@ use governor::{
     clock::{Clock as _, DefaultClock},
     state::keyed::DefaultKeyedStateStore,
 };
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use secp256k1::PublicKey;
 use spark_proto::transport::RemoteAddr;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::status::Refused;
+use crate::{deletion_log::FILES, status::Refused};
 
 /// Checks between two sweeps that forget keys whose quota is full again.
 const SWEEP_EVERY: u32 = 4096;
@@ -159,6 +159,11 @@ where
             None => Some(Refused::quota("address", Duration::from_secs(1))),
         };
         match refused {
+            // Files are for any HTTP client, and an empty one must not be taken for the file.
+            Some(refused) if request.uri().path().starts_with(FILES) => {
+                let response = too_many(refused.retry_after.unwrap_or(Duration::from_secs(1)));
+                Box::pin(async move { Ok(response) })
+            }
             // A response without body: native and grpc-web clients both read the status from the headers.
             Some(refused) => {
                 let response = Status::from(refused).into_http();
@@ -167,6 +172,15 @@ where
             None => Box::pin(self.inner.call(request)),
         }
     }
+}
+
+fn too_many(wait: Duration) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let seconds = wait.as_secs().saturating_add(1);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 #[cfg(test)]

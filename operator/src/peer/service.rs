@@ -1,5 +1,10 @@
 //! What peers may ask: every call comes from a pinned key that names one member.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use spark_proto::{
     peer::v1::{self as wire, peer_server::Peer},
     signer::v1 as signer,
@@ -33,12 +38,14 @@ pub fn index_of_spki(federation: &Federation, spki: &Spki) -> Option<OperatorInd
 pub struct PeerService {
     engine: Engine,
     addresses: DepositAddresses,
+    /// Evidence against members that is in the log already.
+    told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl PeerService {
     /// Over the engine and the deposit addresses of this operator.
-    pub const fn new(engine: Engine, addresses: DepositAddresses) -> Self {
-        Self { engine, addresses }
+    pub fn new(engine: Engine, addresses: DepositAddresses) -> Self {
+        Self { engine, addresses, told: Arc::default() }
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<OperatorIndex, Status> {
@@ -251,11 +258,13 @@ impl Peer for PeerService {
         same(caller, request.get_ref().operator)?;
         let own = self.engine.signers().own();
         let reply = own.cosign_log(request.into_inner()).await.map_err(call_status)?;
-        if !reply.distrust.is_empty() {
+        // It will ask again and again: said once.
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(reply.evidence.clone());
+        if !reply.distrust.is_empty() && told() {
             tracing::error!(
                 operator = caller.get(),
-                reason = reply.distrust,
-                evidence = reply.evidence,
+                reason = %reply.distrust,
+                evidence = %reply.evidence,
                 "deletion log of this operator contradicts itself"
             );
         }

@@ -43,7 +43,7 @@ pub struct SignedAt {
 pub struct Extension {
     /// The signer's position.
     pub position: SignedAt,
-    /// All roots of earlier epochs are destroyed, independently confirmed. 0 if the checkpoint does not say.
+    /// All roots of earlier epochs are destroyed, independently confirmed.
     pub destroyed_before: u64,
     /// Records in the log when it was signed.
     pub log_size: u64,
@@ -59,27 +59,32 @@ impl Extension {
         )
     }
 
-    /// Lines of others are allowed; one of ours twice is not.
+    /// Each of our lines once, lines of others as they come. Who left one out could take back what he said in it.
     fn parse(lines: &str, size: u64) -> Option<Self> {
         let number = |text: &str| text.parse::<u64>().ok();
-        let position = match single(lines, POSITION)? {
-            None => SignedAt::default(),
-            Some(text) => {
-                let (root_epoch, sequence) = text.split_once(' ')?;
-                SignedAt { root_epoch: number(root_epoch)?, sequence: number(sequence)? }
-            }
-        };
-        let destroyed_before = single(lines, DESTROYED_BEFORE)?.map_or(Some(0), number)?;
-        let log_size = single(lines, LOG_SIZE)?.map_or(Some(size), number)?;
+        let (root_epoch, sequence) = single(lines, POSITION)?.split_once(' ')?;
+        let position = SignedAt { root_epoch: number(root_epoch)?, sequence: number(sequence)? };
+        let destroyed_before = number(single(lines, DESTROYED_BEFORE)?)?;
+        let log_size = number(single(lines, LOG_SIZE)?)?;
         (log_size >= size).then_some(Self { position, destroyed_before, log_size })
+    }
+
+    /// Signed before `other` was, or in the same batch and saying less.
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        let (this, that) = (self.position.sequence, other.position.sequence);
+        this < that
+            || this == that
+                && (self.destroyed_before < other.destroyed_before
+                    || self.position.root_epoch < other.position.root_epoch
+                    || self.log_size < other.log_size)
     }
 }
 
-/// What follows `prefix`, where at most one line begins with it.
-fn single<'a>(lines: &'a str, prefix: &str) -> Option<Option<&'a str>> {
+/// What follows `prefix`, where exactly one line begins with it.
+fn single<'a>(lines: &'a str, prefix: &str) -> Option<&'a str> {
     let mut found = lines.lines().filter_map(|line| line.strip_prefix(prefix));
     match (found.next(), found.next()) {
-        (first, None) => Some(first),
+        (Some(only), None) => Some(only),
         _ => None,
     }
 }
@@ -111,7 +116,12 @@ pub struct Checkpoint {
     pub extension: Extension,
     /// What is signed: the note without its signatures.
     pub text: Vec<u8>,
+    /// The note with the operator's signature only: evidence holds nothing that others could add.
+    pub signed: String,
 }
+
+/// Most bytes of a note that is looked at: a head with the cosignatures of all operators has fewer than 4 KiB.
+const MAX_NOTE: usize = 16 << 10;
 
 impl Checkpoint {
     /// Parses a signed note and verifies it under the operator's federation keys (C2SP tlog-checkpoint, signed-note).
@@ -121,6 +131,9 @@ impl Checkpoint {
         index: OperatorIndex,
     ) -> Result<Self, CheckpointError> {
         let malformed = || CheckpointError::Malformed("note");
+        if note.len() > MAX_NOTE {
+            return Err(malformed());
+        }
         let note = Note::from_bytes(note.as_bytes()).map_err(|_| malformed())?;
         let checkpoint = tlog_tiles::Checkpoint::from_bytes(note.text()).map_err(|_| malformed())?;
         let origin = origin(federation, index);
@@ -137,13 +150,13 @@ impl Checkpoint {
             .collect();
         let (verified, _) =
             note.verify(&VerifierList::new(verifiers)).map_err(|_| CheckpointError::Signature)?;
-        if verified.is_empty() {
-            return Err(CheckpointError::Signature);
-        }
+        let signature = verified.first().ok_or(CheckpointError::Signature)?;
+        let signed = Note::new(note.text(), std::slice::from_ref(signature)).map_err(|_| malformed())?;
+        let signed = String::from_utf8(signed.to_bytes()).map_err(|_| malformed())?;
         let size = checkpoint.size();
         let extension =
             Extension::parse(checkpoint.extension(), size).ok_or(CheckpointError::Malformed("extension"))?;
-        Ok(Self { size, root: checkpoint.hash().0, extension, text: note.text().to_vec() })
+        Ok(Self { size, root: checkpoint.hash().0, extension, text: note.text().to_vec(), signed })
     }
 }
 
@@ -215,12 +228,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_one_batch_what_says_less_is_older() {
+        let head = |sequence, root_epoch, destroyed_before, log_size| Extension {
+            position: SignedAt { root_epoch, sequence },
+            destroyed_before,
+            log_size,
+        };
+        let known = head(10, 3, 2, 6);
+        for older in [head(9, 9, 9, 9), head(10, 2, 2, 6), head(10, 3, 1, 6), head(10, 3, 2, 5)] {
+            assert!(older.is_older_than(&known), "{older:?}");
+        }
+        for newer in [known, head(10, 3, 3, 6), head(10, 3, 2, 7), head(11, 0, 0, 0)] {
+            assert!(!newer.is_older_than(&known), "{newer:?}");
+        }
+    }
+
+    #[test]
     fn contradictions_are_found_whatever_the_order() {
         let head = |size, root: u8, sequence, root_epoch, destroyed_before, log_size| Checkpoint {
             size,
             root: [root; 32],
             extension: Extension { position: SignedAt { root_epoch, sequence }, destroyed_before, log_size },
             text: Vec::new(),
+            signed: String::new(),
         };
         let known = head(5, 1, 10, 3, 2, 6);
         for (other, found) in [
@@ -250,8 +280,10 @@ mod tests {
         };
         assert_eq!(Extension::parse(&said.to_lines(), 12), Some(said));
         assert_eq!(Extension::parse(&format!("other/line x\n{}", said.to_lines()), 3), Some(said));
-        let silent = Extension { log_size: 4, ..Extension::default() };
-        assert_eq!(Extension::parse("", 4), Some(silent));
+        assert_eq!(Extension::parse("", 4), None);
+        for left_out in said.to_lines().lines() {
+            assert_eq!(Extension::parse(&said.to_lines().replace(left_out, ""), 12), None, "{left_out}");
+        }
         // A log that is smaller than one of its heads, a line said twice, and what is no number.
         assert_eq!(Extension::parse(&said.to_lines(), 13), None);
         assert_eq!(Extension::parse(&said.to_lines().repeat(2), 12), None);

@@ -44,38 +44,42 @@ pub fn line(
     Some(line.trim_end().to_owned())
 }
 
+/// A cosignature line of this witness over `text`, verified and written anew; `None` if it is anything else, or more.
+pub fn checked_line(
+    line: &str,
+    text: &[u8],
+    federation: &Federation,
+    witness: OperatorIndex,
+) -> Option<(String, u64)> {
+    if line.contains('\n') {
+        return None;
+    }
+    let signature = NoteSignature::from_bytes(line.as_bytes()).ok()?;
+    let name = witness_name(federation, witness);
+    if signature.name() != name {
+        return None;
+    }
+    let keys = &federation.member(witness)?.federation_keys;
+    let key = keys.iter().find(|key| key_id(&name, key) == signature.id())?;
+    let time = verified(text, signature.signature(), &VerifyingKey::from_bytes(key).ok()?)?;
+    let line = String::from_utf8(signature.to_bytes()).ok()?;
+    Some((line.trim_end().to_owned(), time))
+}
+
 /// The other operators that cosigned a checkpoint of `owner`, each with the time of its latest valid cosignature.
 /// Lines of strangers, and those that do not verify, count for nothing.
 pub fn cosigners(note: &str, federation: &Federation, owner: OperatorIndex) -> BTreeMap<OperatorIndex, u64> {
     let mut found = BTreeMap::new();
-    let Ok(note) = Note::from_bytes(note.as_bytes()) else { return found };
-    for member in federation.members().iter().filter(|member| member.index != owner) {
-        let name = witness_name(federation, member.index);
-        let keys: Vec<(u32, VerifyingKey)> = member
-            .federation_keys
-            .iter()
-            .filter_map(|key| Some((key_id(&name, key), VerifyingKey::from_bytes(key).ok()?)))
-            .collect();
-        for signature in signatures(&note).filter(|signature| signature.name() == name) {
-            let valid = keys.iter().any(|(id, key)| {
-                *id == signature.id() && verified(note.text(), signature.signature(), key).is_some()
-            });
-            if let (true, Some((time, _))) = (valid, signature.signature().split_first_chunk::<8>()) {
-                let time = u64::from_be_bytes(*time);
+    let Ok(parsed) = Note::from_bytes(note.as_bytes()) else { return found };
+    for line in note.get(parsed.text().len()..).unwrap_or_default().lines() {
+        for member in federation.members().iter().filter(|member| member.index != owner) {
+            if let Some((_, time)) = checked_line(line, parsed.text(), federation, member.index) {
                 let latest = found.entry(member.index).or_insert(time);
                 *latest = time.max(*latest);
             }
         }
     }
     found
-}
-
-/// Every signature of a note, whoever made it.
-fn signatures(note: &Note) -> impl Iterator<Item = NoteSignature> {
-    let bytes = note.to_bytes();
-    let lines = bytes.get(note.text().len()..).unwrap_or_default().to_vec();
-    let lines: Vec<Vec<u8>> = lines.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
-    lines.into_iter().filter_map(|line| NoteSignature::from_bytes(&line).ok())
 }
 
 fn verified(text: &[u8], blob: &[u8], key: &VerifyingKey) -> Option<u64> {
@@ -92,8 +96,13 @@ fn verified(text: &[u8], blob: &[u8], key: &VerifyingKey) -> Option<u64> {
 /// Cosignatures that a checkpoint needs before a wallet relies on it: any two such sets share an honest witness that
 /// is not the log's own operator, so no two forks of a log reach it. With n operators, t − 1 of which may lie, one of
 /// them the log's: ⌈(n + t − 2) / 2⌉ of the n − 1 others.
+///
+/// With few operators that is all others: with 2 of 3, one that is down keeps new heads from being relied on.
 pub fn needed(federation: &Federation) -> usize {
-    let (n, t) = (usize::from(federation.size()), usize::from(federation.threshold()));
+    needed_of(federation.size().into(), federation.threshold().into())
+}
+
+const fn needed_of(n: usize, t: usize) -> usize {
     n.saturating_add(t).saturating_sub(2).div_ceil(2)
 }
 
@@ -235,13 +244,21 @@ mod tests {
         let public = keys[1].verifying_key();
         let later = line(&federation, OperatorIndex::new(1), public.as_bytes(), 6, &signature).unwrap();
         assert_eq!(count(&[later]), []);
+        // A line and something beside it would spoil a note, or crowd others out of it.
+        let one = line_of(1, 1, 5, text);
+        let checked = |said: &str| checked_line(said, text.as_bytes(), &federation, OperatorIndex::new(1));
+        assert_eq!(checked(&one), Some((one.clone(), 5)));
+        for more in [format!("{one}\n"), format!("\n{one}"), format!("{one}\n{one}"), format!("{one} ")] {
+            assert_eq!(checked(&more), None, "{more:?}");
+        }
+        assert_eq!(checked_line(&one, text.as_bytes(), &federation, OperatorIndex::new(2)), None);
     }
 
     #[test]
     fn two_forks_cannot_both_have_enough_witnesses() {
         for n in 3usize..=15 {
             for t in 2..n {
-                let needed = (n + t - 2).div_ceil(2);
+                let needed = needed_of(n, t);
                 // The log's operator and t - 2 others lie and sign both forks; honest ones sign one.
                 let honest = n - 1 - (t - 2);
                 let most_for_both = 2 * (t - 2) + honest;

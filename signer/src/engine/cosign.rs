@@ -9,12 +9,12 @@ use sha2::{Digest as _, Sha256};
 use spark_proto::{peer::v1::Receipt, signer::v1 as wire};
 use spark_rules::{
     checkpoint::{Checkpoint, Contradiction},
-    ids::OperatorIndex,
+    ids::{KeyshareId, OperatorIndex},
     receipt,
     witness::{self, Frontier},
 };
 
-use super::{EngineError, Shared, deletion_log::MAX_ENTRIES};
+use super::{EngineError, Shared, deletion_log::MAX_ENTRIES, ledger};
 use crate::vault::Txn;
 
 /// A version that is retired twice, or never was.
@@ -103,16 +103,14 @@ impl Shared {
             let evidence = wire::Distrust {
                 reason: contradiction.reason().to_owned(),
                 before: before.clone(),
-                after: request.checkpoint.clone(),
+                after: head.signed.clone(),
                 entry: None,
             };
             return Ok(self.condemn(txn, operator, watched.frontier.size(), &evidence));
         }
         let size = watched.frontier.size();
         let missing = head.size.checked_sub(size);
-        let late = |(_, known): &(String, Checkpoint)| {
-            known.extension.position.sequence > head.extension.position.sequence
-        };
+        let late = |(_, known): &(String, Checkpoint)| head.extension.is_older_than(&known.extension);
         // The newest head that was seen is the one to hold against later ones.
         let late = watched.head.as_ref().is_some_and(late);
         if late || request.from != size || missing != Some(request.entries.len() as u64) {
@@ -122,6 +120,7 @@ impl Shared {
             return Err(EngineError::Malformed("entries"));
         }
         for entry in &request.entries {
+            bounded(entry)?;
             watched.frontier.push(&receipt::leaf(entry));
         }
         if watched.frontier.root() != head.root {
@@ -129,30 +128,30 @@ impl Shared {
         }
         // From here on the operator's signature stands behind the entries.
         for (index, entry) in (size..).zip(&request.entries) {
-            let reason = if entry.log_index != index {
-                Some(VERSION_REPEATED)
-            } else {
-                self.follow(txn, operator, &mut watched, entry)?
+            let Some(reason) = self.follow(txn, operator, &mut watched, entry)? else { continue };
+            let evidence = wire::Distrust {
+                reason: reason.to_owned(),
+                before: watched.head.map(|(note, _)| note).unwrap_or_default(),
+                after: head.signed,
+                // Index and state are not in what was signed.
+                entry: Some(Receipt { log_index: index, state: String::new(), ..entry.clone() }),
             };
-            if let Some(reason) = reason {
-                let before = watched.head.map(|(note, _)| note).unwrap_or_default();
-                let evidence = wire::Distrust {
-                    reason: reason.to_owned(),
-                    before,
-                    after: request.checkpoint.clone(),
-                    entry: Some(entry.clone()),
-                };
-                return Ok(self.condemn(txn, operator, size, &evidence));
-            }
+            return Ok(self.condemn(txn, operator, size, &evidence));
         }
         let record = wire::WatchedLog {
             size: head.size,
             frontier: watched.frontier.roots(),
-            checkpoint: request.checkpoint.clone(),
+            checkpoint: head.signed.clone(),
             root_epoch: watched.root_epoch,
             life: watched.life,
         };
-        txn.put_record(&key(b"log-watched/", operator), record.encode_to_vec());
+        // A head that only is signed anew needs no write.
+        let says_more = watched.head.as_ref().is_none_or(|(_, known)| {
+            head.size > known.size || head.extension.destroyed_before > known.extension.destroyed_before
+        });
+        if says_more {
+            txn.put_record(&key(b"log-watched/", operator), record.encode_to_vec());
+        }
         let time = self.now;
         let signature = self.token.sign_federation(&witness::cosigned_message(&head.text, time))?;
         let public = self.token.federation_public_key();
@@ -201,11 +200,12 @@ impl Shared {
             return Ok(Some(Contradiction::EpochWentBack.reason()));
         }
         watched.root_epoch = entry.root_epoch_before;
+        let keyshare = KeyshareId::parse(&entry.keyshare_id)?;
         let live_key = [
             key(b"log-version/", operator).as_slice(),
             &watched.life.to_be_bytes(),
             b"/",
-            &entry.keyshare_id,
+            keyshare.as_bytes(),
         ]
         .concat();
         let live = match txn.record(&live_key)? {
@@ -216,6 +216,10 @@ impl Shared {
             }
             None => None,
         };
+        // Every key is made by all signers: what is recorded of others stays in proportion to one's own keys.
+        if live.is_none() && entry.phase == "dkg" && ledger::keyshare(txn, &keyshare)?.is_none() {
+            return Err(EngineError::Unknown("keyshare of an entry"));
+        }
         let (retired, new) = (entry.retired_version, entry.new_version);
         let fits = match (entry.phase.as_str(), live) {
             ("dkg", None) => new == 0,
@@ -230,6 +234,25 @@ impl Shared {
         txn.put_record(&live_key, new.to_be_bytes().to_vec());
         Ok(None)
     }
+}
+
+/// What no honest signer exceeds: entries of others are hashed, and may be kept as evidence.
+fn bounded(entry: &Receipt) -> Result<(), EngineError> {
+    let short = |bytes: &[u8]| bytes.len() <= 64;
+    let fits = short(&entry.salt)
+        && short(&entry.incarnation)
+        && short(&entry.keyshare_id)
+        && short(entry.leaf_id.as_bytes())
+        && short(&entry.operation_id)
+        && short(entry.phase.as_bytes())
+        && short(&entry.retired_public_share)
+        && short(&entry.new_public_share)
+        && short(&entry.tweak_commitment)
+        && short(&entry.root_id_before)
+        && short(entry.delete_claim.as_bytes())
+        && short(entry.package_kind.as_bytes())
+        && entry.live_versions.len() <= 64;
+    if fits { Ok(()) } else { Err(EngineError::Malformed("entry")) }
 }
 
 fn refused(size: u64, evidence: &wire::Distrust) -> wire::CosignLogResponse {

@@ -11,10 +11,10 @@ use spark_rules::{
 use super::ReceiptError;
 use crate::{Wallet, WalletError, client::Operator, state::SeenHead};
 
-/// Most bytes of a checkpoint that is looked at.
-const MAX_CHECKPOINT: usize = 16 << 10;
 /// Age in seconds after which a cosignature counts no more: the head may be an old one.
 const FRESH: u64 = 3600;
+/// Seconds that another clock may be ahead of this one.
+const AHEAD: u64 = 600;
 
 /// A head that holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,59 +29,73 @@ impl Wallet {
     /// Checks a head: of this operator's own log, signed by it, with fresh cosignatures counted. Not yet whether it
     /// continues what was seen.
     pub(super) fn head(&self, operator: u16, note: &str) -> Result<Head, ReceiptError> {
-        if note.len() > MAX_CHECKPOINT {
-            return Err(ReceiptError::Checkpoint);
-        }
         let federation = &self.config().federation;
         let index = spark_rules::ids::OperatorIndex::new(operator);
         // Signed under the operator's key name, of the log with the operator's origin: not another log of its.
         let checkpoint = Checkpoint::verify(note, federation, index).map_err(|_| ReceiptError::Checkpoint)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cosigners = witness::cosigners(note, federation, index);
-        let witnesses = cosigners.values().filter(|time| now.saturating_sub(**time) <= FRESH).count();
+        let fresh = now.saturating_sub(FRESH)..=now.saturating_add(AHEAD);
+        let witnesses = cosigners.values().filter(|time| fresh.contains(time)).count();
         Ok(Head { checkpoint, witnesses })
     }
 
     /// Compares a head with the newest one seen of this log, and remembers it. A head that contradicts an earlier one
     /// is remembered for ever.
-    pub(super) async fn continued(
-        &self,
-        operator: &Operator,
-        note: &str,
-        head: &Checkpoint,
-    ) -> Result<(), WalletError> {
+    pub(super) async fn continued(&self, operator: &Operator, head: &Checkpoint) -> Result<(), WalletError> {
         let federation = &self.config().federation;
         let origin = checkpoint::origin(federation, operator.index());
-        if let Some(seen) = self.state().get::<SeenHead>(&origin)? {
-            // Of another federation file it would have another origin, so it verifies as it did then.
-            let known = Checkpoint::verify(&seen.note, federation, operator.index())
-                .map_err(|_| ReceiptError::Checkpoint)?;
-            if let Some(caught) = &seen.contradiction {
-                let caught = Checkpoint::verify(caught, federation, operator.index())
-                    .map_err(|_| ReceiptError::Checkpoint)?;
-                let contradiction = Contradiction::between(&known, &caught).unwrap_or(Contradiction::Forked);
-                return Err(ReceiptError::Contradiction(contradiction).into());
+        // Of another federation file a head has another origin, so it verifies as it did then.
+        let read = |note: &str| {
+            Checkpoint::verify(note, federation, operator.index()).map_err(|_| ReceiptError::Checkpoint)
+        };
+        let mut proven = 0;
+        loop {
+            let seen = self.state().get::<SeenHead>(&origin)?;
+            let known = seen.as_ref().map(|seen| read(&seen.note)).transpose()?;
+            if let (Some(seen), Some(known)) = (&seen, &known) {
+                if let Some(caught) = &seen.contradiction {
+                    let contradiction = Contradiction::between(known, &read(caught)?);
+                    return Err(
+                        ReceiptError::Contradiction(contradiction.unwrap_or(Contradiction::Forked)).into()
+                    );
+                }
+                if let Some(contradiction) = Contradiction::between(known, head) {
+                    let caught = SeenHead { contradiction: Some(head.signed.clone()), ..seen.clone() };
+                    if self.state().replace(&origin, Some(seen), &caught)? {
+                        return Err(ReceiptError::Contradiction(contradiction).into());
+                    }
+                    continue;
+                }
+                let (before, now) = (&known.extension, &head.extension);
+                if head.size < known.size || now.destroyed_before < before.destroyed_before {
+                    return Err(ReceiptError::Older.into());
+                }
+                if head.size > known.size && known.size > 0 && proven != known.size {
+                    self.prove(operator, known, head).await?;
+                    proven = known.size;
+                }
             }
-            if let Some(contradiction) = Contradiction::between(&known, head) {
-                self.state().put(&SeenHead { contradiction: Some(note.to_owned()), ..seen })?;
-                return Err(ReceiptError::Contradiction(contradiction).into());
-            }
-            if head.size < known.size || head.extension.destroyed_before < known.extension.destroyed_before {
-                return Err(ReceiptError::Older.into());
-            }
-            if head.size > known.size && known.size > 0 {
-                let request = ProveConsistencyRequest { old_size: known.size, new_size: head.size };
-                let key = self.keys().identity();
-                let proof = operator
-                    .log(key, request, |mut c, r| async move { c.prove_consistency(r).await })
-                    .await?;
-                let (old, new) = ((known.size, known.root), (head.size, head.root));
-                checkpoint::verify_consistency(&proof.hashes, old, new)
-                    .map_err(|_| ReceiptError::Inconsistent)?;
+            // Another call may have looked at this log meanwhile; what it found must not be lost.
+            let newest = SeenHead { origin: origin.clone(), note: head.signed.clone(), contradiction: None };
+            if self.state().replace(&origin, seen.as_ref(), &newest)? {
+                return Ok(());
             }
         }
-        self.state().put(&SeenHead { origin, note: note.to_owned(), contradiction: None })?;
-        Ok(())
+    }
+
+    async fn prove(
+        &self,
+        operator: &Operator,
+        old: &Checkpoint,
+        new: &Checkpoint,
+    ) -> Result<(), WalletError> {
+        let request = ProveConsistencyRequest { old_size: old.size, new_size: new.size };
+        let key = self.keys().identity();
+        let proof =
+            operator.log(key, request, |mut c, r| async move { c.prove_consistency(r).await }).await?;
+        checkpoint::verify_consistency(&proof.hashes, (old.size, old.root), (new.size, new.root))
+            .map_err(|_| ReceiptError::Inconsistent.into())
     }
 }
 
@@ -130,7 +144,7 @@ mod tests {
     async fn show(wallet: &Wallet, note: &str) -> Result<(), String> {
         let head = wallet.head(0, note).map_err(|error| error.to_string())?;
         let operator = wallet.operators().coordinator();
-        wallet.continued(operator, note, &head.checkpoint).await.map_err(|error| error.to_string())
+        wallet.continued(operator, &head.checkpoint).await.map_err(|error| error.to_string())
     }
 
     /// A wallet whose operator 0 proves any growth like this.

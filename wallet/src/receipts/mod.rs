@@ -137,7 +137,7 @@ impl Wallet {
                 let note =
                     o.log(key, ask, |mut c, r| async move { c.get_checkpoint(r).await }).await?.checkpoint;
                 let head = self.head(o.index().get(), &note)?;
-                self.continued(o, &note, &head.checkpoint).await?;
+                self.continued(o, &head.checkpoint).await?;
                 Ok::<_, WalletError>(head)
             })
             .await;
@@ -181,7 +181,7 @@ impl Wallet {
                     .log(self.keys().identity(), request, |mut c, r| async move { c.get_receipts(r).await })
                     .await?;
                 let head = self.head(o.index().get(), &receipts.checkpoint)?;
-                self.continued(o, &receipts.checkpoint, &head.checkpoint).await?;
+                self.continued(o, &head.checkpoint).await?;
                 let nodes = self.nodes_by_id(o, vec![leaf_id.to_owned()]).await?;
                 Ok::<_, WalletError>((receipts, head, nodes.get(leaf_id).cloned()))
             })
@@ -285,7 +285,8 @@ mod tests {
         // RFC 8032, test 1: the first of the federation keys of tests.
         let seed = hex::decode("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
         let key = SigningKey::from_bytes(&seed.try_into().unwrap());
-        let text = format!("{origin}\n0\n{}\n", STANDARD.encode(Sha256::digest(b"")));
+        let extension = spark_rules::checkpoint::Extension::default().to_lines();
+        let text = format!("{origin}\n0\n{}\n{extension}", STANDARD.encode(Sha256::digest(b"")));
         let public = [[1u8].as_slice(), key.verifying_key().as_bytes()].concat();
         let id = Sha256::digest([origin.as_bytes(), b"\n", &public].concat());
         let signature = [&id[..4], &key.sign(text.as_bytes()).to_bytes()].concat();

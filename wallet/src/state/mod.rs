@@ -169,6 +169,32 @@ impl State {
         write.commit().map_err(store)
     }
 
+    /// Writes `new` under `key` if what lies there is still `old`; false: somebody else wrote meanwhile.
+    pub fn replace<R: Record + PartialEq>(
+        &self,
+        key: &str,
+        old: Option<&R>,
+        new: &R,
+    ) -> Result<bool, StateError> {
+        let bytes = serde_json::to_vec(new).map_err(|e| unreadable(R::TABLE, key, &e))?;
+        let write = self.0.begin_write().map_err(store)?;
+        {
+            let mut table = write.open_table(R::TABLE.definition()).map_err(store)?;
+            let found: Option<R> = match table.get(key).map_err(store)? {
+                Some(value) => {
+                    Some(serde_json::from_slice(value.value()).map_err(|e| unreadable(R::TABLE, key, &e))?)
+                }
+                None => None,
+            };
+            if found.as_ref() != old {
+                return Ok(false);
+            }
+            table.insert(key, bytes.as_slice()).map_err(store)?;
+        }
+        write.commit().map_err(store)?;
+        Ok(true)
+    }
+
     /// Reads a record.
     pub fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StateError> {
         let read = self.0.begin_read().map_err(store)?;
@@ -255,5 +281,20 @@ mod tests {
         let again: SendRecord = serde_json::from_slice(&json).unwrap();
         assert_eq!(again.request.decode().unwrap().transfer_id, "a");
         assert_eq!(again, record);
+    }
+
+    #[test]
+    fn a_record_is_replaced_only_where_it_is_still_the_one_that_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path(), "02").unwrap();
+        let head = |note: &str| SeenHead { origin: "o".into(), note: note.into(), contradiction: None };
+        let (one, two) = (head("one"), head("two"));
+        assert!(!state.replace("o", Some(&one), &two).unwrap(), "there is none yet");
+        assert!(state.replace("o", None, &one).unwrap());
+        assert!(!state.replace("o", None, &two).unwrap());
+        assert!(!state.replace("o", Some(&two), &two).unwrap());
+        assert_eq!(state.get::<SeenHead>("o").unwrap(), Some(one.clone()));
+        assert!(state.replace("o", Some(&one), &two).unwrap());
+        assert_eq!(state.get::<SeenHead>("o").unwrap(), Some(two));
     }
 }

@@ -142,6 +142,17 @@ fn s7_wrong_entries_get_no_cosignature_and_are_no_evidence() {
         let refused = cosign(&mut quorum, 1, 0, wrong, note.clone());
         assert!(matches!(refused, Err(EngineError::LogDiffers(0))), "{refused:?}");
     }
+    // More than any honest signer writes.
+    for change in [
+        (|entries| entries[1].delete_claim = "!".repeat(65)) as fn(&mut Vec<Receipt>),
+        |entries| entries[1].keyshare_id = vec![0; 1 << 20],
+        |entries| entries[1].live_versions = vec![0; 65],
+    ] {
+        let mut wrong = entries.clone();
+        change(&mut wrong);
+        let refused = cosign(&mut quorum, 1, 0, wrong, note.clone());
+        assert!(matches!(refused, Err(EngineError::Malformed("entry"))), "{refused:?}");
+    }
     // One entry dropped: not as many as the head counts.
     let told = cosign(&mut quorum, 1, 0, entries[1..].to_vec(), note.clone()).unwrap();
     assert_eq!((told.size, told.cosignature.is_empty(), told.distrust.is_empty()), (0, true, true));
@@ -155,8 +166,11 @@ fn s7_wrong_entries_get_no_cosignature_and_are_no_evidence() {
     let own =
         wire::CosignLogRequest { operator: 0, from: 0, entries: entries.clone(), checkpoint: note.clone() };
     assert!(quorum.call(0, Request::CosignLog(own)).is_err());
-    // None of this left a trace.
-    assert!(!cosign(&mut quorum, 1, 0, entries, note).unwrap().cosignature.is_empty());
+    // None of this left a trace. Nor does a relay frame anybody by what is not in the hash of an entry.
+    let mut framed = entries;
+    framed[0].log_index += 1;
+    framed[1].state = "confirmed".into();
+    assert!(!cosign(&mut quorum, 1, 0, framed, note).unwrap().cosignature.is_empty());
     assert_eq!(quorum.members[1].engine.alarms().count(), 0);
 }
 
@@ -254,6 +268,43 @@ fn s7_an_epoch_that_goes_back_stops_the_witness() {
     });
 }
 
+/// A key that nobody has made is recorded by nobody.
+#[test]
+fn s7_keys_that_do_not_exist_fill_no_store() {
+    let mut quorum = quorum();
+    let size = follow(&mut quorum, 1).size;
+    let (mut entries, _) = page(&mut quorum, 0, size);
+    let made = Receipt {
+        keyshare_id: vec![9; 16],
+        log_index: size,
+        root_epoch_before: entries.last().unwrap().root_epoch_before,
+        root_epoch_after: entries.last().unwrap().root_epoch_after,
+        ..entries[0].clone()
+    };
+    assert_eq!(made.phase, "dkg");
+    entries.push(made.clone());
+    let note = forge_log(&mut quorum, &entries);
+    let refused = cosign(&mut quorum, 1, size, vec![made], note);
+    assert!(matches!(refused, Err(EngineError::Unknown("keyshare of an entry"))), "{refused:?}");
+}
+
+/// Heads of one batch have one position: the one that says less is not cosigned after the one that says more.
+#[test]
+fn s7_nothing_is_taken_back_within_one_position() {
+    let mut quorum = quorum();
+    let size = follow(&mut quorum, 1).size;
+    let note = head(&mut quorum);
+    let Checkpoint { root, mut extension, .. } = verified(&quorum, &note);
+    extension.position.sequence += 1;
+    extension.destroyed_before = 2;
+    let more = forge(&quorum, size, root, extension);
+    assert!(!cosign(&mut quorum, 1, size, Vec::new(), more).unwrap().cosignature.is_empty());
+    extension.destroyed_before = 1;
+    let less = forge(&quorum, size, root, extension);
+    let reply = cosign(&mut quorum, 1, size, Vec::new(), less).unwrap();
+    assert_eq!((reply.cosignature.as_str(), reply.distrust.as_str()), ("", ""));
+}
+
 #[test]
 fn s7_a_version_that_is_retired_twice_stops_the_witness() {
     let lies: [fn(&Receipt) -> Receipt; 5] = [
@@ -281,7 +332,7 @@ fn s7_a_version_that_is_retired_twice_stops_the_witness() {
             live_versions: vec![0],
             ..last.clone()
         },
-        // A key that nobody has made.
+        // A key of which the log never told.
         |last| Receipt { keyshare_id: vec![9; 16], ..last.clone() },
     ];
     for lie in lies {
