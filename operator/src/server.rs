@@ -214,7 +214,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
                 }
             }
         });
-        let _ = ready.send(true);
         let until = wait(&stopping);
         let pool = Keypool::new(db.clone(), Arc::clone(&federation), signers.clone(), POOL);
         tasks.spawn(async move {
@@ -288,6 +287,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             let (server, until) = (tls.public(listener.client_auth), wait(&stopping));
             tasks.spawn(async move { serve(socket, server, service, until).await.map_err(Into::into) });
         }
+        // Only now: who is told that this operator is ready calls it at once.
+        let _ = ready.send(true);
         println!(
             "{}",
             serde_json::json!({ "public": public, "peer": config.listen.peer, "http": http_address })

@@ -161,6 +161,15 @@ async fn operator_secrets(
     leaf: &str,
 ) -> anyhow::Result<Vec<Vec<u8>>> {
     keys_in_transit(needles, alice, bob, leaf)?;
+    // Before any signer stops: a head waits for its witnesses.
+    let here = &*devnet;
+    for index in 0..DEVELOPMENT_IDENTITIES.len() {
+        eventually("the claim's receipt is published", || async {
+            let receipts = receipts(here, index, bob, leaf).await?;
+            Ok(receipts.last().is_some_and(|receipt| receipt.phase == "claim"))
+        })
+        .await?;
+    }
     let mut present = Vec::new();
     for (index, identity) in DEVELOPMENT_IDENTITIES.iter().enumerate() {
         let identity = scalar(&hex::decode(identity)?)?;
@@ -169,13 +178,6 @@ async fn operator_secrets(
         needles.all_forms(&format!("operator {index}'s tweak of the send"), &*tweaks.send.to_bytes());
         needles.all_forms(&format!("operator {index}'s tweak of the claim"), &*tweaks.claim.to_bytes());
 
-        // A head of the log is published now and then.
-        let here = &*devnet;
-        eventually("the claim's receipt is published", || async {
-            let receipts = receipts(here, index, bob, leaf).await?;
-            Ok(receipts.last().is_some_and(|receipt| receipt.phase == "claim"))
-        })
-        .await?;
         let receipts = receipts(devnet, index, bob, leaf).await?;
         let [.., sent, claimed] = receipts.as_slice() else { anyhow::bail!("receipts: {receipts:?}") };
         ensure!((sent.phase.as_str(), claimed.phase.as_str()) == ("send", "claim"), "{receipts:?}");
