@@ -29,8 +29,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_secs(60);
 /// Longest wait for one witness.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Witnesses that do not cosign are asked this seldom while there is nothing new.
-const AGAIN: Duration = Duration::from_secs(10);
+/// Witnesses are not asked again this soon about a head that says nothing new.
+const AGAIN: Duration = Duration::from_secs(5);
 /// A head with enough cosignatures stays for this long where a newer one has not enough.
 const GRACE: Duration = Duration::from_secs(15 * 60);
 /// Most pages shown to a witness in one round; the next one goes on from there.
@@ -92,7 +92,8 @@ pub struct Publisher {
     newest: watch::Sender<Option<Arc<Head>>>,
     /// Up to where each witness follows.
     followed: BTreeMap<OperatorIndex, u64>,
-    asked: Option<Instant>,
+    /// When witnesses were asked last, and about what: size, and epoch before which all roots are destroyed.
+    asked: Option<(Instant, (u64, u64))>,
 }
 
 impl Publisher {
@@ -131,11 +132,12 @@ impl Publisher {
         });
         let complete = last.as_ref().is_some_and(|last| last.witnesses == self.signers.peers().count());
         let fresh = last.as_ref().is_some_and(|last| last.since.elapsed() < REFRESH);
-        let lately = self.asked.is_some_and(|asked| asked.elapsed() < AGAIN);
-        if !says_more && fresh && (complete || lately) {
+        let says = (checkpoint.size, checkpoint.extension.destroyed_before);
+        let lately = self.asked.is_some_and(|(at, what)| what == says && at.elapsed() < AGAIN);
+        if lately || (!says_more && fresh && complete) {
             return Ok(());
         }
-        self.asked = Some(Instant::now());
+        self.asked = Some((Instant::now(), says));
         let this = &*self;
         let (shown, head) = (note.as_str(), &checkpoint);
         let asked = this.signers.peers().map(|(index, peer)| async move {

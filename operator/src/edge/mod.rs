@@ -1,8 +1,8 @@
 //! What every public call passes before a handler sees it.
 //!
-//! From outside to inside: trace id and timing · CORS · per-address quota · files of the deletion log · grpc-web translation · metrics ·
-//! size limit, session, per-identity quota and authorisation table · handlers. A method that is not in the
-//! table, or that no handler serves, never runs.
+//! From outside to inside: trace id and timing · CORS · per-address quota · files of the deletion log · grpc-web
+//! translation · metrics · size limit, session, per-identity quota and authorisation table · handlers. A method that
+//! is not in the table, or that no handler serves, never runs.
 
 mod authz;
 mod gate;

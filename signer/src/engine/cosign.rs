@@ -105,6 +105,7 @@ impl Shared {
                 before: before.clone(),
                 after: head.signed.clone(),
                 entry: None,
+                life: watched.life,
             };
             return Ok(self.condemn(txn, operator, watched.frontier.size(), &evidence));
         }
@@ -135,6 +136,7 @@ impl Shared {
                 after: head.signed,
                 // Index and state are not in what was signed.
                 entry: Some(Receipt { log_index: index, state: String::new(), ..entry.clone() }),
+                life: watched.life,
             };
             return Ok(self.condemn(txn, operator, size, &evidence));
         }

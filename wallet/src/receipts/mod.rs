@@ -126,7 +126,7 @@ pub struct Verification {
 
 impl Wallet {
     /// Checks the logs of all operators, each against the head that was seen of it before, and the receipts of every
-    /// leaf of this wallet. Leaves themselves are verified with [`Wallet::sync`], which this begins with.
+    /// leaf of this wallet, which it verifies first ([`Wallet::sync`]).
     pub async fn verify(&self) -> Result<Verification, WalletError> {
         let needed_witnesses = witness::needed(&self.config().federation);
         let heads = self

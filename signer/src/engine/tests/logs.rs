@@ -207,6 +207,31 @@ fn caught(reason: &str, lie: impl FnOnce(&mut Quorum) -> (u64, Vec<Receipt>, Str
     assert!(!follow(&mut quorum, 1).cosignature.is_empty());
 }
 
+/// What was settled once is settled once: the same two heads again are no way to make a witness forget.
+#[test]
+fn s7_a_settled_lie_is_no_licence() {
+    let mut quorum = quorum();
+    let honest = head(&mut quorum);
+    let Checkpoint { size, mut root, extension, .. } = verified(&quorum, &honest);
+    root[0] ^= 1;
+    let lie = forge(&quorum, size, root, extension);
+    let (entries, _) = page(&mut quorum, 0, size);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        // To the byte the same each time; the first call after a settlement only says where to begin.
+        cosign(&mut quorum, 1, 0, Vec::new(), honest.clone()).unwrap();
+        let followed = cosign(&mut quorum, 1, 0, entries.clone(), honest.clone()).unwrap();
+        assert!(!followed.cosignature.is_empty());
+        let caught = cosign(&mut quorum, 1, size, Vec::new(), lie.clone()).unwrap();
+        assert_eq!(caught.distrust, "LOG_FORKED");
+        let engine = &mut quorum.members[1].engine;
+        let [(_, _, evidence)] = &engine.distrusted().unwrap()[..] else { panic!("forgotten: {seen:?}") };
+        assert!(!seen.contains(evidence));
+        seen.push(*evidence);
+        engine.shared.settled.insert(*evidence);
+    }
+}
+
 fn follow_refused(quorum: &mut Quorum) -> String {
     let note = head(quorum);
     cosign(quorum, 1, 0, Vec::new(), note).unwrap().distrust
