@@ -27,7 +27,7 @@ use std::{
 use bitcoin::secp256k1::{PublicKey, ecdsa};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use spark_rules::ids::Incarnation;
-use spark_signer::vault::{OpenError, RootId, SecretId, SecretKind, Token, TokenError, Vault};
+use spark_signer::vault::{OpenError, RootId, RootToken, SecretId, SecretKind, Token, TokenError, Vault};
 use spark_signer_hsm::{
     confirmer::Confirmer,
     store::RedbStore,
@@ -111,7 +111,7 @@ impl Counted {
     }
 }
 
-impl Token for Counted {
+impl RootToken for Counted {
     fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
         self.count().create_root(root)
     }
@@ -127,6 +127,9 @@ impl Token for Counted {
     fn sync(&self) -> Result<(), TokenError> {
         self.token.sync()
     }
+}
+
+impl Token for Counted {
     fn identity_public_key(&self) -> PublicKey {
         self.token.identity_public_key()
     }

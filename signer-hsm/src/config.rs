@@ -1,6 +1,6 @@
 //! Configuration of the signer: one TOML file, unknown fields refused.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -90,6 +90,10 @@ impl Config {
         if config.operator >= 15 {
             return Err(ConfigError::Value("operator must be below 15".into()));
         }
+        let ids: BTreeSet<u8> = config.token.devices.iter().map(|device| device.id).collect();
+        if ids.len() != config.token.devices.len() || ids.contains(&0) {
+            return Err(ConfigError::Value("token.devices need distinct ids from 1 on".into()));
+        }
         if config.profile == Security::Production
             && config.federation.is_some()
             && config.federation_hash.is_none()
@@ -138,6 +142,17 @@ mod tests {
     fn unknown_fields_and_bad_values_are_refused() {
         assert!(Config::parse(&TEXT.replace("operator = 0", "operator = 0\nspeed = 1")).is_err());
         assert!(Config::parse(&TEXT.replace("operator = 0", "operator = 15")).is_err());
+        let device = r#"
+        [[token.devices]]
+        id = 1
+        module = "/usr/lib/softhsm/libsofthsm2.so"
+        profile = "softhsm"
+        roots = { label = "second", pin = { file = "pin" } }
+        "#;
+        let two = Config::parse(&[TEXT, device].concat()).unwrap();
+        assert_eq!(two.token.root_devices().iter().map(|device| device.id).collect::<Vec<_>>(), [0, 1]);
+        assert!(Config::parse(&[TEXT, device, device].concat()).is_err());
+        assert!(Config::parse(&[TEXT, &device.replace("id = 1", "id = 0")].concat()).is_err());
         let unpinned = TEXT.replace("operator = 0", "operator = 0\nfederation = \"f.json\"");
         assert!(Config::parse(&unpinned).unwrap_err().to_string().contains("pinned"));
         assert!(

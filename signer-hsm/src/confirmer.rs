@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use spark_signer::{
     engine::{Reply, Request},
-    vault::{RootId, TokenError},
+    vault::{DeviceId, RootId, TokenError},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
@@ -191,7 +191,7 @@ async fn confirm(
         None => confirmer.insert(Confirmer::start(&recipe.program, &recipe.config, &recipe.pin).await?),
     };
     let roots = open.roots().await?;
-    match worker.call(Request::ConfirmDestruction(roots)).await {
+    match worker.call(Request::ConfirmDestruction(DeviceId(0), roots)).await {
         Ok(Ok(Reply::DestroyedBefore(epoch))) => {
             tracing::debug!(epoch, "destruction confirmed");
             Ok(())

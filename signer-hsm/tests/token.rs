@@ -11,7 +11,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::UserType;
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use spark_signer::vault::{RootId, Token as _, TokenError, TreeId};
+use spark_signer::vault::{RootId, RootToken as _, Token as _, TokenError, TreeId};
 use spark_signer_hsm::confirmer::Confirmer;
 use spark_signer_hsm::token::{
     IdentityMethod, IdentitySource, PinSource, Pkcs11Token, Security, generate_keys,

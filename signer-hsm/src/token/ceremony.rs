@@ -4,11 +4,11 @@ use bitcoin::secp256k1::{PublicKey, SECP256K1, SecretKey};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki::session::Session;
-use spark_signer::vault::{Token as _, TokenError};
+use spark_signer::vault::{RootToken as _, TokenError};
 use zeroize::Zeroizing;
 
 use super::Pkcs11Token;
-use super::config::{Profile, Security, TokenConfig};
+use super::config::{DeviceConfig, Profile, Security, TokenConfig};
 use super::error::token_error;
 use super::keys::IdentityMethod;
 use super::link::Link;
@@ -33,6 +33,13 @@ impl std::fmt::Debug for IdentitySource {
             Self::Import(_) => "import",
         })
     }
+}
+
+/// Prepares a further device to hold roots. Refuses when it has been prepared before.
+pub fn prepare_device(config: &DeviceConfig, security: Security) -> Result<(), TokenError> {
+    let module = Module::load(&config.module)?;
+    let link = Link::new(&module, &config.roots, security)?;
+    roots::create_sentinel(&link, &config.profile)
 }
 
 /// Makes the identity and federation keys and prepares the roots token. Refuses when any of it exists.

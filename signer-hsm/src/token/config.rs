@@ -35,9 +35,34 @@ pub struct TokenConfig {
     pub roots: TokenRef,
     /// Token that holds the identity and federation keys.
     pub keys: TokenRef,
+    /// Further devices that hold roots, each its own; the two tokens above are device 0.
+    #[serde(default)]
+    pub devices: Vec<DeviceConfig>,
+    /// Devices that may be away when the signer starts. A copy of the store could go on elsewhere by such a device: name
+    /// one only if you know where it is.
+    #[serde(default)]
+    pub start_without: Vec<u8>,
     /// Set by the program from its own profile, never read from here.
     #[serde(skip)]
     pub security: Security,
+}
+
+/// A device that holds roots of its own: any one device unlocks the store, and what it seals is destroyed when all have
+/// destroyed their roots.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// Number, from 1 on; never given to another device later.
+    pub id: u8,
+    /// PKCS#11 library.
+    pub module: PathBuf,
+    /// Vendor profile.
+    pub profile: Profile,
+    /// Token that holds the roots and nothing else.
+    pub roots: TokenRef,
+    /// End its part: its roots are destroyed, and when that is confirmed it is forgotten.
+    #[serde(default)]
+    pub retire: bool,
 }
 
 /// One token, found by label and, if given, serial number.
@@ -132,6 +157,20 @@ pub struct Profile {
     pub min_batch: Duration,
     /// Whether the token keeps objects in host files without syncing them.
     pub host_files: bool,
+}
+
+impl TokenConfig {
+    /// All devices in order, the first one as number 0.
+    pub fn root_devices(&self) -> Vec<DeviceConfig> {
+        let first = DeviceConfig {
+            id: 0,
+            module: self.module.clone(),
+            profile: self.profile,
+            roots: self.roots.clone(),
+            retire: false,
+        };
+        std::iter::once(first).chain(self.devices.iter().cloned()).collect()
+    }
 }
 
 impl Profile {

@@ -48,6 +48,19 @@ impl Link {
         token: &TokenRef,
         security: Security,
     ) -> Result<Arc<Self>, TokenError> {
+        let link = Self::later(module, token, security)?;
+        let context = link.module.context();
+        link.connect(&context, &mut link.sessions())?;
+        drop(context);
+        Ok(link)
+    }
+
+    /// Reads the PIN only: finds the token and logs in at the first call.
+    pub(super) fn later(
+        module: &Arc<Module>,
+        token: &TokenRef,
+        security: Security,
+    ) -> Result<Arc<Self>, TokenError> {
         let link = Arc::new(Self {
             module: Arc::clone(module),
             label: token.label.clone(),
@@ -57,9 +70,6 @@ impl Link {
             sessions: Mutex::default(),
         });
         module.register(&link);
-        let context = module.context();
-        link.connect(&context, &mut link.sessions())?;
-        drop(context);
         Ok(link)
     }
 

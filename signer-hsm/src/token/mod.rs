@@ -6,6 +6,7 @@
 
 mod ceremony;
 mod config;
+mod device;
 mod error;
 mod keys;
 mod link;
@@ -16,17 +17,18 @@ mod pin;
 mod roots;
 mod view;
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
-use spark_signer::vault::{RootId, Token, TokenError};
+use spark_signer::vault::{RootId, RootToken, Token, TokenError};
 use zeroize::Zeroizing;
 
-pub use ceremony::{IdentitySource, generate_keys};
-pub use config::{DeleteClaim, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef};
+pub use ceremony::{IdentitySource, generate_keys, prepare_device};
+pub use config::{
+    DeleteClaim, DeviceConfig, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef,
+};
+pub use device::RootDevice;
 pub use keys::IdentityMethod;
 pub use observed::Observed;
 pub use view::RootsView;
@@ -38,17 +40,14 @@ use module::Module;
 /// An HSM behind PKCS#11.
 pub struct Pkcs11Token {
     module: Arc<Module>,
-    profile: Profile,
-    roots: Arc<Link>,
+    roots: RootDevice,
     keys: Keys,
-    files: Option<File>,
-    not_destroyed: Mutex<BTreeSet<RootId>>,
 }
 
 impl fmt::Debug for Pkcs11Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pkcs11Token")
-            .field("profile", &self.profile.name)
+            .field("profile", &self.roots.profile().name)
             .field("identity", &self.keys.identity)
             .finish_non_exhaustive()
     }
@@ -59,27 +58,29 @@ impl Pkcs11Token {
     /// attributes. Makes no object: that is the ceremony's business.
     pub fn open(config: &TokenConfig) -> Result<Self, TokenError> {
         let module = Module::load(&config.module)?;
-        let roots = Link::new(&module, &config.roots, config.security)?;
+        let [first, others @ ..] = &*config.root_devices() else { return Err(TokenError::NoObjects) };
+        let roots = RootDevice::load(first, config.security)?;
+        if let Err(error) = roots.probe()
+            && others.is_empty()
+        {
+            return Err(error);
+        }
         let keys = Link::new(&module, &config.keys, config.security)?;
-        roots::assert_listable(&roots)?;
         let keys = Keys::find(keys, config.profile, config.security)?;
-        let files = config.profile.open_files()?;
-        Ok(Self { module, profile: config.profile, roots, keys, files, not_destroyed: Mutex::default() })
+        Ok(Self { module, roots, keys })
     }
 
     /// Starts the library anew after the device was away: closes every session, finalises, initialises and
     /// logs in again. Waits for calls under way; no call fails half-way because of it.
     pub fn reconnect(&self) -> Result<(), TokenError> {
         self.module.reinitialize()?;
-        // A fresh start shows objects as they are, so a destruction may be tried again.
-        self.sticky().clear();
-        roots::assert_listable(&self.roots)?;
+        self.roots.started_anew()?;
         self.keys.check()
     }
 
     /// What the token is and what may be claimed of it.
     pub fn profile(&self) -> &Profile {
-        &self.profile
+        self.roots.profile()
     }
 
     /// How the identity key came into the token.
@@ -89,44 +90,34 @@ impl Pkcs11Token {
 
     /// Whether both tokens answer: lists the roots and signs with the federation key.
     pub fn probe(&self) -> Result<(), TokenError> {
-        roots::assert_listable(&self.roots)?;
+        self.roots.probe()?;
         self.keys.sign_federation(keys::PROBE).map(|_| ())
     }
+}
 
-    fn sticky(&self) -> std::sync::MutexGuard<'_, BTreeSet<RootId>> {
-        self.not_destroyed.lock().unwrap_or_else(PoisonError::into_inner)
+impl RootToken for Pkcs11Token {
+    fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
+        self.roots.create_root(root)
+    }
+
+    fn roots(&self) -> Result<Vec<RootId>, TokenError> {
+        self.roots.roots()
+    }
+
+    fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        self.roots.derive(root, context)
+    }
+
+    fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
+        self.roots.destroy_root(root)
+    }
+
+    fn sync(&self) -> Result<(), TokenError> {
+        self.roots.sync()
     }
 }
 
 impl Token for Pkcs11Token {
-    fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
-        roots::create(&self.roots, &self.profile, root)
-    }
-
-    fn roots(&self) -> Result<Vec<RootId>, TokenError> {
-        roots::list(&self.roots)
-    }
-
-    fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
-        roots::derive(&self.roots, &self.profile, root, context)
-    }
-
-    fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
-        if self.sticky().contains(root) {
-            return Err(TokenError::NotDestroyed(*root));
-        }
-        let result = roots::destroy(&self.roots, root);
-        if matches!(result, Err(TokenError::NotDestroyed(_))) {
-            self.sticky().insert(*root);
-        }
-        result
-    }
-
-    fn sync(&self) -> Result<(), TokenError> {
-        let Some(files) = &self.files else { return Ok(()) };
-        rustix::fs::syncfs(files).map_err(|error| TokenError::Unavailable(format!("sync: {error}")))
-    }
-
     fn identity_public_key(&self) -> PublicKey {
         self.keys.identity
     }

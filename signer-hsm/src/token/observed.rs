@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
-use spark_signer::vault::{RootId, Token, TokenError};
+use spark_signer::vault::{RootId, RootToken, Token, TokenError};
 use zeroize::Zeroizing;
 
 use crate::metrics::{HsmMetrics, HsmOperation};
@@ -27,7 +27,7 @@ impl<T> Observed<T> {
     }
 }
 
-impl<T: Token> Token for Observed<T> {
+impl<T: RootToken> RootToken for Observed<T> {
     fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
         self.metrics.call(HsmOperation::CreateRoot, || self.token.create_root(root))
     }
@@ -47,7 +47,9 @@ impl<T: Token> Token for Observed<T> {
     fn sync(&self) -> Result<(), TokenError> {
         self.metrics.call(HsmOperation::Sync, || self.token.sync())
     }
+}
 
+impl<T: Token> Token for Observed<T> {
     fn identity_public_key(&self) -> PublicKey {
         self.token.identity_public_key()
     }

@@ -25,6 +25,8 @@ pub fn existing() -> TokenConfig {
         profile: Profile::SOFTHSM,
         roots: token("roots"),
         keys: token("keys"),
+        devices: Vec::new(),
+        start_without: Vec::new(),
         security: Security::Development,
     }
 }

@@ -12,7 +12,7 @@ use spark_rules::{
 use tlog_tiles::{Checkpoint, Error as LogError, Hash, HashReader, Tile, record_hash};
 
 use super::{EngineError, Shared, journal};
-use crate::vault::{RootId, Txn};
+use crate::vault::{DeviceId, DeviceState, RootId, Txn};
 
 const SIZE: &[u8] = b"log-size";
 /// Levels of the tree in one tile (C2SP tlog-tiles).
@@ -107,27 +107,71 @@ fn read<'a>(
     Ok(receipts)
 }
 
+/// Members, and the epoch before which every root is confirmed to be gone from each; the greatest number when it
+/// retires and its last root is gone.
+pub(super) fn members(txn: &Txn<'_>) -> Result<Vec<(DeviceId, u64)>, EngineError> {
+    let confirmed = |(id, joined): (DeviceId, u64)| match txn.record(&device_key(id))? {
+        None => Ok((id, joined)),
+        Some(bytes) => {
+            let bytes = bytes.as_slice().try_into();
+            let epoch = u64::from_be_bytes(
+                bytes.map_err(|_| EngineError::Malformed("destroyed-before of a device"))?,
+            );
+            Ok((id, epoch.max(joined)))
+        }
+    };
+    txn.committed().members()?.into_iter().map(confirmed).collect()
+}
+
+fn device_key(device: DeviceId) -> Vec<u8> {
+    [b"device-destroyed-before/".as_slice(), &[device.0]].concat()
+}
+
+/// Drops what was confirmed of a device: another one may get its number.
+pub(super) fn forget_device(txn: &mut Txn<'_>, device: DeviceId) {
+    txn.delete_record(&device_key(device));
+}
+
 impl Shared {
-    /// What somebody else saw in the token: every root of the tree that it shows. All roots before the oldest of them
-    /// are destroyed, since roots are made in order. Returns the epoch before which all are.
-    pub(super) fn confirm(&mut self, txn: &mut Txn<'_>, seen: &[RootId]) -> Result<u64, EngineError> {
-        let known = destroyed_before(txn)?;
+    /// What somebody else saw on a device: every root of the tree that it shows. All roots before the oldest of them
+    /// are destroyed there, since roots are made in order; one is destroyed when it is on no device. Returns the epoch
+    /// before which all are.
+    pub(super) fn confirm(
+        &mut self,
+        txn: &mut Txn<'_>,
+        device: DeviceId,
+        seen: &[RootId],
+    ) -> Result<u64, EngineError> {
         let tree = txn.committed().root().tree;
-        let oldest = seen.iter().map(|root| root.epoch).min();
-        let epoch = match oldest {
+        let retires = txn
+            .committed()
+            .devices()
+            .iter()
+            .any(|status| status.id == device && status.state == DeviceState::Retiring);
+        let epoch = match seen.iter().map(|root| root.epoch).min() {
             // It looked at a moment at which the signer stood at this epoch or a later one.
             Some(oldest) if oldest <= txn.committed().epoch() && seen.iter().all(|r| r.tree == tree) => {
                 oldest
             }
+            None if retires => u64::MAX,
             _ => {
                 self.alarm("confirmer_differs");
                 return Err(EngineError::Malformed("roots that the confirmer saw"));
             }
         };
+        let known = members(txn)?.into_iter().find(|(id, _)| *id == device);
+        let (_, known) = known.ok_or(EngineError::Unknown("device"))?;
         if epoch > known {
-            txn.put_record(DESTROYED_BEFORE, epoch.to_be_bytes().to_vec());
+            txn.put_record(&device_key(device), epoch.to_be_bytes().to_vec());
         }
-        Ok(epoch.max(known))
+        // A member that has not been looked at yet holds everything back.
+        let all = members(txn)?.into_iter().map(|(_, epoch)| epoch).min().unwrap_or(0);
+        let all = all.min(txn.committed().epoch());
+        let before = destroyed_before(txn)?;
+        if all > before {
+            txn.put_record(DESTROYED_BEFORE, all.to_be_bytes().to_vec());
+        }
+        Ok(all.max(before))
     }
 
     /// Completes a receipt and appends it. It is *pending* until the destruction is confirmed independently: the signer

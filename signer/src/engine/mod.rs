@@ -9,6 +9,7 @@ mod apply;
 mod bind;
 mod cosign;
 mod deletion_log;
+mod devices;
 mod error;
 mod generate;
 mod journal;
@@ -30,11 +31,12 @@ use spark_rules::{
     vote::{Ballot, Position},
 };
 
+pub use devices::DeviceReport;
 pub use error::EngineError;
 
 use crate::{
     nonce::NonceBook,
-    vault::{Destruction, RootId, Token, Txn, Vault},
+    vault::{Destruction, DeviceId, RootId, Token, Txn, Vault},
 };
 
 /// A call.
@@ -69,8 +71,8 @@ pub enum Request {
     DkgFinish(wire::DkgRound2Set),
     /// Key generation: keys become usable.
     DkgConfirm(wire::DkgTranscriptSet),
-    /// Roots that the confirmer saw in the token. Comes from this process only, never over the wire.
-    ConfirmDestruction(Vec<RootId>),
+    /// Roots that the confirmer saw on a device. Comes from this process only, never over the wire.
+    ConfirmDestruction(DeviceId, Vec<RootId>),
     /// Question to the peers' memory.
     AskWitness(wire::AskWitnessRequest),
     /// Answer to a peer's question.
@@ -127,6 +129,7 @@ pub const ALARMS: &[&str] = &[
     "commit_failed",
     "confirmer_differs",
     "destroy_pending",
+    "device_away",
     "log_distrusted",
     "nonce_replayed",
     "prepare_differs",
@@ -306,9 +309,10 @@ impl Engine {
         }
         match txn.commit() {
             Ok(committed) => {
-                if committed.destruction == Destruction::Pending {
+                if committed.destruction == Destruction::Pending && !self.vault.destroy_pending().is_empty() {
                     self.shared.alarm("destroy_pending");
                 }
+                self.note_devices();
                 replies
             }
             Err(error) => {
@@ -354,7 +358,9 @@ impl Shared {
             Request::DkgRespond(r) => Reply::DkgRound2(self.dkg_respond(txn, r)?),
             Request::DkgFinish(r) => Reply::DkgTranscript(self.dkg_finish(txn, r)?),
             Request::DkgConfirm(r) => Reply::DkgConfirm(self.dkg_confirm(txn, &r)?),
-            Request::ConfirmDestruction(roots) => Reply::DestroyedBefore(self.confirm(txn, &roots)?),
+            Request::ConfirmDestruction(device, roots) => {
+                Reply::DestroyedBefore(self.confirm(txn, device, &roots)?)
+            }
             Request::AskWitness(_) => Reply::WitnessQuestion(self.ask_witness(txn)?),
             Request::AnswerWitness(r) => Reply::WitnessAnswer(self.answer_witness(txn, &r)?),
             Request::AcceptWitness(r) => {

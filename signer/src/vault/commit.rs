@@ -1,21 +1,18 @@
 //! The commit order.
 //!
-//! 0 new root · 1 derive twice, sync the token · 2 re-key the touched pages and seal the header · 3 one
-//! store transaction, the commit point · 4 destroy the old root, forget the old keys. A batch that
-//! destroys nothing keeps the root and skips 0 and 4.
+//! On every serving device: 0 new root · 1 derive twice, sync the token · 2 re-key the touched pages and seal the header · 3 one
+//! store transaction, the commit point · 4 on every one of them, destroy the old root; forget the old keys. A batch
+//! that destroys nothing keeps the root and skips 0 and 4.
 
-use rand_core::{OsRng, RngCore as _};
-use subtle::ConstantTimeEq as _;
-use zeroize::Zeroizing;
-
+use super::devices::{Device, DeviceState, Refusal, derive_checked};
 use super::error::VaultError;
 use super::failpoint::Step;
 use super::header::{BodyRef, Head};
 use super::ledger::SetState;
-use super::open::{Vault, derive_checked};
+use super::open::Vault;
 use super::seal::SealBroken;
 use super::store::{StoreCommit, StoreError};
-use super::token::{RootId, Token, TokenError};
+use super::token::{RootId, TokenError};
 use super::tree::{Change, OpenPages, Rewrite};
 use super::txn::{Changes, Fate};
 
@@ -101,20 +98,16 @@ impl Vault {
         let head = Head::fresh(after, self.head.sequence.saturating_add(1));
 
         if rotate {
-            self.sweep_uncommitted()?;
-            match self.spare.take() {
-                Some(spare) => self.take_spare(spare)?,
-                None => self.create_next(after)?,
-            }
-            self.step(Step::RootCreated)?;
+            self.on_serving(Some(Step::RootCreated), |device| device.next_root(&before, after))?;
         }
-        let prepared = self.prepare(&head, changes, open, rotate);
-        let sealed = match prepared {
+        let sealed = match self.prepare(&head, changes, open, rotate) {
             Ok(sealed) => sealed,
             Err(error) => {
                 // Best effort: a root that stays is swept before the next one is made.
                 if !self.cut_off {
-                    let _ = self.sweep_uncommitted();
+                    self.devices.iter_mut().filter(|device| device.is_serving()).for_each(|device| {
+                        let _ = device.sweep(&before);
+                    });
                 }
                 return Err(error);
             }
@@ -129,11 +122,12 @@ impl Vault {
         self.records.state = sealed.state;
         self.tree.adopt(sealed.tree);
         if rotate {
-            self.strays.clear();
-            if self.token.destroy_root(&before).is_err() {
-                self.undestroyed.push(before);
+            for at in 0..self.devices.len() {
+                if let Some(device) = self.devices.get_mut(at).filter(|device| device.is_serving()) {
+                    device.superseded(before);
+                }
+                self.step(Step::RootDestroyed)?;
             }
-            self.step(Step::RootDestroyed)?;
         }
         Ok(Committed {
             epoch_before: before.epoch,
@@ -141,30 +135,59 @@ impl Vault {
             root_before: before,
             root_after: after,
             sequence: self.head.sequence,
-            destruction: match (rotate, self.undestroyed.is_empty()) {
+            destruction: match (rotate, self.holds_superseded()) {
                 (false, _) => Destruction::None,
-                (true, true) => Destruction::Reported,
-                (true, false) => Destruction::Pending,
+                (true, false) => Destruction::Reported,
+                (true, true) => Destruction::Pending,
             },
         })
     }
 
-    /// Destroys roots of batches that never reached the commit point.
-    fn sweep_uncommitted(&mut self) -> Result<(), TokenError> {
-        if self.strays.is_empty() {
-            return Ok(());
-        }
-        let present = self.token.roots()?;
-        if !present.contains(&self.head.root) {
-            // Another copy of this store took over: what is there is its own.
-            self.cut_off = true;
-            return Err(TokenError::RootMissing(self.head.root));
-        }
-        while let Some(stray) = self.strays.last().copied() {
-            if present.contains(&stray) {
-                self.token.destroy_root(&stray)?;
+    /// Whether a device has, or may have, a root that was superseded.
+    fn holds_superseded(&self) -> bool {
+        let behind = |device: &Device| match device.state {
+            DeviceState::Serving => !device.undestroyed.is_empty(),
+            DeviceState::Away | DeviceState::Retiring => self.members.contains(&device.id),
+        };
+        self.devices.iter().any(behind)
+            || self.members.iter().any(|member| self.devices.iter().all(|device| device.id != *member))
+    }
+
+    /// Does something on every serving device, and passes a step after each. Those that fail are left behind, unless
+    /// all do: then nothing has changed.
+    fn on_serving(
+        &mut self,
+        step: Option<Step>,
+        mut work: impl FnMut(&mut Device) -> Result<(), Refusal>,
+    ) -> Result<(), CommitError> {
+        let mut failed: Vec<(usize, TokenError)> = Vec::new();
+        let mut served = false;
+        for at in 0..self.devices.len() {
+            let Some(device) = self.devices.get_mut(at).filter(|device| device.is_serving()) else {
+                continue;
+            };
+            match work(device) {
+                Ok(()) => {
+                    served = true;
+                    if let Some(step) = step {
+                        self.step(step)?;
+                    }
+                }
+                Err(Refusal::Failed(error)) => failed.push((at, error)),
+                Err(Refusal::TakenOver(error)) => {
+                    self.cut_off = true;
+                    return Err(error.map_or(CommitError::MustReopen, CommitError::Token));
+                }
             }
-            self.strays.pop();
+        }
+        if !served {
+            let error = failed.into_iter().next().map(|(_, error)| error);
+            return Err(error.unwrap_or_else(|| TokenError::Unavailable("no device serves".into())).into());
+        }
+        for (at, error) in failed {
+            if let Some(device) = self.devices.get_mut(at) {
+                device.leave(error);
+            }
         }
         Ok(())
     }
@@ -172,49 +195,21 @@ impl Vault {
     /// Makes the next epoch's root ahead of the batch that will need it, so that the batch need not wait for the
     /// token. A restart destroys one that was not used.
     pub fn prepare_spare(&mut self) -> Result<(), TokenError> {
-        if self.spare.is_some() || self.cut_off || !self.witnessed {
+        if self.cut_off || !self.witnessed {
             return Ok(());
         }
-        self.sweep_uncommitted()?;
-        let root = self.head.root;
-        let next = RootId { epoch: root.epoch.saturating_add(1), ..root };
-        self.create_next(next)?;
-        let spare = Spare::made(&*self.token, next)?;
-        self.strays.pop();
-        self.spare = Some(spare);
-        Ok(())
-    }
-
-    /// Another copy of this store, opened meanwhile, destroys roots that it does not know and may have made one of the
-    /// same name: then this copy is over.
-    fn take_spare(&mut self, spare: Spare) -> Result<(), CommitError> {
-        match spare.is_there(&*self.token) {
-            Ok(true) => {
-                self.strays.push(spare.root);
-                Ok(())
-            }
-            Ok(false) => {
-                self.cut_off = true;
-                Err(CommitError::MustReopen)
-            }
-            // Not known to be ours: it is asked again, and not swept.
-            Err(error) => {
-                self.spare = Some(spare);
-                Err(error.into())
+        let current = self.head.root;
+        for device in self.devices.iter_mut().filter(|device| device.is_serving()) {
+            match device.prepare_spare(&current) {
+                Ok(()) => {}
+                Err(Refusal::Failed(error)) => return Err(error),
+                Err(Refusal::TakenOver(error)) => {
+                    self.cut_off = true;
+                    return Err(error.unwrap_or(TokenError::RootMissing(current)));
+                }
             }
         }
-    }
-
-    /// Makes a root and counts it among the uncommitted.
-    fn create_next(&mut self, root: RootId) -> Result<(), TokenError> {
-        self.strays.push(root);
-        self.token.create_root(&root).inspect_err(|error| {
-            if matches!(error, TokenError::RootExists(_)) {
-                // Another copy of this store made it and lives on it: it is not ours to sweep, and this copy is over.
-                self.strays.pop();
-                self.cut_off = true;
-            }
-        })
+        Ok(())
     }
 
     fn prepare(
@@ -224,12 +219,17 @@ impl Vault {
         open: &OpenPages,
         rotate: bool,
     ) -> Result<Sealed, CommitError> {
-        let key = derive_checked(&*self.token, head)?;
+        let mut keys = Vec::with_capacity(self.devices.len());
+        self.on_serving(None, |device| {
+            keys.push((device.id, derive_checked(&*device.token, head)?));
+            Ok(())
+        })?;
         self.step(Step::KeyDerived)?;
         if rotate {
-            self.token.sync()?;
+            self.on_serving(None, |device| Ok(device.token.sync()?))?;
             self.step(Step::TokenSynced)?;
         }
+        keys.retain(|(id, _)| self.devices.iter().any(|device| device.id == *id && device.is_serving()));
         let Changes { secrets, records, .. } = changes;
         let mut state = self.records.state;
         for (record, value) in &records {
@@ -251,7 +251,7 @@ impl Vault {
             secrets: tree.len,
         };
         let header =
-            body.seal(head, &key).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
+            body.seal(head, &keys).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
         let pages = std::mem::take(&mut tree.pages).into_iter().collect();
         let store = StoreCommit { header, pages, records: records.into_iter().collect() };
         Ok(Sealed { store, state, tree })
@@ -263,33 +263,6 @@ impl Vault {
         }
         self.cut_off = true;
         Err(CommitError::CutOff(step))
-    }
-}
-
-/// A root made ahead.
-pub(super) struct Spare {
-    root: RootId,
-    nonce: [u8; 32],
-    /// What this very key makes of the nonce.
-    check: Zeroizing<[u8; 32]>,
-}
-
-impl Spare {
-    const CONTEXT: &'static [u8] = b"spark/vault/spare/v1";
-
-    fn made(token: &dyn Token, root: RootId) -> Result<Self, TokenError> {
-        let mut nonce = [0u8; 32];
-        OsRng.fill_bytes(&mut nonce);
-        let check = token.derive(&root, &[Self::CONTEXT, &nonce].concat())?;
-        Ok(Self { root, nonce, check })
-    }
-
-    fn is_there(&self, token: &dyn Token) -> Result<bool, TokenError> {
-        match token.derive(&self.root, &[Self::CONTEXT, &self.nonce].concat()) {
-            Ok(check) => Ok(check.ct_eq(&*self.check).into()),
-            Err(TokenError::RootMissing(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why a vault is not created, not opened, or not read.
 
 use super::store::StoreError;
-use super::token::{RootId, TokenError};
+use super::token::{DeviceId, RootId, TokenError};
 
 /// A read or a change of a batch that failed.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,9 @@ pub enum OpenError {
     /// The header was not sealed under this root.
     #[error("header does not open under its root")]
     HeaderBroken,
+    /// No device is configured that unlocks the header.
+    #[error("store is sealed for the devices {0:?}, and none of them is configured")]
+    NoDevice(Vec<DeviceId>),
     /// A page is missing or changed.
     #[error("page {0} is not the one that its parent names")]
     PageBroken(u64),

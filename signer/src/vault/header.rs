@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::ledger::{RecordSet, SetState};
 use super::seal::{self, DataKey, KEY_BYTES, SealBroken, TAG_BYTES};
-use super::token::{RootId, TreeId};
+use super::token::{DeviceId, RootId, TreeId};
 use super::tree::Top;
 
 const FORMAT: &[u8; 4] = b"SPV2";
@@ -21,8 +21,6 @@ const HEAD_BYTES: usize = 4 + 8 + 8 + 8 + SALT_BYTES;
 /// Device number and the top key, wrapped.
 const WRAP_BYTES: usize = 1 + KEY_BYTES + TAG_BYTES;
 const BODY_BYTES: usize = 16 + 32 + 32 + 8 + 8 + 8 + 1 + 1 + 8 + KEY_BYTES;
-/// The device that holds the root.
-const DEVICE: u8 = 0;
 
 /// The part in the clear.
 #[derive(Clone)]
@@ -60,7 +58,13 @@ impl Head {
         Some((Self { root, sequence: u64::from_be_bytes(*sequence), salt: *salt }, rest))
     }
 
-    /// What the root turns into the key that wraps the top key.
+    /// Devices for which a stored header wraps its top key, as it says.
+    pub(super) fn devices(stored: &[u8]) -> Option<Vec<DeviceId>> {
+        let (wraps, _) = split_wraps(stored.get(HEAD_BYTES..)?)?;
+        wraps.chunks_exact(WRAP_BYTES).map(|wrap| wrap.first().copied().map(DeviceId)).collect()
+    }
+
+    /// What a root turns into the key that wraps the top key.
     pub(super) fn derivation(&self) -> Vec<u8> {
         [CONTEXT, &self.encode()].concat()
     }
@@ -77,15 +81,19 @@ pub(super) struct BodyRef<'a> {
 }
 
 impl BodyRef<'_> {
-    /// The whole header. `key` is what the device's root made of [`Head::derivation`].
-    pub(super) fn seal(&self, head: &Head, key: &DataKey) -> Result<Vec<u8>, SealBroken> {
+    /// The whole header. Each key is what a device's root made of [`Head::derivation`].
+    pub(super) fn seal(&self, head: &Head, keys: &[(DeviceId, DataKey)]) -> Result<Vec<u8>, SealBroken> {
         let mut out = head.encode();
         let top_key = DataKey::random();
-        let mut wrap = Zeroizing::new(Vec::with_capacity(KEY_BYTES + TAG_BYTES));
-        wrap.extend_from_slice(top_key.expose());
-        seal::seal(key.expose(), &out, &mut wrap)?;
-        out.extend_from_slice(&[1, DEVICE]);
-        out.extend_from_slice(&wrap);
+        let mut wraps = vec![u8::try_from(keys.len()).map_err(|_| SealBroken)?];
+        for (device, key) in keys {
+            let mut wrap = Zeroizing::new(Vec::with_capacity(KEY_BYTES + TAG_BYTES));
+            wrap.extend_from_slice(top_key.expose());
+            seal::seal(key.expose(), &out, &mut wrap)?;
+            wraps.push(device.0);
+            wraps.extend_from_slice(&wrap);
+        }
+        out.extend_from_slice(&wraps);
 
         let mut body = Zeroizing::new(Vec::with_capacity(BODY_BYTES + TAG_BYTES));
         body.extend_from_slice(self.incarnation.as_bytes());
@@ -116,17 +124,13 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Opens what [`BodyRef::seal`] made.
-    pub(super) fn open(stored: &[u8], key: &DataKey) -> Result<Self, SealBroken> {
+    /// Opens what [`BodyRef::seal`] made, by one device's key.
+    pub(super) fn open(stored: &[u8], device: DeviceId, key: &DataKey) -> Result<Self, SealBroken> {
         let (head, rest) = stored.split_at_checked(HEAD_BYTES).ok_or(SealBroken)?;
-        let (count, rest) = rest.split_first().ok_or(SealBroken)?;
-        let wraps = usize::from(*count).checked_mul(WRAP_BYTES).ok_or(SealBroken)?;
-        let (wraps, sealed) = rest.split_at_checked(wraps).ok_or(SealBroken)?;
+        let (wraps, sealed) = split_wraps(rest).ok_or(SealBroken)?;
         let wrap = wraps
             .chunks_exact(WRAP_BYTES)
-            .find_map(|wrap| {
-                wrap.split_first().and_then(|(device, wrap)| (*device == DEVICE).then_some(wrap))
-            })
+            .find_map(|wrap| wrap.split_first().and_then(|(of, wrap)| (*of == device.0).then_some(wrap)))
             .ok_or(SealBroken)?;
         let top_key = seal::open(key.expose(), head, wrap)?;
         let context = stored.get(..HEAD_BYTES + 1 + wraps.len()).ok_or(SealBroken)?;
@@ -161,4 +165,10 @@ impl Body {
             secrets: u64::from_be_bytes(*secrets),
         })
     }
+}
+
+/// The wraps, and what follows them.
+fn split_wraps(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (count, rest) = rest.split_first()?;
+    rest.split_at_checked(usize::from(*count).checked_mul(WRAP_BYTES)?)
 }

@@ -11,7 +11,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::store::{SealedStore, StoreCommit, StoreError};
-use super::token::{RootId, Token, TokenError};
+use super::token::{RootId, RootToken, Token, TokenError};
 
 /// Which call of the token fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     Destroy,
     Sync,
     Empty,
+    /// All of them.
+    Gone,
 }
 
 pub(crate) type Roots = BTreeMap<RootId, [u8; 32]>;
@@ -60,15 +62,22 @@ impl MemoryToken {
         *lock(&self.fault) = fault;
     }
 
+    /// Whether it answers nobody.
+    pub(crate) fn is_gone(&self) -> bool {
+        lock(&self.fault).is_some()
+    }
+
     fn check(&self, fault: Fault) -> Result<(), TokenError> {
-        if *lock(&self.fault) == Some(fault) {
-            return Err(TokenError::Unavailable(format!("{fault:?}")));
+        match *lock(&self.fault) {
+            Some(now) if now == fault || now == Fault::Gone => {
+                Err(TokenError::Unavailable(format!("{fault:?}")))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
-impl Token for MemoryToken {
+impl RootToken for MemoryToken {
     fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
         self.check(Fault::Create)?;
         let key = rand::random();
@@ -100,7 +109,9 @@ impl Token for MemoryToken {
     fn sync(&self) -> Result<(), TokenError> {
         self.check(Fault::Sync)
     }
+}
 
+impl Token for MemoryToken {
     fn identity_public_key(&self) -> PublicKey {
         self.identity.public_key()
     }

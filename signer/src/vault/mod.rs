@@ -9,11 +9,15 @@
 //! so a freshly opened vault is read-only until [`Vault::confirm_witnessed`].
 
 mod commit;
+#[cfg(test)]
+mod device_tests;
+mod devices;
 mod error;
 mod failpoint;
 mod header;
 mod id;
 mod ledger;
+mod members;
 #[cfg(test)]
 pub(crate) mod memory;
 mod open;
@@ -26,10 +30,11 @@ mod tree;
 mod txn;
 
 pub use commit::{CommitError, Committed, Destruction};
+pub use devices::{DeviceState, DeviceStatus, Devices};
 pub use error::{CreateError, OpenError, VaultError};
 pub use failpoint::{FailPoint, Step};
 pub use id::{MAX_SECRET_BYTES, SecretId, SecretKind};
 pub use open::{Position, Vault};
 pub use store::{Record, SealedStore, StoreCommit, StoreError};
-pub use token::{RootId, Token, TokenError, TreeId};
+pub use token::{DeviceId, RootId, RootToken, Token, TokenError, TreeId};
 pub use txn::{Savepoint, Txn};

@@ -6,18 +6,18 @@ use std::sync::Arc;
 
 use rand_core::{OsRng, RngCore as _};
 use spark_rules::ids::Incarnation;
-use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::commit::Spare;
+use super::devices::{Device, Devices, derive_checked};
 use super::error::{CreateError, OpenError, VaultError};
 use super::failpoint::FailPoint;
 use super::header::{Body, BodyRef, Head};
 use super::id::SecretId;
 use super::ledger::{RecordSet, SetState};
-use super::seal::{DataKey, SealBroken};
+use super::members::member;
+use super::seal::SealBroken;
 use super::store::{Record, SealedStore, StoreCommit, StoreError};
-use super::token::{RootId, Token, TokenError, TreeId};
+use super::token::{DeviceId, RootId, RootToken, Token, TokenError, TreeId};
 use super::tree::{OpenPages, Origin, Tree, TreeError};
 use super::txn::Txn;
 
@@ -33,6 +33,10 @@ pub struct Position {
 /// An open vault. One thread owns it.
 pub struct Vault {
     pub(super) token: Arc<dyn Token>,
+    pub(super) devices: Vec<Device>,
+    /// Devices whose roots must be gone before anything counts as destroyed.
+    pub(super) members: BTreeSet<DeviceId>,
+    pub(super) start_without: BTreeSet<DeviceId>,
     pub(super) store: Box<dyn SealedStore>,
     pub(super) hook: Option<Box<dyn FailPoint>>,
     pub(super) head: Head,
@@ -41,10 +45,6 @@ pub struct Vault {
     pub(super) tree: Tree,
     pub(super) witnessed: bool,
     pub(super) cut_off: bool,
-    pub(super) strays: Vec<RootId>,
-    /// A root that waits for the next batch that needs one.
-    pub(super) spare: Option<Spare>,
-    pub(super) undestroyed: Vec<RootId>,
 }
 
 impl fmt::Debug for Vault {
@@ -53,51 +53,47 @@ impl fmt::Debug for Vault {
     }
 }
 
-/// Derives twice, from two sessions, and compares: a cluster must have replicated the root by then.
-pub(super) fn derive_checked(token: &dyn Token, head: &Head) -> Result<DataKey, TokenError> {
-    let context = head.derivation();
-    let first = token.derive(&head.root, &context)?;
-    let second = token.derive(&head.root, &context)?;
-    if !bool::from(first.ct_eq(&*second)) {
-        return Err(TokenError::WrongAnswer("two derivations differ"));
-    }
-    DataKey::from_slice(&first[..]).ok_or(TokenError::WrongAnswer("derived key has a wrong length"))
-}
-
 impl Vault {
-    /// Makes a new vault. Ceremony only: refuses when the store or the token holds anything.
+    /// Makes a new vault. Ceremony only: refuses when the store or a device holds anything.
     pub fn create(
-        token: Arc<dyn Token>,
+        devices: impl Into<Devices>,
         store: Box<dyn SealedStore>,
         incarnation: Incarnation,
     ) -> Result<Self, CreateError> {
+        let Devices { keys: token, roots: devices, start_without } = devices.into();
         if store.header()?.is_some() || store.page_count()? > 0 || has_records(&*store)? {
             return Err(CreateError::StoreNotEmpty);
         }
-        let roots = token.roots()?;
-        if !roots.is_empty() {
-            return Err(CreateError::RootsExist(roots));
+        for (_, device) in &devices {
+            let roots = device.roots()?;
+            if !roots.is_empty() {
+                return Err(CreateError::RootsExist(roots));
+            }
         }
         let mut tree = [0u8; 8];
         OsRng.fill_bytes(&mut tree);
         let head = Head::fresh(RootId { tree: TreeId(tree), epoch: 1 }, 1);
-        token.create_root(&head.root)?;
-        let key = derive_checked(&*token, &head)?;
-        token.sync()?;
-        let records = RecordSet::empty().map_err(|SealBroken| CreateError::Seal)?;
-        let body = BodyRef {
-            incarnation,
-            state: records.state,
-            records: &records,
-            top: None,
-            next_page: 0,
-            secrets: 0,
-        };
-        let header = body.seal(&head, &key).map_err(|SealBroken| CreateError::Seal)?;
-        store.apply(&StoreCommit { header, pages: Vec::new(), records: Vec::new() })?;
+        let mut keys = Vec::with_capacity(devices.len());
+        for (id, device) in &devices {
+            device.create_root(&head.root)?;
+            keys.push((*id, derive_checked(&**device, &head)?));
+            device.sync()?;
+        }
+        let mut records = RecordSet::empty().map_err(|SealBroken| CreateError::Seal)?;
+        let members: Vec<_> = devices.iter().map(|(id, _)| member(*id, head.root.epoch)).collect();
+        let mut state = records.state;
+        members.iter().for_each(|(key, value)| records.add(&mut state, key, value));
+        records.state = state;
+        let body = BodyRef { incarnation, state, records: &records, top: None, next_page: 0, secrets: 0 };
+        let header = body.seal(&head, &keys).map_err(|SealBroken| CreateError::Seal)?;
+        let records_made = members.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        store.apply(&StoreCommit { header, pages: Vec::new(), records: records_made })?;
         let tree = Tree::empty(Origin { tree: head.root.tree, incarnation });
         Ok(Self {
             token,
+            members: devices.iter().map(|(id, _)| *id).collect(),
+            devices: devices.into_iter().map(|(id, token)| Device::serving(id, token, Vec::new())).collect(),
+            start_without,
             store,
             hook: None,
             head,
@@ -106,26 +102,54 @@ impl Vault {
             tree,
             witnessed: true,
             cut_off: false,
-            strays: Vec::new(),
-            spare: None,
-            undestroyed: Vec::new(),
         })
     }
 
-    /// Opens an existing vault, reads it through and refuses whatever does not fit.
+    /// Opens an existing vault by any one of its devices, reads it through and refuses whatever does not fit.
     ///
     /// The vault is read-only, and roots left by a crash stay, until [`Self::confirm_witnessed`].
-    pub fn open(token: Arc<dyn Token>, store: Box<dyn SealedStore>) -> Result<Self, OpenError> {
-        let Some(stored) = store.header()? else {
-            return Err(match token.roots()? {
-                roots if roots.is_empty() => OpenError::NotCreated,
-                roots => OpenError::StoreLost(roots),
-            });
-        };
+    pub fn open(devices: impl Into<Devices>, store: Box<dyn SealedStore>) -> Result<Self, OpenError> {
+        let Devices { keys: token, roots: devices, start_without } = devices.into();
+        let Some(stored) = store.header()? else { return Err(without_header(&devices)) };
         let (head, _) = Head::decode(&stored).ok_or(OpenError::Format)?;
-        let strays = strays(&head.root, token.roots()?)?;
-        let key = derive_checked(&*token, &head)?;
-        let body = Body::open(&stored, &key).map_err(|SealBroken| OpenError::HeaderBroken)?;
+        let wrapped = Head::devices(&stored).ok_or(OpenError::Format)?;
+        let mut body = None;
+        let mut trouble = None;
+        let mut opened = Vec::with_capacity(devices.len());
+        for (id, token) in devices {
+            let strays = match token.roots() {
+                Ok(roots) if wrapped.contains(&id) => strays(&head.root, roots)?,
+                // What it holds is dealt with when it joins.
+                Ok(_) => {
+                    opened.push(Device::away(id, token, None));
+                    continue;
+                }
+                Err(error) => {
+                    trouble.get_or_insert_with(|| error.clone());
+                    let mut device = Device::away(id, token, Some(error));
+                    device.wrapped = wrapped.contains(&id);
+                    opened.push(device);
+                    continue;
+                }
+            };
+            match derive_checked(&*token, &head) {
+                Ok(key) => {
+                    let found =
+                        Body::open(&stored, id, &key).map_err(|SealBroken| OpenError::HeaderBroken)?;
+                    body.get_or_insert(found);
+                    opened.push(Device::serving(id, token, strays));
+                }
+                Err(error) => {
+                    trouble.get_or_insert_with(|| error.clone());
+                    let mut device = Device::away(id, token, Some(error));
+                    device.wrapped = true;
+                    opened.push(device);
+                }
+            }
+        }
+        let Some(body) = body else {
+            return Err(trouble.map_or(OpenError::NoDevice(wrapped), OpenError::Token));
+        };
         let origin = Origin { tree: head.root.tree, incarnation: body.incarnation };
         let tree =
             Tree::open(origin, body.top, body.next_page, body.secrets, &*store).map_err(
@@ -135,8 +159,11 @@ impl Vault {
                     TreeError::Count => OpenError::PagesCount,
                 },
             )?;
-        let vault = Self {
+        let mut vault = Self {
             token,
+            devices: opened,
+            members: BTreeSet::new(),
+            start_without,
             store,
             hook: None,
             head,
@@ -145,11 +172,9 @@ impl Vault {
             tree,
             witnessed: false,
             cut_off: false,
-            strays,
-            spare: None,
-            undestroyed: Vec::new(),
         };
         vault.check_records()?;
+        vault.members = vault.scan_members()?;
         Ok(vault)
     }
 
@@ -164,15 +189,39 @@ impl Vault {
 
     /// Makes the vault writable and destroys the roots that a crash left behind: older ones to finish a
     /// deletion, a newer one because it was never committed. Call it only when every peer's witnessed
-    /// position is at or below [`Self::position`].
+    /// position is at or below [`Self::position`]. Every device must answer, or a person must have said that the
+    /// vault may go on without it: a copy of the store could go on elsewhere by a device that is not asked here.
     pub fn confirm_witnessed(&mut self) -> Result<(), TokenError> {
-        while let Some(stray) = self.strays.last().copied() {
-            match self.token.destroy_root(&stray) {
-                Ok(()) => {}
-                Err(_) if stray.epoch < self.head.root.epoch => self.undestroyed.push(stray),
-                Err(error) => return Err(error),
+        let current = self.head.root;
+        let known = |id: &DeviceId| self.devices.iter().any(|device| device.id == *id);
+        if let Some(missing) = self.members.iter().find(|id| !known(id) && !self.start_without.contains(id)) {
+            return Err(TokenError::DeviceAway(*missing));
+        }
+        for device in self.devices.iter_mut().filter(|device| !device.is_serving()) {
+            // What is on it is of the past, or of another copy of this store; unless the header opens by it.
+            let keep = device.wrapped.then_some(&current);
+            match device.destroy_all_but(&current, keep) {
+                Ok(true) => device.serve(),
+                Ok(false) if device.wrapped => return Err(TokenError::RootMissing(current)),
+                Ok(false) => device.trouble = None,
+                Err(error) => {
+                    device.trouble = Some(error);
+                    if self.members.contains(&device.id) && !self.start_without.contains(&device.id) {
+                        return Err(TokenError::DeviceAway(device.id));
+                    }
+                }
             }
-            self.strays.pop();
+        }
+        let epoch = self.head.root.epoch;
+        for device in self.devices.iter_mut().filter(|device| device.is_serving()) {
+            while let Some(stray) = device.strays.last().copied() {
+                match device.token.destroy_root(&stray) {
+                    Ok(()) => {}
+                    Err(_) if stray.epoch < epoch => device.undestroyed.push(stray),
+                    Err(error) => return Err(error),
+                }
+                device.strays.pop();
+            }
         }
         self.witnessed = true;
         Ok(())
@@ -219,21 +268,19 @@ impl Vault {
     }
 
     /// Roots that a crash left and [`Self::confirm_witnessed`] will destroy.
-    pub fn stray_roots(&self) -> &[RootId] {
-        &self.strays
+    pub fn stray_roots(&self) -> Vec<RootId> {
+        self.devices.iter().flat_map(|device| device.strays.iter().copied()).collect()
     }
 
     /// Superseded roots whose destruction failed. No destruction may be claimed while there is any.
-    pub fn destroy_pending(&self) -> &[RootId] {
-        &self.undestroyed
+    pub fn destroy_pending(&self) -> Vec<RootId> {
+        self.devices.iter().flat_map(|device| device.undestroyed.iter().copied()).collect()
     }
 
     /// Tries again to destroy superseded roots that the token did not destroy when asked. True when none is left.
     pub fn retry_destroy(&mut self) -> bool {
-        let token = Arc::clone(&self.token);
-        self.undestroyed
-            .retain(|root| !matches!(token.destroy_root(root), Ok(()) | Err(TokenError::RootMissing(_))));
-        self.undestroyed.is_empty()
+        self.devices.iter_mut().for_each(Device::retry_destroy);
+        self.devices.iter().all(|device| device.undestroyed.is_empty())
     }
 
     /// True once a commit was cut off: whether it is durable shows when the vault is opened again.
@@ -241,14 +288,15 @@ impl Vault {
         self.cut_off
     }
 
-    /// Token behind the vault.
+    /// Token that holds the keys which speak for the signer.
     pub fn token(&self) -> &Arc<dyn Token> {
         &self.token
     }
 
-    /// Checks that the token still computes with the current root.
+    /// Checks that every serving device still computes with the current root.
     pub fn probe(&self) -> Result<(), TokenError> {
-        derive_checked(&*self.token, &self.head).map(|_| ())
+        let mut serving = self.devices.iter().filter(|device| device.is_serving());
+        serving.try_for_each(|device| derive_checked(&*device.token, &self.head).map(|_| ()))
     }
 
     /// A secret.
@@ -326,6 +374,18 @@ fn has_records(store: &dyn SealedStore) -> Result<bool, StoreError> {
         false
     })?;
     Ok(any)
+}
+
+/// Why a vault without a header does not open.
+fn without_header(devices: &[(DeviceId, Arc<dyn RootToken>)]) -> OpenError {
+    let mut found = Vec::new();
+    for (_, device) in devices {
+        match device.roots() {
+            Ok(roots) => found.extend(roots),
+            Err(error) => return error.into(),
+        }
+    }
+    if found.is_empty() { OpenError::NotCreated } else { OpenError::StoreLost(found) }
 }
 
 /// All roots but the current one, which must be there once.

@@ -90,6 +90,9 @@ pub enum TokenError {
     /// What came back does not verify.
     #[error("token gave a wrong answer: {0}")]
     WrongAnswer(&'static str),
+    /// A device of this vault is not there.
+    #[error("device {0} is away; a person may allow to start without it")]
+    DeviceAway(DeviceId),
     /// It does not know a mechanism or forbids the call.
     #[error("token does not allow this: {0}")]
     Unsupported(String),
@@ -98,10 +101,20 @@ pub enum TokenError {
     Failed(String),
 }
 
-/// An HSM. Keys never leave it; roots are PRF keys (HMAC-SHA-256).
+/// One of a signer's devices, by the number that the configuration gives it. Never used again for another device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(pub u8);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Where roots live: PRF keys (HMAC-SHA-256) that never leave it.
 ///
-/// Root calls that change objects come from one thread only; all others may come from any.
-pub trait Token: Send + Sync {
+/// Calls that change objects come from one thread only; all others may come from any.
+pub trait RootToken: Send + Sync {
     /// Generates the root in the token and asserts its attributes.
     fn create_root(&self, root: &RootId) -> Result<(), TokenError>;
 
@@ -118,7 +131,10 @@ pub trait Token: Send + Sync {
 
     /// Makes created and destroyed objects survive a power cut, where the token does not do so itself.
     fn sync(&self) -> Result<(), TokenError>;
+}
 
+/// An HSM: the first device for roots, and the keys that speak for the signer.
+pub trait Token: RootToken {
     /// The identity key (secp256k1).
     fn identity_public_key(&self) -> PublicKey;
 

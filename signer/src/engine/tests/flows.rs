@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     engine::{Reply, Request},
-    vault::{RootId, TreeId},
+    vault::{DeviceId, RootId, TreeId},
 };
 
 /// Sends a leaf and claims it.
@@ -84,7 +84,7 @@ fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
 /// A receipt is confirmed once somebody else saw that the root before it is gone, and the signed head says so.
 fn check_confirmation(quorum: &mut Quorum, member: usize, leaf: &Leaf, receipts: &[peer::Receipt]) {
     let confirm = |quorum: &mut Quorum, roots: Vec<RootId>| {
-        quorum.call(member, Request::ConfirmDestruction(roots)).map(|reply| match reply {
+        quorum.call(member, Request::ConfirmDestruction(DeviceId(0), roots)).map(|reply| match reply {
             Reply::DestroyedBefore(epoch) => epoch,
             other => panic!("{other:?}"),
         })

@@ -1,0 +1,101 @@
+//! One device that holds roots.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use spark_signer::vault::{RootId, RootToken, TokenError};
+use zeroize::Zeroizing;
+
+use super::config::{DeviceConfig, Profile, Security};
+use super::link::Link;
+use super::module::Module;
+use super::roots;
+
+/// A token for roots behind PKCS#11. It need not be there: calls fail until it is.
+pub struct RootDevice {
+    module: Arc<Module>,
+    profile: Profile,
+    link: Arc<Link>,
+    files: Option<File>,
+    not_destroyed: Mutex<BTreeSet<RootId>>,
+}
+
+impl fmt::Debug for RootDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RootDevice").field("profile", &self.profile.name).finish_non_exhaustive()
+    }
+}
+
+impl RootDevice {
+    /// Loads the module (once per process) and reads the PIN. Logs in at the first call.
+    pub fn load(config: &DeviceConfig, security: Security) -> Result<Self, TokenError> {
+        let module = Module::load(&config.module)?;
+        let link = Link::later(&module, &config.roots, security)?;
+        let files = config.profile.open_files()?;
+        Ok(Self { module, profile: config.profile, link, files, not_destroyed: Mutex::default() })
+    }
+
+    /// What the token is and what may be claimed of it.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Whether it answers and can list its objects.
+    pub fn probe(&self) -> Result<(), TokenError> {
+        roots::assert_listable(&self.link)
+    }
+
+    /// Whether it answers, if need be after its library was started anew: some do not find a device again by themselves.
+    pub fn revive(&self) -> Result<(), TokenError> {
+        match self.probe() {
+            Err(TokenError::PinRefused | TokenError::PinLocked) => Err(TokenError::PinRefused),
+            Err(_) => {
+                self.module.reinitialize()?;
+                self.started_anew()
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// After a fresh start objects show as they are, so a destruction may be tried again.
+    pub(super) fn started_anew(&self) -> Result<(), TokenError> {
+        self.sticky().clear();
+        self.probe()
+    }
+
+    fn sticky(&self) -> MutexGuard<'_, BTreeSet<RootId>> {
+        self.not_destroyed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RootToken for RootDevice {
+    fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
+        roots::create(&self.link, &self.profile, root)
+    }
+
+    fn roots(&self) -> Result<Vec<RootId>, TokenError> {
+        roots::list(&self.link)
+    }
+
+    fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        roots::derive(&self.link, &self.profile, root, context)
+    }
+
+    fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
+        if self.sticky().contains(root) {
+            return Err(TokenError::NotDestroyed(*root));
+        }
+        let result = roots::destroy(&self.link, root);
+        if matches!(result, Err(TokenError::NotDestroyed(_))) {
+            self.sticky().insert(*root);
+        }
+        result
+    }
+
+    fn sync(&self) -> Result<(), TokenError> {
+        let Some(files) = &self.files else { return Ok(()) };
+        rustix::fs::syncfs(files).map_err(|error| TokenError::Unavailable(format!("sync: {error}")))
+    }
+}
