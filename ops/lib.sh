@@ -134,3 +134,20 @@ find_bitcoind() {
     path=$(bitcoind_cached_path)
     bitcoind_is_usable "$path" && printf '%s\n' "$path"
 }
+
+# --- kryoptic --------------------------------------------------------------------------------------------
+
+# kryoptic_cached_path: where the library built from exactly these sources lies.
+# The softhsm crate computes the same path (`kryoptic::module_path`).
+kryoptic_cached_path() {
+    local key
+    key=$(cat "$REPO_DIR/softhsm/kryoptic/Cargo.toml" "$REPO_DIR/softhsm/kryoptic/Cargo.lock" | sha256sum)
+    printf '%s/kryoptic-%s/libkryoptic_pkcs11.so\n' "$CACHE_DIR" "${key:0:12}"
+}
+
+# find_kryoptic: $KRYOPTIC_MODULE, then the cache.
+find_kryoptic() {
+    local path=${KRYOPTIC_MODULE:-}
+    [[ -n $path ]] || path=$(kryoptic_cached_path)
+    [[ -r $path ]] && printf '%s\n' "$path"
+}

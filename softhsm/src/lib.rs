@@ -11,6 +11,8 @@ use std::process::{Command, Output};
 
 use rand::RngCore as _;
 
+pub mod kryoptic;
+
 /// Environment variable that SoftHSM reads.
 pub const CONF_VARIABLE: &str = "SOFTHSM2_CONF";
 
@@ -47,6 +49,15 @@ pub enum SoftHsmError {
     /// `softhsm2-util` failed.
     #[error("softhsm2-util failed: {0}")]
     Tool(String),
+    /// The second token's library is not in the cache.
+    #[error("kryoptic is not at {0}; run ops/setup")]
+    NoKryoptic(PathBuf),
+    /// The process that initialises a kryoptic token must have been started with its configuration.
+    #[error("KRYOPTIC_CONF must name {0} in the environment of this process")]
+    Environment(PathBuf),
+    /// A PKCS#11 call failed.
+    #[error("kryoptic: {0}")]
+    Pkcs11(#[from] cryptoki::error::Error),
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> SoftHsmError {
@@ -74,12 +85,7 @@ impl TokenDir {
             fs::create_dir_all(&existing.tokens).map_err(at(&existing.tokens))?;
             return Ok(existing);
         }
-        let tokens = if Path::new(MEMORY).is_dir() {
-            Path::new(MEMORY).join(format!("spark-softhsm-{:016x}", rand::thread_rng().next_u64()))
-        } else {
-            dir.join("tokens")
-        };
-        private_dir(&tokens)?;
+        let tokens = memory_dir("softhsm", &dir.join("tokens"))?;
         let text = format!(
             "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
             tokens.display()
@@ -190,6 +196,17 @@ pub fn run_test(test: &str, dir: &TokenDir, environment: &[(&str, &str)]) -> Res
         .env(CONF_VARIABLE, dir.conf_path())
         .output()
         .map_err(at(&program))
+}
+
+/// A fresh private folder in memory, or `fallback` where there is no memory file system.
+fn memory_dir(what: &str, fallback: &Path) -> Result<PathBuf, SoftHsmError> {
+    let path = if Path::new(MEMORY).is_dir() {
+        Path::new(MEMORY).join(format!("spark-{what}-{:016x}", rand::thread_rng().next_u64()))
+    } else {
+        fallback.to_owned()
+    };
+    private_dir(&path)?;
+    Ok(path)
 }
 
 fn private_dir(path: &Path) -> Result<(), SoftHsmError> {

@@ -1,0 +1,1 @@
+//! Empty: this package only pins where kryoptic comes from.
