@@ -9,8 +9,10 @@ use spark_signer::vault::{CreateError, StoreError, Token, TokenError, Vault};
 
 use crate::{
     config::Config,
+    devices::Fleet,
+    metrics::HsmMetrics,
     store::RedbStore,
-    token::{IdentitySource, generate_keys},
+    token::{IdentitySource, generate_keys, prepare_device},
 };
 
 /// Why a ceremony fails.
@@ -19,6 +21,9 @@ pub enum CeremonyError {
     /// Tokens.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// Counting calls.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
     /// The store's file.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -48,12 +53,16 @@ pub struct Transcript {
 pub fn run(config: &Config, identity: &IdentitySource) -> Result<Transcript, CeremonyError> {
     let token = generate_keys(&config.token, identity)?;
     let method = token.identity_method();
-    let delete_claim = token.profile().delete_claim.as_str();
+    for device in &config.token.devices {
+        prepare_device(device, config.token.security)?;
+    }
+    let fleet = Fleet::load(config, &token, &HsmMetrics::new()?)?;
+    let delete_claim = fleet.delete_claim().as_str();
     let store = RedbStore::create(&config.store)?;
     let mut incarnation = [0u8; 16];
     OsRng.fill_bytes(&mut incarnation);
     let token: Arc<dyn Token> = Arc::new(token);
-    Vault::create(Arc::clone(&token), Box::new(store), Incarnation::from_bytes(incarnation))?;
+    Vault::create(fleet.devices(Arc::clone(&token)), Box::new(store), Incarnation::from_bytes(incarnation))?;
     Ok(Transcript {
         operator: config.operator,
         identity_public_key: hex::encode(token.identity_public_key().serialize()),

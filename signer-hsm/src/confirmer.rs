@@ -5,6 +5,7 @@
 //! covers all epochs before the oldest root that is left, so that it need not follow every batch.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, Write as _},
     path::{Path, PathBuf},
     process::Stdio,
@@ -62,21 +63,27 @@ pub enum ConfirmerError {
     Look(String),
 }
 
-/// The process's side: reads the PIN of the roots token from the first line of standard input, and then looks once for
-/// every line, until the input ends.
+/// The process's side: reads the PIN of each device from a line of standard input, and then looks at the device that a
+/// line names, until the input ends.
 pub fn serve(config: &Config) -> anyhow::Result<()> {
     let mut input = std::io::stdin().lock();
-    let mut pin = Zeroizing::new(String::with_capacity(512));
-    input.read_line(&mut pin)?;
-    let mut token = config.token.clone();
-    token.roots.pin = PinSource::Held(pin);
-    let mut view = None;
+    let mut devices = BTreeMap::new();
+    for mut device in config.token.root_devices() {
+        let mut pin = Zeroizing::new(String::with_capacity(512));
+        input.read_line(&mut pin)?;
+        device.roots.pin = PinSource::Held(pin);
+        devices.insert(device.id, (device, None));
+    }
     let mut line = String::new();
     while input.read_line(&mut line)? > 0 {
+        let device = line.trim().parse::<u8>().ok().and_then(|id| devices.get_mut(&id));
         line.clear();
-        let look = match look(&mut view, || RootsView::open(&token)) {
-            Ok(roots) => Look::Roots(roots.iter().map(RootId::to_string).collect()),
-            Err(error) => Look::Error(error.to_string()),
+        let look = match device {
+            Some((device, view)) => match look(view, || RootsView::open(device, config.token.security)) {
+                Ok(roots) => Look::Roots(roots.iter().map(RootId::to_string).collect()),
+                Err(error) => Look::Error(error.to_string()),
+            },
+            None => Look::Error("no such device".to_owned()),
         };
         let mut output = std::io::stdout().lock();
         serde_json::to_writer(&mut output, &look)?;
@@ -106,11 +113,11 @@ pub struct Confirmer {
 }
 
 impl Confirmer {
-    /// Starts `program confirmer --config path` and gives it the PIN.
+    /// Starts `program confirmer --config path` and gives it the PIN of each device.
     pub async fn start(
         program: &Path,
         config: &Path,
-        pin: &Zeroizing<String>,
+        pins: &[Zeroizing<String>],
     ) -> Result<Self, ConfirmerError> {
         let mut child = Command::new(program)
             .arg("--config")
@@ -123,16 +130,18 @@ impl Confirmer {
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(ConfirmerError::Nonsense);
         };
-        let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(1)));
-        line.extend_from_slice(pin.as_bytes());
-        line.push(b'\n');
-        input.write_all(&line).await?;
+        for pin in pins {
+            let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(1)));
+            line.extend_from_slice(pin.as_bytes());
+            line.push(b'\n');
+            input.write_all(&line).await?;
+        }
         Ok(Self { _child: child, input, output: BufReader::new(output).lines() })
     }
 
-    /// The roots that the token shows.
-    pub async fn roots(&mut self) -> Result<Vec<RootId>, ConfirmerError> {
-        self.input.write_all(b"look\n").await?;
+    /// The roots that a device shows.
+    pub async fn roots(&mut self, device: DeviceId) -> Result<Vec<RootId>, ConfirmerError> {
+        self.input.write_all(format!("{device}\n").as_bytes()).await?;
         let line =
             timeout(DEADLINE, self.output.next_line()).await.map_err(|_| ConfirmerError::Deadline)??;
         let line = line.ok_or(ConfirmerError::Nonsense)?;
@@ -152,8 +161,10 @@ pub struct Recipe {
     pub program: PathBuf,
     /// Its configuration.
     pub config: PathBuf,
-    /// PIN of the roots token.
-    pub pin: Zeroizing<String>,
+    /// PIN of each device, in order.
+    pub pins: Vec<Zeroizing<String>>,
+    /// The devices.
+    pub devices: Vec<DeviceId>,
 }
 
 impl std::fmt::Debug for Recipe {
@@ -166,17 +177,19 @@ impl std::fmt::Debug for Recipe {
 pub async fn run(recipe: Recipe, worker: Worker, mut progress: watch::Receiver<Progress>) {
     let mut confirmer = None;
     loop {
-        if progress.wait_for(Progress::is_unconfirmed).await.is_err() {
-            return;
-        }
-        let pause = match confirm(&recipe, &worker, &mut confirmer).await {
-            Ok(()) => INTERVAL,
-            Err(error) => {
-                tracing::warn!(%error, "destruction is not confirmed");
-                confirmer = None;
-                BACK_OFF
-            }
+        let pending = match progress.wait_for(Progress::is_unconfirmed).await {
+            Ok(progress) => progress.unconfirmed.clone(),
+            Err(_) => return,
         };
+        let mut pause = INTERVAL;
+        // A device that does not answer must not keep the others from being looked at.
+        for device in pending.into_iter().filter(|device| recipe.devices.contains(device)) {
+            if let Err(error) = confirm(&recipe, &worker, &mut confirmer, device).await {
+                tracing::warn!(%error, %device, "destruction is not confirmed");
+                confirmer = None;
+                pause = BACK_OFF;
+            }
+        }
         tokio::time::sleep(pause).await;
     }
 }
@@ -185,15 +198,16 @@ async fn confirm(
     recipe: &Recipe,
     worker: &Worker,
     confirmer: &mut Option<Confirmer>,
+    device: DeviceId,
 ) -> Result<(), ConfirmerError> {
     let open = match confirmer {
         Some(open) => open,
-        None => confirmer.insert(Confirmer::start(&recipe.program, &recipe.config, &recipe.pin).await?),
+        None => confirmer.insert(Confirmer::start(&recipe.program, &recipe.config, &recipe.pins).await?),
     };
-    let roots = open.roots().await?;
-    match worker.call(Request::ConfirmDestruction(DeviceId(0), roots)).await {
+    let roots = open.roots(device).await?;
+    match worker.call(Request::ConfirmDestruction(device, roots)).await {
         Ok(Ok(Reply::DestroyedBefore(epoch))) => {
-            tracing::debug!(epoch, "destruction confirmed");
+            tracing::debug!(epoch, %device, "destruction confirmed");
             Ok(())
         }
         Ok(Ok(_)) => Err(ConfirmerError::Nonsense),

@@ -3,7 +3,9 @@
 use serde::Serialize;
 use spark_signer::vault::{Token as _, Vault};
 
-use crate::{config::Config, federation, store::RedbStore, token::Pkcs11Token};
+use crate::{
+    config::Config, devices::Fleet, federation, metrics::HsmMetrics, store::RedbStore, token::Pkcs11Token,
+};
 
 /// One check.
 #[derive(Debug, Clone, Serialize)]
@@ -51,7 +53,7 @@ pub fn run(config: &Config) -> Vec<Check> {
         Ok(store) => {
             checks.push(check("store", Ok(config.store.display().to_string())));
             if let Ok(token) = token {
-                let result = Vault::open(std::sync::Arc::new(token), Box::new(store));
+                let result = open_vault(config, token, store);
                 checks.push(check(
                     "vault",
                     result
@@ -70,4 +72,9 @@ pub fn run(config: &Config) -> Vec<Check> {
         Err(error) => checks.push(check("store", Err(error.to_string()))),
     }
     checks
+}
+
+fn open_vault(config: &Config, token: Pkcs11Token, store: RedbStore) -> anyhow::Result<Vault> {
+    let fleet = Fleet::load(config, &token, &HsmMetrics::new()?)?;
+    Ok(Vault::open(fleet.devices(std::sync::Arc::new(token)), Box::new(store))?)
 }

@@ -3,6 +3,7 @@
 pub mod ceremony;
 pub mod config;
 pub mod confirmer;
+pub mod devices;
 pub mod doctor;
 #[cfg(feature = "failpoints")]
 pub mod fail;

@@ -8,7 +8,7 @@ use spark_signer_hsm::{
     ceremony,
     config::Config,
     confirmer, doctor, federation, hardening, server,
-    token::{IdentitySource, Security},
+    token::{IdentitySource, Security, prepare_device},
 };
 use zeroize::Zeroizing;
 
@@ -40,6 +40,11 @@ enum Command {
     Doctor,
     /// Check the configuration file only.
     Check,
+    /// Prepare a further device of the configuration to hold roots. Once per device; it joins when the signer runs.
+    Device {
+        /// Its number.
+        id: u8,
+    },
     /// Look at the roots token, line by line. The signer starts this process itself.
     #[command(hide = true)]
     Confirmer,
@@ -125,6 +130,13 @@ fn main() -> anyhow::Result<()> {
             let failed = checks.iter().any(|c| c.state == "fail");
             println!("{}", serde_json::to_string_pretty(&checks)?);
             anyhow::ensure!(!failed, "some checks failed");
+        }
+        Command::Device { id } => {
+            let config = Config::load(&cli.config)?;
+            harden(&config)?;
+            let device = config.token.devices.iter().find(|device| device.id == id);
+            prepare_device(device.context("configuration: no such device")?, config.token.security)?;
+            println!("ok");
         }
         Command::Confirmer => {
             let config = Config::load(&cli.config)?;

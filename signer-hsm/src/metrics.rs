@@ -12,7 +12,10 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 use spark_proto::peer::v1::Choice;
-use spark_signer::engine::{ALARMS, Engine, Reply};
+use spark_signer::{
+    engine::{ALARMS, DeviceReport, Engine, Reply},
+    vault::DeviceState,
+};
 
 /// What `spark_signer_build_info` says.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +45,8 @@ pub struct Metrics {
     nonces_open: IntGauge,
     root_epoch: IntGauge,
     destroyed_before: IntGauge,
+    device_state: IntGaugeVec,
+    device_destroyed_before: IntGaugeVec,
     sequence: IntGauge,
     secrets: IntGauge,
     locked: IntGauge,
@@ -106,6 +111,18 @@ impl Metrics {
                 r,
                 "destroyed_before_epoch",
                 "Epoch before which every root is confirmed to be destroyed.",
+            )?,
+            device_state: gauges(
+                r,
+                "device_state",
+                "1 for the state in which a device with roots is.",
+                &["device", "state"],
+            )?,
+            device_destroyed_before: gauges(
+                r,
+                "device_destroyed_before_epoch",
+                "Epoch before which every root is confirmed to be gone from a device.",
+                &["device"],
             )?,
             sequence: gauge(r, "sequence", "Number of the last commit.")?,
             secrets: gauge(r, "live_secrets", "Secrets in the vault.")?,
@@ -182,9 +199,28 @@ impl Metrics {
             Ok(epoch) => self.destroyed_before.set(gauge(epoch)),
             Err(error) => tracing::error!(%error, "what is confirmed"),
         }
+        match engine.devices() {
+            Ok(reports) => self.devices(&reports),
+            Err(error) => tracing::error!(%error, "devices"),
+        }
         for kind in ALARMS {
             let active = engine.alarms().any(|alarm| alarm == *kind);
             self.alarms.with_label_values(&[kind]).set(i64::from(active));
+        }
+    }
+
+    fn devices(&self, reports: &[DeviceReport]) {
+        // One that was forgotten is not shown any more.
+        self.device_state.reset();
+        self.device_destroyed_before.reset();
+        for report in reports {
+            let device = report.status.id.to_string();
+            for state in DeviceState::ALL {
+                let is = i64::from(state == report.status.state);
+                self.device_state.with_label_values(&[device.as_str(), state.as_str()]).set(is);
+            }
+            let epoch = i64::try_from(report.destroyed_before).unwrap_or(i64::MAX);
+            self.device_destroyed_before.with_label_values(&[device.as_str()]).set(epoch);
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use crate::{
     config::Config,
     confirmer::{self, Recipe},
+    devices::Fleet,
     federation, http,
     metrics::{BuildInfo, HsmMetrics, Metrics},
     service::SignerService,
@@ -30,7 +31,7 @@ const MAX_MESSAGE: usize = 32 << 20;
 
 /// Opens token and store and checks that both belong to the federation's member. From then on `metrics` counts the
 /// token's calls.
-pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Federation)> {
+pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Federation, Fleet)> {
     let path = config.federation.as_deref().context("configuration: federation is missing")?;
     let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref()).map_err(|error| {
         let reason = error.reason();
@@ -44,13 +45,12 @@ pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Fe
     let me = OperatorIndex::new(config.operator);
     let member = federation.member(me).context("this operator is not in the federation file")?;
     let token = Pkcs11Token::open(&config.token)?;
+    let fleet = Fleet::load(config, &token, metrics)?;
     anyhow::ensure!(
-        token.profile().delete_claim != DeleteClaim::None
-            || federation.network() != bitcoin::Network::Bitcoin,
-        "a {} token proves nothing of deletion: it holds no real money",
-        token.profile().name
+        fleet.delete_claim() != DeleteClaim::None || federation.network() != bitcoin::Network::Bitcoin,
+        "a token of this profile proves nothing of deletion: it holds no real money"
     );
-    let delete_claim = token.profile().delete_claim.as_str().to_owned();
+    let delete_claim = fleet.delete_claim().as_str().to_owned();
     anyhow::ensure!(
         member.identity == token.identity_public_key(),
         "identity key is not the federation file's"
@@ -60,7 +60,8 @@ pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Fe
         "federation key is not the federation file's"
     );
     let store = RedbStore::open(&config.store)?;
-    let vault = Vault::open(Arc::new(Observed::new(token, metrics.clone())), Box::new(store))?;
+    let devices = fleet.devices(Arc::new(Observed::new(token, metrics.clone())));
+    let vault = Vault::open(devices, Box::new(store))?;
     let approved_repairs: BTreeSet<_> =
         config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
     let settled_evidence =
@@ -76,7 +77,7 @@ pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Fe
             "deletion log contradicts itself: nothing that this operator coordinates gets a vote"
         );
     }
-    Ok((engine, federation))
+    Ok((engine, federation, fleet))
 }
 
 fn evidence_id(text: &str) -> anyhow::Result<[u8; 32]> {
@@ -88,13 +89,15 @@ fn evidence_id(text: &str) -> anyhow::Result<[u8; 32]> {
 /// supervisor can let the system choose ports.
 pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let tls = config.tls.clone().context("configuration: tls is missing")?;
+    let pins = config.token.hold_roots_pins()?;
+    let hsm = HsmMetrics::new()?;
+    let (mut engine, federation, fleet) = open(&config, &hsm)?;
     let recipe = Recipe {
         program: std::env::current_exe().context("own program")?,
         config: config.path.clone(),
-        pin: config.token.hold_roots_pin()?,
+        pins,
+        devices: fleet.ids(),
     };
-    let hsm = HsmMetrics::new()?;
-    let (mut engine, federation) = open(&config, &hsm)?;
     let build = BuildInfo {
         version: env!("CARGO_PKG_VERSION"),
         commit: option_env!("SPARK_COMMIT").unwrap_or("unknown"),
@@ -105,6 +108,7 @@ pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyh
     metrics.engine(&mut engine);
     let (worker, progress, thread) = Worker::start(engine, metrics.clone())?;
     let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress));
+    let fleet = tokio::spawn(fleet.tend(worker.clone()));
 
     let allow = tls.allow.iter().map(|text| text.parse::<Spki>()).collect::<Result<Vec<_>, _>>()?;
     let server_tls = ServerTls {
@@ -146,8 +150,10 @@ pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyh
         task.abort();
     }
     confirmer.abort();
-    // Its end is the only news; it holds a handle until then.
+    fleet.abort();
+    // Their end is the only news; they hold handles until then.
     let _ = confirmer.await;
+    let _ = fleet.await;
     drop(worker);
     // All handles are gone with the service: the engine's thread ends after its last batch.
     let engine = tokio::task::spawn_blocking(move || thread.join())

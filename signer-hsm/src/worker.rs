@@ -6,7 +6,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use spark_signer::engine::{Engine, EngineError, Reply, Request};
+use spark_signer::{
+    engine::{Engine, EngineError, Reply, Request},
+    vault::DeviceId,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::metrics::Metrics;
@@ -21,13 +24,20 @@ struct Call {
     reply: oneshot::Sender<Result<Reply, EngineError>>,
 }
 
+/// What the thread does next.
+enum Job {
+    Call(Call),
+    /// Something between two batches.
+    Care(Box<dyn FnOnce(&mut Engine) + Send>),
+}
+
 /// Where the vault stands, for who follows it from outside of the engine's thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// Epoch of the present root.
     pub epoch: u64,
-    /// All roots before this epoch are confirmed to be destroyed.
-    pub destroyed_before: u64,
+    /// Devices that have, or may have, an older root.
+    pub unconfirmed: Vec<DeviceId>,
     /// Whether the vault takes no changes yet.
     pub locked: bool,
 }
@@ -35,22 +45,25 @@ pub struct Progress {
 impl Progress {
     /// Whether there is a destruction to confirm.
     pub const fn is_unconfirmed(&self) -> bool {
-        !self.locked && self.destroyed_before < self.epoch
+        !self.locked && !self.unconfirmed.is_empty()
     }
 
     fn of(engine: &mut Engine) -> Self {
-        let destroyed_before = engine.destroyed_before().unwrap_or_else(|error| {
+        let epoch = engine.vault().epoch();
+        let reports = engine.devices().unwrap_or_else(|error| {
             tracing::error!(%error, "what is confirmed");
-            0
+            Vec::new()
         });
-        Self { epoch: engine.vault().epoch(), destroyed_before, locked: engine.is_locked() }
+        let pending = reports.into_iter().filter(|report| report.member && report.destroyed_before < epoch);
+        let unconfirmed = pending.map(|report| report.status.id).collect();
+        Self { epoch, unconfirmed, locked: engine.is_locked() }
     }
 }
 
 /// Handle to the engine's thread.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<Job>,
 }
 
 /// The engine's thread is gone or its queue is full.
@@ -89,24 +102,58 @@ impl Worker {
     /// Runs one call; the answer comes after its batch is durable.
     pub async fn call(&self, request: Request) -> Result<Result<Reply, EngineError>, Overloaded> {
         let (reply, answer) = oneshot::channel();
-        self.calls.try_send(Call { request, reply }).map_err(|_| Overloaded)?;
+        self.calls.try_send(Job::Call(Call { request, reply })).map_err(|_| Overloaded)?;
+        answer.await.map_err(|_| Overloaded)
+    }
+
+    /// Does something with the engine between two batches.
+    pub async fn care<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine) -> T + Send + 'static,
+    ) -> Result<T, Overloaded> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Care(Box::new(move |engine| {
+            // Who asked may have gone away.
+            let _ = reply.send(work(engine));
+        }));
+        self.calls.try_send(job).map_err(|_| Overloaded)?;
         answer.await.map_err(|_| Overloaded)
     }
 }
 
 fn serve(
     mut engine: Engine,
-    mut queue: mpsc::Receiver<Call>,
+    mut queue: mpsc::Receiver<Job>,
     metrics: &Metrics,
     progress: &watch::Sender<Progress>,
 ) -> Engine {
-    while let Some(first) = queue.blocking_recv() {
+    let mut next = None;
+    while let Some(job) = next.take().or_else(|| queue.blocking_recv()) {
+        let first = match job {
+            Job::Call(call) => call,
+            Job::Care(work) => {
+                work(&mut engine);
+                metrics.engine(&mut engine);
+                if settled(&mut engine, progress) {
+                    continue;
+                }
+                break;
+            }
+        };
         let mut requests = vec![first.request];
         let mut replies = vec![first.reply];
         while requests.len() < BATCH {
-            let Ok(call) = queue.try_recv() else { break };
-            requests.push(call.request);
-            replies.push(call.reply);
+            match queue.try_recv() {
+                Ok(Job::Call(call)) => {
+                    requests.push(call.request);
+                    replies.push(call.reply);
+                }
+                Ok(care) => {
+                    next = Some(care);
+                    break;
+                }
+                Err(_) => break,
+            }
         }
         let timer = metrics.batch_started(requests.len());
         #[cfg(feature = "failpoints")]
@@ -122,15 +169,23 @@ fn serve(
             // A caller that went away gets its answer when it asks again.
             let _ = reply.send(result);
         }
-        if engine.vault().must_reopen() {
-            // What is durable shows only when the vault is opened again: a fresh process does that.
-            tracing::error!("a commit was cut off: the signer stops, start it again");
+        if !settled(&mut engine, progress) {
             break;
         }
-        progress.send_replace(Progress::of(&mut engine));
         engine.between_batches();
     }
     engine
+}
+
+/// Says where the engine stands. False if it is over.
+fn settled(engine: &mut Engine, progress: &watch::Sender<Progress>) -> bool {
+    if engine.vault().must_reopen() {
+        // What is durable shows only when the vault is opened again: a fresh process does that.
+        tracing::error!("a commit was cut off: the signer stops, start it again");
+        return false;
+    }
+    progress.send_replace(Progress::of(engine));
+    true
 }
 
 fn now() -> u64 {

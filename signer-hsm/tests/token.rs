@@ -11,7 +11,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::UserType;
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use spark_signer::vault::{RootId, RootToken as _, Token as _, TokenError, TreeId};
+use spark_signer::vault::{DeviceId, RootId, RootToken as _, Token as _, TokenError, TreeId};
 use spark_signer_hsm::confirmer::Confirmer;
 use spark_signer_hsm::token::{
     IdentityMethod, IdentitySource, PinSource, Pkcs11Token, Security, generate_keys,
@@ -269,9 +269,9 @@ fn the_confirmer_sees_what_survived_its_destruction() {
         runtime.block_on(async {
             let pin = Zeroizing::new(common::PIN.to_owned());
             let program = std::path::Path::new(env!("CARGO_BIN_EXE_spark-signer"));
-            let mut confirmer = Confirmer::start(program, &config, &pin).await.unwrap();
+            let mut confirmer = Confirmer::start(program, &config, &[pin]).await.unwrap();
             let mut look = async || {
-                let mut roots = confirmer.roots().await.unwrap();
+                let mut roots = confirmer.roots(DeviceId(0)).await.unwrap();
                 roots.sort_unstable();
                 roots
             };
@@ -286,8 +286,8 @@ fn the_confirmer_sees_what_survived_its_destruction() {
             assert_eq!(look().await, vec![root(2)]);
             // It does not look with a wrong PIN.
             let wrong = Zeroizing::new("00000000".to_owned());
-            let mut blind = Confirmer::start(program, &config, &wrong).await.unwrap();
-            assert!(blind.roots().await.is_err());
+            let mut blind = Confirmer::start(program, &config, &[wrong]).await.unwrap();
+            assert!(blind.roots(DeviceId(0)).await.is_err());
         });
     })
     .unwrap();

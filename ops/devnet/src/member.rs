@@ -22,6 +22,10 @@ use crate::{
 
 /// Names the file that says at which step a program built with the feature `failpoints` dies.
 const FAIL_FILE: &str = "SPARK_FAIL_FILE";
+/// The member whose roots live on two devices.
+pub const OF_TWO_DEVICES: u16 = 1;
+/// Label of its second device.
+pub const SECOND: &str = "second";
 /// Longest wait for a process to be ready.
 const START: Duration = Duration::from_secs(60);
 
@@ -68,7 +72,8 @@ impl Member {
     /// Tokens, certificates and ports for member `index`, in `dir`.
     pub fn new(index: u16, dir: PathBuf, authority: &Authority, open_port: Port) -> anyhow::Result<Self> {
         let tokens = TokenDir::create(&dir.join("tokens"))?;
-        for label in ["roots", "keys"] {
+        let labels = ["roots", "keys"].into_iter().chain((index == OF_TWO_DEVICES).then_some(SECOND));
+        for label in labels {
             tokens.init_token(label, "87654321", "12345678")?;
         }
         write_private(&dir.join("pin"), b"12345678")?;
@@ -177,7 +182,8 @@ module = {module:?}
 profile = "softhsm"
 roots = {{ label = "roots", pin = {{ file = {pin:?} }} }}
 keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
-"#,
+{second}"#,
+            second = self.second_device(),
             index = self.index,
             store = self.dir.join("signer.redb").display().to_string(),
             listen = self.signer_port.address(),
@@ -188,6 +194,17 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
             allow = hex::encode(self.operator_spki),
             module = spark_softhsm::module_path().map(|p| p.display().to_string()).unwrap_or_default(),
             pin = pin.display().to_string(),
+        )
+    }
+
+    fn second_device(&self) -> String {
+        if self.index != OF_TWO_DEVICES {
+            return String::new();
+        }
+        format!(
+            "[[token.devices]]\nid = 1\nmodule = {:?}\nprofile = \"softhsm\"\nroots = {{ label = {SECOND:?}, pin = {{ file = {:?} }} }}\n",
+            spark_softhsm::module_path().map(|path| path.display().to_string()).unwrap_or_default(),
+            self.dir.join("pin").display().to_string(),
         )
     }
 

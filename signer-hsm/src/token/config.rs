@@ -131,6 +131,18 @@ pub enum DeleteClaim {
 }
 
 impl DeleteClaim {
+    /// The one that says less.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        let rank = |claim| match claim {
+            Self::None => (0, 0),
+            Self::HostMedia => (1, 0),
+            Self::DeviceMinusBackups(days) => (2, u16::MAX.saturating_sub(days)),
+            Self::Device => (3, 0),
+        };
+        if rank(self) <= rank(other) { self } else { other }
+    }
+
     /// The words of receipts.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -184,9 +196,12 @@ impl Profile {
         host_files: true,
     };
 
+    /// kryoptic: development only, for roots only.
+    pub const KRYOPTIC: Self = Self { name: "kryoptic", host_files: false, ..Self::SOFTHSM };
+
     /// By name.
     pub fn by_name(name: &str) -> Option<Self> {
-        [Self::SOFTHSM].into_iter().find(|profile| profile.name == name)
+        [Self::SOFTHSM, Self::KRYOPTIC].into_iter().find(|profile| profile.name == name)
     }
 
     /// The folder to sync where the token does not sync its files itself.

@@ -40,7 +40,7 @@ use module::Module;
 /// An HSM behind PKCS#11.
 pub struct Pkcs11Token {
     module: Arc<Module>,
-    roots: RootDevice,
+    roots: Arc<RootDevice>,
     keys: Keys,
 }
 
@@ -59,7 +59,7 @@ impl Pkcs11Token {
     pub fn open(config: &TokenConfig) -> Result<Self, TokenError> {
         let module = Module::load(&config.module)?;
         let [first, others @ ..] = &*config.root_devices() else { return Err(TokenError::NoObjects) };
-        let roots = RootDevice::load(first, config.security)?;
+        let roots = Arc::new(RootDevice::load(first, config.security)?);
         if let Err(error) = roots.probe()
             && others.is_empty()
         {
@@ -81,6 +81,11 @@ impl Pkcs11Token {
     /// What the token is and what may be claimed of it.
     pub fn profile(&self) -> &Profile {
         self.roots.profile()
+    }
+
+    /// The device that holds its roots.
+    pub fn device(&self) -> Arc<RootDevice> {
+        Arc::clone(&self.roots)
     }
 
     /// How the identity key came into the token.

@@ -6,7 +6,7 @@ use spark_signer::vault::{RootId, TokenError};
 use zeroize::Zeroizing;
 
 use super::{
-    config::{PinSource, TokenConfig},
+    config::{DeviceConfig, PinSource, Security, TokenConfig},
     link::Link,
     module::Module,
     pin, roots,
@@ -26,9 +26,9 @@ impl std::fmt::Debug for RootsView {
 
 impl RootsView {
     /// Loads the module and logs in to the roots token.
-    pub fn open(config: &TokenConfig) -> Result<Self, TokenError> {
+    pub fn open(config: &DeviceConfig, security: Security) -> Result<Self, TokenError> {
         let module = Module::load(&config.module)?;
-        let roots = Link::new(&module, &config.roots, config.security)?;
+        let roots = Link::new(&module, &config.roots, security)?;
         Ok(Self { module, roots })
     }
 
@@ -41,10 +41,16 @@ impl RootsView {
 }
 
 impl TokenConfig {
-    /// Reads the PIN of the roots token, once: a prompt or a descriptor gives it only once.
-    pub fn hold_roots_pin(&mut self) -> Result<Zeroizing<String>, TokenError> {
-        let pin = pin::text(&self.roots, self.security)?;
-        self.roots.pin = PinSource::Held(pin.clone());
-        Ok(pin)
+    /// Reads the PIN of each device's roots token, once: a prompt or a descriptor gives it only once.
+    pub fn hold_roots_pins(&mut self) -> Result<Vec<Zeroizing<String>>, TokenError> {
+        let security = self.security;
+        let tokens = std::iter::once(&mut self.roots).chain(self.devices.iter_mut().map(|d| &mut d.roots));
+        tokens
+            .map(|token| {
+                let pin = pin::text(token, security)?;
+                token.pin = PinSource::Held(pin.clone());
+                Ok(pin)
+            })
+            .collect()
     }
 }

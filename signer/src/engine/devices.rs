@@ -46,13 +46,13 @@ impl Engine {
         self.vault.retire(id).map_err(failed)
     }
 
-    /// Lets devices join that answer again, clears those that retire, and forgets these once their last root is
+    /// Lets these devices join that answer again, clears those that retire, and forgets these once their last root is
     /// confirmed to be gone. Nothing happens while the signer is locked.
-    pub fn heal_devices(&mut self) -> Result<(), EngineError> {
+    pub fn heal_devices(&mut self, join: &[DeviceId]) -> Result<(), EngineError> {
         if self.is_locked() {
             return Ok(());
         }
-        self.vault.heal().map_err(failed)?;
+        self.vault.heal(join).map_err(failed)?;
         for report in self.devices()? {
             if report.status.state == DeviceState::Retiring && report.destroyed_before == u64::MAX {
                 let mut txn = self.vault.begin();

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::memory::{Disk, Fault, MemoryStore, MemoryToken};
 use super::*;
 
+const ALL: [DeviceId; 3] = [DeviceId(0), DeviceId(1), DeviceId(2)];
 const INCARNATION: Incarnation = Incarnation::from_bytes([8; 16]);
 
 struct Site {
@@ -131,9 +132,9 @@ fn a_root_is_destroyed_when_all_devices_have_destroyed_it() {
     assert_eq!(put(&mut vault, 1, 12).unwrap().destruction, Destruction::Pending);
     assert_eq!(site.destroyed_before(&vault), committed.epoch_before);
 
-    assert!(!vault.heal().unwrap(), "it is still gone");
+    assert!(!vault.heal(&ALL).unwrap(), "it is still gone");
     site.tokens[1].fail(None);
-    assert!(vault.heal().unwrap());
+    assert!(vault.heal(&ALL).unwrap());
     assert_eq!(states(&vault), [Serving, Serving]);
     assert_eq!(site.readable(&copies), BTreeSet::new());
     assert_eq!(put(&mut vault, 1, 13).unwrap().destruction, Destruction::Reported);
@@ -183,7 +184,7 @@ fn devices_join_retire_and_are_forgotten_while_the_store_is_in_use() {
     vault.offer(DeviceId(1), Arc::new(site.tokens[1].clone()));
     assert_eq!(states(&vault), [Serving, Away]);
     assert_eq!(vault.members().unwrap(), [(DeviceId(0), 1)], "a stranger is no member");
-    assert!(vault.heal().unwrap());
+    assert!(vault.heal(&ALL).unwrap());
     assert_eq!(put(&mut vault, 1, 11).unwrap().destruction, Destruction::Reported);
     assert_eq!(vault.members().unwrap(), [(DeviceId(0), 1), (DeviceId(1), 1)]);
     let copies = vec![site.store.snapshot()];
@@ -193,7 +194,7 @@ fn devices_join_retire_and_are_forgotten_while_the_store_is_in_use() {
     assert_eq!(states(&vault), [Retiring, Serving]);
     assert!(!vault.forget(DeviceId(1)).unwrap(), "it serves");
     assert!(!site.tokens[0].snapshot().is_empty());
-    vault.heal().unwrap();
+    vault.heal(&ALL).unwrap();
     assert_eq!(vault.devices()[0].trouble, None);
     assert!(site.tokens[0].snapshot().is_empty());
     assert_eq!(put(&mut vault, 1, 12).unwrap().destruction, Destruction::Pending, "nobody has confirmed it");
@@ -226,7 +227,7 @@ fn a_copy_cannot_go_on_by_a_device_that_was_behind() {
     let store = MemoryStore::default();
     store.restore(copy);
     assert!(Vault::open(site.devices(), Box::new(store)).is_err());
-    assert!(first.heal().unwrap());
+    assert!(first.heal(&ALL).unwrap());
     put(&mut first, 1, 12).unwrap();
 }
 
@@ -238,11 +239,11 @@ fn a_device_that_fails_while_it_joins_is_no_part_of_the_header() {
         put(&mut vault, 1, 10).unwrap();
         put(&mut vault, 1, 11).unwrap();
         site.tokens[1].fail(Some(fault));
-        let _ = vault.heal().unwrap();
+        let _ = vault.heal(&ALL).unwrap();
         assert_eq!(states(&vault), [Serving, Away], "{fault:?}");
         assert_eq!(put(&mut vault, 1, 12).unwrap().destruction, Destruction::Pending);
         site.tokens[1].fail(None);
-        assert!(vault.heal().unwrap());
+        assert!(vault.heal(&ALL).unwrap());
         assert_eq!(put(&mut vault, 1, 13).unwrap().destruction, Destruction::Reported);
         for token in &site.tokens {
             assert_eq!(token.snapshot().into_keys().collect::<Vec<_>>(), [vault.root()]);
@@ -330,7 +331,7 @@ proptest! {
                 }
                 Act::Fail(at, fault) => site.tokens[at].fail(Some(fault)),
                 Act::Back(at) => site.tokens[at].fail(None),
-                Act::Heal => drop(vault.heal()),
+                Act::Heal => drop(vault.heal(&ALL)),
                 Act::Crash(at) => {
                     if let Some(at) = Step::ALL.get(at).copied() {
                         vault.set_fail_point(Box::new(move |step: Step| step != at));
@@ -356,7 +357,7 @@ proptest! {
         site.tokens.iter().for_each(|token| token.fail(None));
         vault.set_fail_point(Box::new(|_| true));
         vault.retry_destroy();
-        vault.heal().unwrap();
+        vault.heal(&ALL).unwrap();
         vault.retry_destroy();
         put(&mut vault, 0, 0xff).unwrap();
         put(&mut vault, 0, 0xfe).unwrap();

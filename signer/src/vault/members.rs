@@ -65,9 +65,9 @@ impl Vault {
         }
     }
 
-    /// Lets devices join that were away and answer again, and clears those that retire. True if something changed. What
-    /// still keeps a device away is in its [`DeviceStatus`].
-    pub fn heal(&mut self) -> Result<bool, CommitError> {
+    /// Lets these devices join, as far as they were away and answer again, and clears those that retire. True if one
+    /// joined. What still keeps a device away is in its [`DeviceStatus`].
+    pub fn heal(&mut self, join: &[DeviceId]) -> Result<bool, CommitError> {
         if !self.witnessed || self.cut_off {
             return Ok(false);
         }
@@ -76,6 +76,7 @@ impl Vault {
         for device in &mut self.devices {
             let result = match device.state {
                 DeviceState::Serving => continue,
+                DeviceState::Away if !join.contains(&device.id) => continue,
                 DeviceState::Away => device.join(&current).map(|()| joined.push(device.id)),
                 DeviceState::Retiring => device.destroy_all_but(&current, None).map(|_| ()),
             };

@@ -133,6 +133,28 @@ pub trait RootToken: Send + Sync {
     fn sync(&self) -> Result<(), TokenError>;
 }
 
+impl<T: RootToken + ?Sized> RootToken for std::sync::Arc<T> {
+    fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
+        (**self).create_root(root)
+    }
+
+    fn roots(&self) -> Result<Vec<RootId>, TokenError> {
+        (**self).roots()
+    }
+
+    fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        (**self).derive(root, context)
+    }
+
+    fn destroy_root(&self, root: &RootId) -> Result<(), TokenError> {
+        (**self).destroy_root(root)
+    }
+
+    fn sync(&self) -> Result<(), TokenError> {
+        (**self).sync()
+    }
+}
+
 /// An HSM: the first device for roots, and the keys that speak for the signer.
 pub trait Token: RootToken {
     /// The identity key (secp256k1).

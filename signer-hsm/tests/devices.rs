@@ -1,0 +1,205 @@
+//! Two devices of different make under one vault: any one unlocks, both must forget.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use spark_rules::ids::Incarnation;
+use spark_signer::vault::{
+    Destruction, DeviceId, DeviceState, Devices, OpenError, RootToken as _, SecretId, SecretKind, Step, Vault,
+};
+use spark_signer_hsm::store::RedbStore;
+use spark_signer_hsm::token::{
+    DeviceConfig, IdentitySource, PinSource, Pkcs11Token, Profile, RootDevice, Security, TokenRef,
+    generate_keys, prepare_device,
+};
+use spark_softhsm::kryoptic::{self, KryopticDir};
+use spark_softhsm::{TokenDir, passed, run_test};
+use zeroize::Zeroizing;
+
+const INCARNATION: Incarnation = Incarnation::from_bytes([6; 16]);
+const KRYOPTIC: DeviceId = DeviceId(1);
+const SIGABRT: i32 = 6;
+const CRASH: &str = "DEVICES_CRASH_AT";
+const EXPECT: &str = "DEVICES_EXPECT";
+const ALONE: &str = "DEVICES_ALONE";
+
+fn second() -> DeviceConfig {
+    DeviceConfig {
+        id: KRYOPTIC.0,
+        module: kryoptic::module_path().unwrap(),
+        profile: Profile::KRYOPTIC,
+        roots: TokenRef { label: "second".into(), serial: None, pin: PinSource::Inline(common::PIN.into()) },
+        retire: false,
+    }
+}
+
+fn store_path(dir: &TokenDir) -> PathBuf {
+    dir.conf_path().with_file_name("vault.redb")
+}
+
+fn id(n: u8) -> SecretId {
+    SecretId::new([n; 16], SecretKind::Keyshare, 1)
+}
+
+fn device() -> Arc<RootDevice> {
+    Arc::new(RootDevice::load(&second(), Security::Development).unwrap())
+}
+
+/// Both devices, or the second one instead of the first.
+fn devices(token: Pkcs11Token, second: Arc<RootDevice>, alone: bool) -> Devices {
+    let devices = Devices::new(Arc::new(token));
+    if alone { devices.with(DeviceId(0), second) } else { devices.with(KRYOPTIC, second) }
+}
+
+fn create(dir: &TokenDir, other: &KryopticDir, alone: bool) -> Vault {
+    other.init_token("second", common::SO_PIN, common::PIN).unwrap();
+    prepare_device(&second(), Security::Development).unwrap();
+    assert!(prepare_device(&second(), Security::Development).is_err(), "once only");
+    let token = generate_keys(&common::config(dir), &IdentitySource::Generate).unwrap();
+    let store = RedbStore::create(&store_path(dir)).unwrap();
+    let mut vault = Vault::create(devices(token, device(), alone), Box::new(store), INCARNATION).unwrap();
+    put(&mut vault, 1, b"old");
+    put(&mut vault, 2, b"keep");
+    vault
+}
+
+fn open(dir: &TokenDir, alone: bool) -> Result<Vault, OpenError> {
+    let token = Pkcs11Token::open(&common::existing()).unwrap();
+    Vault::open(devices(token, device(), alone), Box::new(RedbStore::open(&store_path(dir)).unwrap()))
+}
+
+fn put(vault: &mut Vault, n: u8, value: &[u8]) -> Destruction {
+    let mut txn = vault.begin();
+    txn.put_secret(id(n), Zeroizing::new(value.to_vec())).unwrap();
+    txn.commit().unwrap().destruction
+}
+
+fn read(vault: &Vault, n: u8) -> Option<Vec<u8>> {
+    vault.get_secret(&id(n)).unwrap().map(|value| value.to_vec())
+}
+
+fn states(vault: &Vault) -> Vec<DeviceState> {
+    vault.devices().into_iter().map(|device| device.state).collect()
+}
+
+#[test]
+fn a_device_goes_and_comes_back_while_the_vault_is_in_use() {
+    kryoptic::isolated("a_device_goes_and_comes_back_while_the_vault_is_in_use", |dir, other| {
+        let mut vault = create(dir, other, false);
+        let second = device();
+        assert_eq!(put(&mut vault, 1, b"one"), Destruction::Reported);
+        assert_eq!(second.roots().unwrap(), [vault.root()]);
+
+        // The first one, SoftHSM, goes.
+        let aside = dir.tokens_path().with_extension("aside");
+        std::fs::rename(dir.tokens_path(), &aside).unwrap();
+        let before = vault.root();
+        assert_eq!(put(&mut vault, 1, b"two"), Destruction::Pending);
+        assert_eq!(states(&vault), [DeviceState::Away, DeviceState::Serving]);
+        assert_eq!(read(&vault, 1).as_deref(), Some(b"two".as_slice()));
+        assert!(!vault.heal(&[DeviceId(0)]).unwrap());
+
+        std::fs::rename(&aside, dir.tokens_path()).unwrap();
+        let first = Pkcs11Token::open(&common::existing());
+        // The library must be started anew before it finds its token again.
+        let first = match first {
+            Ok(token) => token.device(),
+            Err(_) => Arc::new(RootDevice::load(&first_device(), Security::Development).unwrap()),
+        };
+        first.revive().unwrap();
+        assert_eq!(first.roots().unwrap(), [before], "it still has what the other one destroyed");
+        assert!(vault.heal(&[DeviceId(0)]).unwrap());
+        assert_eq!(first.roots().unwrap(), [vault.root()]);
+        assert_eq!(put(&mut vault, 1, b"three"), Destruction::Reported);
+        for roots in [first.roots().unwrap(), second.roots().unwrap()] {
+            assert_eq!(roots, [vault.root()]);
+        }
+    })
+    .unwrap();
+}
+
+fn first_device() -> DeviceConfig {
+    common::existing().root_devices().remove(0)
+}
+
+/// Not a test by itself: the process that dies at the step named in the environment.
+#[test]
+fn child_dies_with_two_devices() {
+    let Ok(at) = std::env::var(CRASH) else { return };
+    let alone = std::env::var(ALONE).is_ok();
+    spark_softhsm::isolated("child_dies_with_two_devices", |dir| {
+        let mut vault = open(dir, alone).unwrap();
+        vault.confirm_witnessed().unwrap();
+        // The step is passed once for each device: die at the one that is asked for.
+        let (step, mut nth) =
+            at.split_once('/').map(|(s, n)| (s.to_owned(), n.parse::<u8>().unwrap())).unwrap();
+        vault.set_fail_point(Box::new(move |reached: Step| {
+            if format!("{reached:?}") == step {
+                if nth == 0 {
+                    std::process::abort();
+                }
+                nth -= 1;
+            }
+            true
+        }));
+        put(&mut vault, 1, b"new");
+    })
+    .unwrap();
+}
+
+/// Not a test by itself: opens after the crash and finds the state named in the environment.
+#[test]
+fn child_recovers_with_two_devices() {
+    let Ok(expected) = std::env::var(EXPECT) else { return };
+    let alone = std::env::var(ALONE).is_ok();
+    spark_softhsm::isolated("child_recovers_with_two_devices", |dir| {
+        let mut vault = open(dir, alone).unwrap();
+        vault.confirm_witnessed().unwrap();
+        assert!(states(&vault).iter().all(|state| *state == DeviceState::Serving));
+        assert_eq!(read(&vault, 1).as_deref(), Some(expected.as_bytes()));
+        assert_eq!(read(&vault, 2).as_deref(), Some(b"keep".as_slice()));
+        assert_eq!(device().roots().unwrap(), [vault.root()]);
+        if !alone {
+            assert_eq!(vault.token().roots().unwrap(), [vault.root()]);
+        }
+        assert_eq!(put(&mut vault, 1, b"old"), Destruction::Reported);
+        vault.probe().unwrap();
+    })
+    .unwrap();
+}
+
+fn kill_everywhere(test: &str, alone: bool) {
+    kryoptic::isolated(test, |dir, other| {
+        drop(create(dir, other, alone));
+        for step in Step::ALL {
+            let per_device = !alone && matches!(step, Step::RootCreated | Step::RootDestroyed);
+            for nth in 0..=u8::from(per_device) {
+                let at = format!("{step:?}/{nth}");
+                let mut environment = vec![(CRASH, at.as_str())];
+                environment.extend(alone.then_some((ALONE, "1")));
+                let crash = run_test("child_dies_with_two_devices", dir, &environment).unwrap();
+                assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
+                let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
+                let mut environment = vec![(EXPECT, expected)];
+                environment.extend(alone.then_some((ALONE, "1")));
+                let check = run_test("child_recovers_with_two_devices", dir, &environment).unwrap();
+                passed(&check).unwrap();
+            }
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_kill_at_any_step_with_two_devices_loses_and_keeps_nothing() {
+    kill_everywhere("a_kill_at_any_step_with_two_devices_loses_and_keeps_nothing", false);
+}
+
+#[test]
+fn a_kill_at_any_step_on_kryoptic_loses_and_keeps_nothing() {
+    kill_everywhere("a_kill_at_any_step_on_kryoptic_loses_and_keeps_nothing", true);
+}
