@@ -10,11 +10,12 @@ const FILES: &[&str] = &[
     "peer/v1/peer.proto",
     "signer/v1/signer.proto",
     "log/v1/log.proto",
+    "packages/v1/packages.proto",
     "admin/v1/admin.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for folder in ["spark", "peer", "signer", "log", "admin"] {
+    for folder in ["spark", "peer", "signer", "log", "packages", "admin"] {
         println!("cargo:rerun-if-changed={folder}");
     }
     let descriptors = protox::compile(FILES, ["."])?;

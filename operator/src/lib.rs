@@ -17,6 +17,7 @@ pub mod http;
 pub mod keypool;
 pub mod metrics;
 pub mod op;
+pub mod package_keys;
 pub mod peer;
 pub mod recovery;
 pub mod rpc;

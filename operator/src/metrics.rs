@@ -66,6 +66,7 @@ struct Families {
     leaves: IntGaugeVec,
     leaf_value: IntGaugeVec,
     keys_available: IntGauge,
+    package_keys_available: IntGauge,
     nonces_available: IntGauge,
     chain_tip_height: IntGauge,
     chain_tip_age: IntGauge,
@@ -130,6 +131,11 @@ impl Metrics {
             leaves: gauges(r, "leaves", "Leaves.", &["status"])?,
             leaf_value: gauges(r, "leaf_value_satoshis", "Value of leaves.", &["status"])?,
             keys_available: gauge(r, "keys_available", "Unused keyshares.")?,
+            package_keys_available: gauge(
+                r,
+                "package_keys_available",
+                "One-time package keys that can be given to wallets.",
+            )?,
             nonces_available: gauge(r, "nonce_commitments_available", "Unused nonce commitments.")?,
             chain_tip_height: gauge(r, "chain_tip_height", "Height of the last block connected.")?,
             chain_tip_age: gauge(r, "chain_tip_age_seconds", "Age of that block by its own clock.")?,
@@ -216,6 +222,11 @@ impl Metrics {
     /// Unused keyshares.
     pub fn keys_available(&self, count: i64) {
         self.families.keys_available.set(count);
+    }
+
+    /// One-time package keys that can be given to wallets.
+    pub fn package_keys_available(&self, count: i64) {
+        self.families.package_keys_available.set(count);
     }
 
     /// Unused nonce commitments.

@@ -14,6 +14,7 @@ use crate::{
     call::CallError,
     db::{Db, DbError, keyshare, leaf, operation},
     metrics::{LeafStatus, Metrics, OpenState, PoolState},
+    package_keys,
     signer_client::SignerClient,
 };
 
@@ -85,6 +86,8 @@ impl Sampler {
             self.metrics.db_connections(state, i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.metrics.keys_available(keyshare::available(self.db.pool(), self.own).await?);
+
+        self.metrics.package_keys_available(package_keys::available(&self.db).await?);
 
         let mut open: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
         for (state, count, age) in operation::gauges(self.db.pool()).await? {

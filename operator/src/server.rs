@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use spark_proto::{
     log::v1::deletion_log_server::DeletionLogServer,
+    packages::v1::package_keys_server::PackageKeysServer,
     peer::v1::peer_server::PeerServer,
     spark_authn::spark_authn_service_server::SparkAuthnServiceServer,
     transport::{Deadlines, Spki, SpkiAllowList, channel, serve},
@@ -31,6 +32,7 @@ use crate::{
     keypool::Keypool,
     metrics::{BuildInfo, Metrics},
     op::{Engine, Settings},
+    package_keys::{PackageKeyService, Stock},
     peer::{PeerClient, PeerService, Signers},
     recovery, rpc,
     sampler::Sampler,
@@ -220,6 +222,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             pool.run(until).await;
             Ok(())
         });
+        let until = wait(&stopping);
+        let stock = Stock::new(db.clone(), signer.clone(), Arc::clone(&federation), own);
+        tasks.spawn(async move {
+            stock.run(until).await;
+            Ok(())
+        });
         engine.resume().await?;
         let (terminator, until) = (engine.clone(), wait(&stopping));
         tasks.spawn(async move {
@@ -272,7 +280,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
                 db.clone(),
                 signer.clone(),
                 published.clone(),
-            )));
+            )))
+            .add_service(PackageKeysServer::new(PackageKeyService::new(db.clone())));
         let edge = Edge {
             authn,
             quotas: Arc::new(Quotas::new(config.limits)),

@@ -41,6 +41,8 @@ calls! {
     get_status: GetStatusRequest -> GetStatusResponse;
     /// Fresh nonce commitments.
     commit_nonces: CommitNoncesRequest -> CommitNoncesResponse;
+    /// One-time keys for packages.
+    issue_package_keys: IssuePackageKeysRequest -> IssuePackageKeysResponse;
     /// Binds a keyshare to a deposit address.
     bind_keyshare: BindKeyshareRequest -> BindKeyshareResponse;
     /// A share of the proof of possession.

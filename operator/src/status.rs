@@ -115,6 +115,10 @@ reasons! {
     ChainStale = "CHAIN_STALE" => Unavailable,
     /// No unused keyshare is left.
     KeysExhausted = "KEYS_EXHAUSTED" => Unavailable,
+    /// No one-time package key is ready.
+    PackageKeysExhausted = "PACKAGE_KEYS_EXHAUSTED" => Unavailable,
+    /// A package is sealed to a one-time key that does not serve (any more). Reserve fresh ones.
+    PackageKey = "PACKAGE_KEY" => Unavailable,
     /// The process is shutting down.
     Draining = "DRAINING" => Unavailable,
     /// Too many calls.

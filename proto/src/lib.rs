@@ -45,6 +45,12 @@ pub mod log {
     package!(/// Version 1.
         v1, "log.v1.rs");
 }
+/// One-time keys for packages.
+#[cfg(feature = "rpc")]
+pub mod packages {
+    package!(/// Version 1.
+        v1, "packages.v1.rs");
+}
 /// Administration.
 pub mod admin {
     package!(/// Version 1.

@@ -100,6 +100,7 @@ macro_rules! calls {
 calls! {
     get_status: wire::GetStatusRequest => GetStatus, Status(wire::GetStatusResponse);
     commit_nonces: wire::CommitNoncesRequest => CommitNonces, CommitNonces(wire::CommitNoncesResponse);
+    issue_package_keys: wire::IssuePackageKeysRequest => IssuePackageKeys, PackageKeys(wire::IssuePackageKeysResponse);
     bind_keyshare: wire::BindKeyshareRequest => BindKeyshare, BindKeyshare(wire::BindKeyshareResponse);
     prove_possession: wire::ProvePossessionRequest => ProvePossession, ProvePossession(wire::ProvePossessionResponse);
     prepare: wire::PrepareRequest => Prepare, Prepare(wire::PrepareResponse);

@@ -30,7 +30,7 @@ pub enum EciesError {
     /// Shorter than an empty envelope.
     #[error("envelope has {0} bytes, fewer than 97")]
     Short(usize),
-    /// The first byte names a kind of envelope that is not supported, such as one with a one-time key.
+    /// The first byte names another kind of envelope, such as one with a one-time key.
     #[error("envelope of unknown kind {0}")]
     Kind(u8),
     /// The ephemeral key is not on the curve.
@@ -147,7 +147,10 @@ fn cipher(ephemeral: &PublicKey, shared: &[u8; 64]) -> Cipher {
 }
 
 /// x ‖ y of the product.
-fn shared_point(secret: &SecretScalar, public: &PublicKey) -> Result<Zeroizing<[u8; 64]>, EciesError> {
+pub(crate) fn shared_point(
+    secret: &SecretScalar,
+    public: &PublicKey,
+) -> Result<Zeroizing<[u8; 64]>, EciesError> {
     let mut key = SecretKey::from_slice(secret.to_bytes().as_slice()).map_err(|_| EciesError::Shared)?;
     let shared = Zeroizing::new(ecdh::shared_secret_point(public, &key));
     key.non_secure_erase();

@@ -14,6 +14,10 @@ pub(crate) struct Cli {
     /// JSON on standard output: one object, or one per step of long commands.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Seal packages to an operator's long-lived key where it offers no one-time keys: whoever records them and later
+    /// gets the use of that key opens them.
+    #[arg(long, global = true)]
+    pub(crate) allow_long_lived_package_keys: bool,
     /// Log to standard error; twice for more.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,

@@ -68,9 +68,31 @@ pub struct RawConfig {
     /// For deposits, exits and checks against the chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitcoind: Option<RawBitcoind>,
+    /// To which keys packages for operators are sealed.
+    #[serde(default, skip_serializing_if = "PackageKeys::is_default")]
+    pub package_keys: PackageKeys,
     /// How long a call may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_seconds: Option<u64>,
+}
+
+/// To which keys the operators' parts of a package are sealed (D14).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PackageKeys {
+    /// One-time keys only. An operator without them gets no package.
+    #[default]
+    OneTime,
+    /// One-time keys where an operator offers them, its long-lived identity key otherwise.
+    PreferOneTime,
+    /// Identity keys, as public wallets do. Whoever records a package and later gets the use of that key opens it.
+    LongLived,
+}
+
+impl PackageKeys {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Section `[federation]`.
@@ -151,6 +173,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// Chain access, if any.
     pub bitcoind: Option<Bitcoind>,
+    /// To which keys packages are sealed.
+    pub package_keys: PackageKeys,
     /// For each call.
     pub deadline: Duration,
 }
@@ -238,6 +262,7 @@ impl Config {
             endpoints,
             tls,
             bitcoind,
+            package_keys: raw.package_keys,
             deadline: Duration::from_secs(deadline),
         })
     }

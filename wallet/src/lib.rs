@@ -12,6 +12,7 @@ pub mod exit;
 pub mod flow;
 pub mod keys;
 pub mod receipts;
+mod recipients;
 mod seal;
 mod seed;
 pub mod select;
@@ -23,6 +24,7 @@ mod tweak;
 pub mod verify;
 mod wallet;
 
+pub use recipients::PackageKeyRefusal;
 pub use seed::SeedError;
 pub use signing::SigningError;
 pub use tweak::TweakError;

@@ -15,6 +15,8 @@ use spark_signer::{
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
+use crate::recipients::{Purpose, Recipients};
+
 /// A package that cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TweakError {
@@ -89,8 +91,10 @@ impl LeafTweak {
 pub(crate) fn seal_send(
     leaves: &[LeafTweak],
     federation: &Federation,
+    recipients: &Recipients,
+    purpose: &Purpose,
 ) -> Result<BTreeMap<String, Vec<u8>>, TweakError> {
-    seal(federation, |operator| {
+    seal(federation, recipients, purpose, |operator| {
         let leaves_to_send = leaves
             .iter()
             .map(|leaf| SendLeafKeyTweak {
@@ -115,8 +119,10 @@ pub(crate) fn seal_send(
 pub(crate) fn seal_claim(
     leaves: &[LeafTweak],
     federation: &Federation,
+    recipients: &Recipients,
+    purpose: &Purpose,
 ) -> Result<BTreeMap<String, Vec<u8>>, TweakError> {
-    seal(federation, |operator| {
+    seal(federation, recipients, purpose, |operator| {
         let leaves_to_receive = leaves
             .iter()
             .map(|leaf| ClaimLeafKeyTweak {
@@ -136,6 +142,8 @@ pub(crate) fn seal_claim(
 
 fn seal(
     federation: &Federation,
+    recipients: &Recipients,
+    purpose: &Purpose,
     part: impl Fn(usize) -> Zeroizing<Vec<u8>>,
 ) -> Result<BTreeMap<String, Vec<u8>>, TweakError> {
     federation
@@ -143,7 +151,7 @@ fn seal(
         .iter()
         .map(|member| {
             let plain = part(member.index.as_usize());
-            Ok((member.index.identifier_hex(), crate::seal::seal(&member.identity, &plain)?))
+            Ok((member.index.identifier_hex(), recipients.seal(federation, member.index, purpose, &plain)?))
         })
         .collect()
 }
@@ -152,7 +160,11 @@ fn seal(
 mod tests {
     use super::*;
     use crate::testing::{LEAF_ID, Operators};
-    use spark_rules::{feldman::Proofs, ids::OperatorIndex};
+    use spark_rules::{
+        feldman::Proofs,
+        ids::{OperatorIndex, TransferId},
+        vote::Kind,
+    };
 
     #[test]
     fn operators_find_shares_that_move_their_key() {
@@ -160,8 +172,11 @@ mod tests {
         let federation = &operators.federation;
         let (old, new) = (SecretScalar::random(&mut OsRng), SecretScalar::random(&mut OsRng));
         let tweak = || LeafTweak::new(LEAF_ID.into(), &old, &new, federation).unwrap();
-        let send = seal_send(&[tweak().with_cipher(vec![1], vec![2])], federation).unwrap();
-        let claim = seal_claim(&[tweak()], federation).unwrap();
+        let to = Recipients::long_lived(federation);
+        let transfer = TransferId::from_bytes([1; 16]);
+        let purpose = Purpose { kind: Kind::Send, transfer, owner: old.public_key() };
+        let send = seal_send(&[tweak().with_cipher(vec![1], vec![2])], federation, &to, &purpose).unwrap();
+        let claim = seal_claim(&[tweak()], federation, &to, &purpose).unwrap();
         let mut proofs_seen = Vec::new();
         for (i, identity) in operators.identities.iter().enumerate() {
             let index = OperatorIndex::new(i as u16);

@@ -6,7 +6,7 @@ use std::{
 use spark_rules::address::{AddressError, SparkAddress};
 
 use crate::{
-    SeedError, SigningError, TweakError,
+    PackageKeyRefusal, SeedError, SigningError, TweakError,
     bundle::BundleError,
     chain::{Chain, ChainError},
     client::{ClientError, Operators},
@@ -50,6 +50,9 @@ pub enum WalletError {
     /// Key tweak package.
     #[error(transparent)]
     Tweak(#[from] TweakError),
+    /// An operator offers no one-time package key, or none that can be trusted.
+    #[error(transparent)]
+    PackageKey(#[from] PackageKeyRefusal),
     /// No leaves fit the amount.
     #[error(transparent)]
     Select(#[from] SelectError),
@@ -105,7 +108,9 @@ impl WalletError {
             },
             Self::Chain(ChainError::Refused { .. }) => ErrorClass::Refused,
             Self::Chain(_) | Self::State(StateError::InUse) | Self::Undecided(_) => ErrorClass::Unavailable,
-            Self::Verify(_) | Self::Select(_) | Self::Refused(_) | Self::Receipt(_) => ErrorClass::Refused,
+            Self::Verify(_) | Self::PackageKey(_) | Self::Select(_) | Self::Refused(_) | Self::Receipt(_) => {
+                ErrorClass::Refused
+            }
             Self::Exit(e) if e.is_refusal() => ErrorClass::Refused,
             _ => ErrorClass::Failed,
         }
@@ -133,12 +138,18 @@ impl Wallet {
 
     /// Opens the wallet in `dir`. Nothing is sent yet.
     pub fn open(dir: &Path) -> Result<Self, WalletError> {
-        let config = Config::load(dir)?;
+        Self::open_with(dir, Config::load(dir)?)
+    }
+
+    /// The same with a configuration that is not as the file says.
+    pub fn open_with(dir: &Path, config: Config) -> Result<Self, WalletError> {
         let keys = seed::read(dir)?.keys(config.account)?;
         let operators = Operators::new(&config)?;
         let state = State::open(dir, &keys.identity().public_key().to_string())?;
         let chain = config.bitcoind.as_ref().map(Chain::new).transpose()?;
-        Ok(Self { config, keys, operators, state, chain })
+        let this = Self { config, keys, operators, state, chain };
+        this.forget_package_keys()?;
+        Ok(this)
     }
 
     /// Of parts, without files of configuration.

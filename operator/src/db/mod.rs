@@ -15,6 +15,7 @@ pub mod headers;
 pub mod keyshare;
 pub mod leaf;
 pub mod operation;
+pub mod package_key;
 pub mod projection;
 pub mod query_event;
 pub mod query_node;

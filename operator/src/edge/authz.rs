@@ -52,6 +52,7 @@ const fn field(number: u32, name: &'static str) -> Field {
 const AUTHN: &str = "spark_authn.SparkAuthnService";
 const SPARK: &str = "spark.SparkService";
 const LOG: &str = "log.v1.DeletionLog";
+const PACKAGES: &str = "packages.v1.PackageKeys";
 const TOKEN: &str = "spark_token.SparkTokenService";
 /// Load balancers ask it, and they have no session. It says only whether this operator is ready.
 const HEALTH: &str = "grpc.health.v1.Health";
@@ -77,6 +78,7 @@ pub const TABLE: &[Method] = &[
     method(LOG, "GetCheckpoint", Rule::Session),
     method(LOG, "GetReceipts", Rule::Session),
     method(LOG, "ProveConsistency", Rule::Session),
+    costly(PACKAGES, "ReserveKey", Rule::Session, 2),
     method(AUTHN, "get_challenge", Rule::Open),
     method(AUTHN, "verify_challenge", Rule::Open),
     costly(SPARK, "generate_deposit_address", Rule::SessionEquals(field(2, "identity_public_key")), 10),
@@ -153,7 +155,7 @@ mod tests {
         let mut methods = BTreeSet::new();
         for file in descriptors().file {
             let package = file.package().to_owned();
-            if !package.starts_with("spark") && package != "log.v1" {
+            if !package.starts_with("spark") && !["log.v1", "packages.v1"].contains(&package.as_str()) {
                 continue;
             }
             for service in &file.service {

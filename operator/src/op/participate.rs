@@ -6,9 +6,11 @@ use prost::Message as _;
 use spark_proto::{peer::v1 as wire, signer::v1 as signer};
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
-    operation::{Keys, OperationError, identify},
+    operation::{Keys, Operation, OperationError, identify},
+    package_key::Envelope,
     vote::{Certificate, Kind, ProofOfAbort, Vote, VoteError},
 };
+use uuid::Uuid;
 
 use super::{
     coordinate::LEAF_UNAVAILABLE,
@@ -20,7 +22,7 @@ use crate::{
     db::{
         DbError,
         operation::{self, AttemptId, NewOperation, OperationRow, State},
-        receipt, work,
+        package_key, receipt, work,
     },
     metrics::{Outcome as End, Phase},
 };
@@ -69,10 +71,24 @@ impl Engine {
             tracing::error!(operation = %attempt.id, "own signer voted on another digest than own tables give");
             return Err(EngineError::State("own signer and own tables disagree"));
         }
-        work::prepared(self.db(), attempt.id, &own, &checked.ballot.digest, &opened.encode_to_vec()).await?;
+        let opened = opened.encode_to_vec();
+        let prepared = work::prepared(self.db(), attempt.id, &own, &checked.ballot.digest, &opened);
+        let (prepared, ()) = tokio::join!(prepared, self.package_key_used(&attempt.operation));
+        prepared?;
         fail_point(Point::Prepared);
         self.step_done(attempt.operation.kind, Phase::Prepare, started);
         Ok(vote)
+    }
+
+    /// The key is the operation's now: nobody else gets it, and it counts no longer against its holder.
+    async fn package_key_used(&self, operation: &Operation) {
+        let part = operation.sealed.as_ref().and_then(|s| s.ciphertexts.get(self.own().as_usize()));
+        let Some(Ok(envelope)) = part.map(|part| Envelope::parse(part)) else { return };
+        let key = [Uuid::from_bytes(envelope.key_id)];
+        if let Err(error) = package_key::remove(self.db().pool(), &key).await {
+            // It goes with those that ran out.
+            tracing::debug!(%error, "package key");
+        }
     }
 
     fn own_vote(&self, vote: &wire::Vote, id: AttemptId) -> Result<Vote, EngineError> {

@@ -131,6 +131,9 @@ fn of_vote(reason: &str) -> Refused {
             Refused::new(Reason::LeafUnavailable, crate::status::text::LEAF_UNAVAILABLE).with("cause", reason)
         }
         "NONCE_UNKNOWN" => Refused::new(Reason::NonceUnknown, "nonce commitments are gone; fetch fresh ones"),
+        "PACKAGE_KEY" => {
+            Refused::new(Reason::PackageKey, "a one-time package key does not serve; reserve fresh ones")
+        }
         "TEMPLATE" | "PACKAGE_CONTENT" | "PACKAGE_SIGNATURE" | "PACKAGE_INCOMPLETE" | "TWEAK_PROOF"
         | "USER_SHARE" | "SIGNING_PACKAGE" | "SIGNING_KEY" | "SIGNER_SET" | "NOT_OWNER" | "FIELD_INVALID"
         | "NONCE_TWICE" => {
@@ -158,6 +161,7 @@ mod tests {
         let cases = [
             ("LEAF_UNAVAILABLE", Reason::LeafUnavailable),
             ("NONCE_UNKNOWN", Reason::NonceUnknown),
+            ("PACKAGE_KEY", Reason::PackageKey),
             ("TEMPLATE", Reason::RuleViolated),
             ("PEER_UNREACHABLE", Reason::OperationAborted),
             ("", Reason::OperationAborted),

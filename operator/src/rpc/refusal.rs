@@ -8,7 +8,11 @@ use crate::status::{Reason, Refused};
 /// it does for "leaf is not available to transfer".
 pub(super) fn of_send(refused: Refused, leaf: &str) -> Refused {
     match refused.reason {
-        Reason::NonceUnknown | Reason::NonceSpent | Reason::OperationAborted | Reason::StaleVersion => {
+        Reason::NonceUnknown
+        | Reason::NonceSpent
+        | Reason::PackageKey
+        | Reason::OperationAborted
+        | Reason::StaleVersion => {
             let cause = refused.reason.name();
             Refused::leaf_unavailable(leaf).with("cause", cause)
         }
@@ -22,6 +26,7 @@ pub(super) fn of_retryable(mut refused: Refused) -> Refused {
         refused.reason,
         Reason::NonceUnknown
             | Reason::NonceSpent
+            | Reason::PackageKey
             | Reason::OperationAborted
             | Reason::StaleVersion
             | Reason::LeafUnavailable

@@ -10,7 +10,10 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use prost::Message as _;
 use spark_devnet::{http, network::Devnet};
-use spark_proto::spark::{self, renew_leaf_request::SigningJobs};
+use spark_proto::{
+    packages::v1::{ReserveKeyRequest, ReserveKeyResponse},
+    spark::{self, renew_leaf_request::SigningJobs},
+};
 use spark_wallet::{Wallet, flow::Funding};
 use support::{
     call::{Door, call, reason, wallet_card},
@@ -29,6 +32,7 @@ const WRITES: &[&str] = &[
     "start_transfer_v2",
     "claim_transfer",
     "renew_leaf",
+    "ReserveKey",
 ];
 
 /// Calls that change something and must not give the same answer twice: the reason.
@@ -61,6 +65,7 @@ const DEPOSIT: &str = "/spark.SparkService/finalize_deposit_tree_creation";
 const SEND: &str = "/spark.SparkService/start_transfer_v2";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
+const KEY: &str = "/packages.v1.PackageKeys/ReserveKey";
 const NONCES: &str = "/spark.SparkService/get_signing_commitments";
 
 const SATS: u64 = 50_000;
@@ -87,6 +92,7 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     story.an_address().await.context("address")?;
     let leaf = story.a_deposit().await.context("deposit")?;
     story.logins_and_nonces(&leaf).await.context("login and nonces")?;
+    story.a_package_key().await.context("package key")?;
     let sent = story.a_send().await.context("send")?;
     story.a_claim(&sent).await.context("claim")?;
     story.a_renewal(&leaf).await.context("renewal")?;
@@ -243,6 +249,23 @@ impl Story {
         let (first, second) = (pairs(first)?, pairs(second)?);
         ensure!(first.len() == 6 && first.is_disjoint(&second), "a commitment was handed out twice");
         rows::same("login and nonces", &before, &settled(&self.devnet).await?)
+    }
+
+    async fn a_package_key(&mut self) -> anyhow::Result<()> {
+        let session = format!("Bearer {}", people::login(&self.channel, &self.alice).await?);
+        let ask = |id: u8| Caught {
+            path: KEY.to_owned(),
+            authorization: session.clone().into_bytes(),
+            message: ReserveKeyRequest { request_id: vec![id; 16] }.encode_to_vec(),
+        };
+        let first = self.call(KEY, &ask(1)).await?;
+        self.again(KEY, &ask(1), &first).await?;
+        let key = |answer: Bytes| -> anyhow::Result<Vec<u8>> {
+            Ok(ReserveKeyResponse::decode(answer)?.key.context("key")?.public_key)
+        };
+        let other = self.call(KEY, &ask(2)).await?;
+        ensure!(key(first)? != key(other)?, "one key for two requests");
+        Ok(())
     }
 
     async fn a_send(&mut self) -> anyhow::Result<Caught> {

@@ -2,6 +2,8 @@
 //! memory of the operator process. The test knows the secrets: it opens what wallets sealed for the operators
 //! (whose identity keys are the development ones here) and the vaults of stopped signers.
 
+#[path = "secrets/forward.rs"]
+mod forward;
 #[path = "secrets/needles.rs"]
 mod needles;
 mod support;
@@ -22,7 +24,7 @@ use spark_rules::ids::{LeafId, OperatorIndex};
 use spark_signer::{
     ecies::Envelope,
     secret::SecretScalar,
-    vault::{SecretKind, Vault},
+    vault::{SecretId, SecretKind, Vault},
 };
 use spark_signer_hsm::{config::Config, metrics::HsmMetrics, server};
 use spark_softhsm::{isolated, passed, run_test};
@@ -47,8 +49,9 @@ async fn s1_secrets_are_nowhere_but_in_signer_and_wallet() -> anyhow::Result<()>
     let options = Options { known_identities: true, ..Options::default() };
     let mut devnet = Devnet::start(options, |_| {}).await?;
     let wallets = devnet.endpoints().dir.join("people");
-    let alice = people::wallet(&devnet, &wallets, "alice", 0)?;
-    let bob = people::wallet(&devnet, &wallets, "bob", 1)?;
+    // What is sealed to identity keys the test can open: it knows them.
+    let alice = people::long_lived_wallet(&devnet, &wallets, "alice", 0)?;
+    let bob = people::long_lived_wallet(&devnet, &wallets, "bob", 1)?;
     let leaf = people::deposit(&devnet, &alice, SATS).await?;
     people::transfer(&alice, &bob, SATS).await?;
     rows::settled(&devnet).await?;
@@ -220,7 +223,7 @@ async fn receipts(devnet: &Devnet, index: usize, owner: &Wallet, leaf: &str) -> 
     Ok(signer::GetReceiptsResponse::decode(answer)?.receipts)
 }
 
-/// A share as it lies in a vault.
+/// A share as it lies in a vault, or the secret half of a package key.
 struct Share {
     keyshare: Vec<u8>,
     version: u64,
@@ -229,11 +232,20 @@ struct Share {
 
 /// Stops a signer and opens its vault, in a process of its own: a PKCS#11 module knows one token directory.
 async fn shares_of_stopped_signer(devnet: &mut Devnet, index: usize) -> anyhow::Result<Vec<Share>> {
-    let process = devnet.process(&format!("signer-{index}"))?;
-    ensure!(process.stop(Signal::TERM, Duration::from_secs(20)).await?, "the signer had to be killed");
     let mut database = rows::connect(devnet, index).await?;
     let ids: Vec<Uuid> =
         sqlx::query_scalar("SELECT keyshare_id FROM keyshare").fetch_all(&mut database).await?;
+    secrets_of_stopped_signer(devnet, index, &ids).await
+}
+
+/// The same of given keyshares or package keys.
+async fn secrets_of_stopped_signer(
+    devnet: &mut Devnet,
+    index: usize,
+    ids: &[Uuid],
+) -> anyhow::Result<Vec<Share>> {
+    let process = devnet.process(&format!("signer-{index}"))?;
+    ensure!(process.stop(Signal::TERM, Duration::from_secs(20)).await?, "the signer had to be killed");
     // Outside of the folders that are searched.
     let dir = tempfile::tempdir()?;
     let (keys, out) = (dir.path().join("keys"), dir.path().join("shares"));
@@ -271,7 +283,8 @@ fn read_vault(config: &Path) -> anyhow::Result<()> {
     let mut text = String::new();
     for line in fs::read_to_string(std::env::var(KEYS)?)?.lines() {
         let keyshare: [u8; 16] = hex::decode(line)?.as_slice().try_into()?;
-        for id in vault.secrets_of(&keyshare)?.into_iter().filter(|id| id.kind == SecretKind::Keyshare) {
+        let shown = |id: &SecretId| matches!(id.kind, SecretKind::Keyshare | SecretKind::PackageKey);
+        for id in vault.secrets_of(&keyshare)?.into_iter().filter(shown) {
             let share = vault.get_secret(&id)?.context("share")?;
             text.push_str(&format!("{line} {} {}\n", id.version, hex::encode(&*share)));
         }

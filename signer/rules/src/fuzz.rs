@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::address::SparkAddress;
 use crate::tx::{INITIAL_TIMELOCK, Maturity, Spend, Template, p2tr_script};
-use crate::{package, point};
+use crate::{package, package_key, point};
 
 /// The generator of secp256k1: a key that is always valid.
 const GENERATOR: [u8; 33] = [
@@ -78,4 +78,12 @@ pub fn maturity(data: &[u8]) {
     {
         assert_eq!(&maturity.to_bytes(), bytes, "maturities round trip");
     }
+}
+
+/// An envelope sealed to a one-time key: what is taken apart is all of it, in order.
+pub fn envelope(data: &[u8]) {
+    let Ok(envelope) = package_key::Envelope::parse(data) else { return };
+    let whole = [envelope.header, envelope.tag.as_slice(), envelope.ciphertext].concat();
+    assert_eq!(whole, data, "nothing is skipped");
+    assert_eq!(whole.get(1..17), Some(envelope.key_id.as_slice()), "the key that is named");
 }

@@ -13,6 +13,7 @@ pub mod ids;
 pub mod leaf;
 pub mod operation;
 pub mod package;
+pub mod package_key;
 pub mod point;
 pub mod receipt;
 pub mod transcript;

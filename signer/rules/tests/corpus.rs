@@ -9,12 +9,13 @@ use spark_rules::fuzz;
 
 type Entry = (&'static str, fn(&[u8]));
 
-const ENTRIES: [Entry; 5] = [
+const ENTRIES: [Entry; 6] = [
     ("spark_address", fuzz::spark_address),
     ("template", fuzz::template),
     ("challenge", fuzz::challenge),
     ("packages", fuzz::packages),
     ("maturity", fuzz::maturity),
+    ("envelope", fuzz::envelope),
 ];
 
 #[test]

@@ -121,6 +121,7 @@ impl Shared {
             }
             forget_finals(txn, &id, request.attempt, operation.jobs.len());
             dropped = self.dropped(txn, &operation)?;
+            self.end_package_key(txn, &operation)?;
         }
         // A dropped tweak is a destruction too: old = new - tweak.
         self.destroy_staged(txn, &id, request.attempt, true)?;
@@ -170,7 +171,7 @@ impl Shared {
                 retired_public_share: share.clone(),
                 new_public_share: share,
                 tweak_commitment: read_scalar(txn, &staged)?.public_key().serialize().to_vec(),
-                package_kind: "identity".to_owned(),
+                package_kind: self.package_kind(operation).to_owned(),
                 live_versions: vec![record.version],
                 ..Receipt::default()
             });

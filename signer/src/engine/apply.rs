@@ -59,6 +59,7 @@ impl Shared {
         for stage in 0..operation.stages() {
             txn.delete_secret(&shares_id(&id, request.attempt, stage))?;
         }
+        self.end_package_key(txn, &operation)?;
         forget_finals(txn, &id, request.attempt, operation.jobs.len());
         // Also where this signer released nothing: all ledgers are alike.
         put_released(txn, &operation, operation.jobs.iter())?;
@@ -190,7 +191,7 @@ impl Shared {
                 retired_public_share: share(&record.public_shares),
                 new_public_share: share(&key.public_shares),
                 tweak_commitment: commitment,
-                package_kind: "identity".to_owned(),
+                package_kind: self.package_kind(operation).to_owned(),
                 live_versions: vec![key.version],
                 ..peer::Receipt::default()
             };

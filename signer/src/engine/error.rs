@@ -8,6 +8,7 @@ use spark_rules::{
     ids::IdError,
     leaf::{DecodeError, LeafError},
     operation::OperationError,
+    package_key::PackageKeyError,
     point::PointError,
     vote::VoteError,
 };
@@ -74,6 +75,12 @@ pub enum EngineError {
     /// The package sealed for this signer does not open or does not decode.
     #[error("package for this operator: {0}")]
     Sealed(&'static str),
+    /// The one-time key that a package is sealed to does not serve.
+    #[error("one-time package key: {0}")]
+    PackageKey(&'static str),
+    /// An envelope sealed to a one-time key.
+    #[error(transparent)]
+    OneTime(#[from] PackageKeyError),
     /// The operator's deletion log contradicts itself.
     #[error("the deletion log of operator {0} contradicts itself")]
     Distrusted(u16),
@@ -157,7 +164,8 @@ impl EngineError {
             Self::Binding(_) => "KEYSHARE_BOUND",
             Self::NotNamed => "NOT_NAMED",
             Self::Stage(_) => "STAGE",
-            Self::Sealed(_) | Self::Ecies(_) | Self::Feldman(_) => "PACKAGE_CONTENT",
+            Self::Sealed(_) | Self::Ecies(_) | Self::Feldman(_) | Self::OneTime(_) => "PACKAGE_CONTENT",
+            Self::PackageKey(_) => "PACKAGE_KEY",
             Self::Distrusted(_) => "OPERATOR_DISTRUSTED",
             Self::LogDiffers(_) | Self::Checkpoint(_) => "LOG_INVALID",
             Self::Commit(_) => "NOT_DURABLE",

@@ -12,6 +12,7 @@ use spark_rules::{
     ids::{KeyshareId, LeafId, OperationId, OperatorIndex, TransferId},
     leaf::LeafRecord,
     operation::{Binding, Records, Resource, TransferRecord},
+    package_key::KeyId,
     point,
     tx::{Maturity, p2tr_script},
 };
@@ -232,6 +233,51 @@ pub(super) fn unclaim(txn: &mut Txn<'_>, resource: &Resource, holder: &Holder) -
         txn.delete_record(&key);
     }
     Ok(())
+}
+
+/// A one-time key for packages, public part (D14).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PackageKey {
+    /// Unix seconds.
+    pub(super) expires: u64,
+    /// The attempt whose package it opened.
+    pub(super) holder: Option<Holder>,
+}
+
+impl PackageKey {
+    const PREFIX: &[u8] = b"package-key/";
+
+    fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
+        let (expires, holder) =
+            bytes.split_first_chunk::<8>().ok_or(EngineError::Malformed("stored package key"))?;
+        let holder = if holder.is_empty() { None } else { Some(Holder::decode(holder)?) };
+        Ok(Self { expires: u64::from_be_bytes(*expires), holder })
+    }
+
+    pub(super) fn get(txn: &Txn<'_>, id: &KeyId) -> Result<Option<Self>, EngineError> {
+        txn.record(&key(Self::PREFIX, id))?.map(|bytes| Self::decode(&bytes)).transpose()
+    }
+
+    pub(super) fn put(&self, txn: &mut Txn<'_>, id: &KeyId) {
+        let holder = self.holder.as_ref().map(Holder::encode).unwrap_or_default();
+        txn.put_record(&key(Self::PREFIX, id), [self.expires.to_be_bytes().as_slice(), &holder].concat());
+    }
+
+    pub(super) fn delete(txn: &mut Txn<'_>, id: &KeyId) {
+        txn.delete_record(&key(Self::PREFIX, id));
+    }
+
+    /// All that live, by name.
+    pub(super) fn all(txn: &Txn<'_>) -> Result<Vec<(KeyId, Self)>, EngineError> {
+        let malformed = || EngineError::Malformed("stored package key");
+        txn.scan_records(Self::PREFIX)?
+            .into_iter()
+            .map(|(name, bytes)| {
+                let id = name.strip_prefix(Self::PREFIX).and_then(|id| id.try_into().ok());
+                Ok((id.ok_or_else(malformed)?, Self::decode(&bytes)?))
+            })
+            .collect()
+    }
 }
 
 /// What was released for a maturity (S4).

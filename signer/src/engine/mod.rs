@@ -14,6 +14,7 @@ mod error;
 mod generate;
 mod journal;
 mod ledger;
+mod package_keys;
 mod prepare;
 mod release;
 mod status;
@@ -47,6 +48,8 @@ pub enum Request {
     GetStatus(wire::GetStatusRequest),
     /// New nonces.
     CommitNonces(wire::CommitNoncesRequest),
+    /// New one-time keys for packages.
+    IssuePackageKeys(wire::IssuePackageKeysRequest),
     /// Binds a keyshare to a deposit address.
     BindKeyshare(wire::BindKeyshareRequest),
     /// A share of a proof of possession.
@@ -99,6 +102,7 @@ pub enum Request {
 pub enum Reply {
     Status(wire::GetStatusResponse),
     CommitNonces(wire::CommitNoncesResponse),
+    PackageKeys(wire::IssuePackageKeysResponse),
     BindKeyshare(wire::BindKeyshareResponse),
     ProvePossession(wire::ProvePossessionResponse),
     Prepare(wire::PrepareResponse),
@@ -346,6 +350,7 @@ impl Shared {
         Ok(match request {
             Request::GetStatus(_) => Reply::Status(self.status(txn)?),
             Request::CommitNonces(r) => Reply::CommitNonces(self.commit_nonces(txn, &r)?),
+            Request::IssuePackageKeys(r) => Reply::PackageKeys(self.issue_package_keys(txn, &r)?),
             Request::BindKeyshare(r) => Reply::BindKeyshare(self.bind(txn, r)?),
             Request::ProvePossession(r) => Reply::ProvePossession(self.prove_possession(txn, &r)?),
             Request::Prepare(r) => Reply::Prepare(self.prepare(txn, r)?),

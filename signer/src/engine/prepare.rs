@@ -188,7 +188,7 @@ impl Shared {
             ledger::claim(txn, resource, &holder)?;
         }
         self.check_maturities(txn, &operation)?;
-        let tweaks = self.open(&operation)?;
+        let tweaks = self.open(txn, &operation)?;
         let opened: Vec<_> = tweaks.iter().map(|t| t.public.clone()).collect();
         let keys = Keys::derive(&operation, &opened)?;
         for (position, (part, tweak)) in operation.parts.iter().zip(&tweaks).enumerate() {
@@ -251,15 +251,20 @@ impl Shared {
 
     /// Opens this operator's part of the package: exactly the operation's leaves, every share on its polynomial,
     /// public share tweaks derived and compared, never trusted (S5).
-    fn open(&self, operation: &Operation) -> Result<Vec<OpenedTweak>, EngineError> {
+    fn open(&self, txn: &mut Txn<'_>, operation: &Operation) -> Result<Vec<OpenedTweak>, EngineError> {
         let Some(sealed) = &operation.sealed else { return Ok(Vec::new()) };
         let ciphertext = sealed.ciphertexts.get(self.me.as_usize()).ok_or(EngineError::Sealed("missing"))?;
         if ciphertext.len() > MAX_PACKAGE {
             return Err(EngineError::Sealed("too long"));
         }
-        let envelope = Envelope::parse(ciphertext)?;
-        let shared_x = self.token.identity_ecdh_x(envelope.ephemeral())?;
-        let plaintext = envelope.open_with_shared_x(&shared_x)?;
+        let plaintext = match self.open_one_time(txn, operation, sealed)? {
+            Some(plaintext) => plaintext,
+            None => {
+                let envelope = Envelope::parse(ciphertext)?;
+                let shared_x = self.token.identity_ecdh_x(envelope.ephemeral())?;
+                envelope.open_with_shared_x(&shared_x)?
+            }
+        };
         let mut leaves = decode_tweaks(operation.kind, &plaintext)?;
         if leaves.len() != operation.parts.len() {
             leaves.iter_mut().for_each(SealedTweak::wipe);

@@ -12,6 +12,7 @@ use bitcoin::secp256k1::PublicKey;
 use futures::future::join_all;
 use spark_proto::{
     log::v1::deletion_log_client::DeletionLogClient,
+    packages::v1::package_keys_client::PackageKeysClient,
     spark::spark_service_client::SparkServiceClient,
     transport::{self, ClientTls, Deadlines, Identity, Spki, TransportError, TrustRoots},
 };
@@ -160,6 +161,17 @@ impl Operator {
         R: Future<Output = Result<Response<A>, Status>>,
     {
         let client = DeletionLogClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        self.with_session(key, request, |request| call(client.clone(), request)).await
+    }
+
+    /// Calls the service of one-time package keys with a session.
+    pub async fn packages<Q, A, F, R>(&self, key: &SigningKey, request: Q, call: F) -> Result<A, ClientError>
+    where
+        Q: Clone,
+        F: Fn(PackageKeysClient<Channel>, Request<Q>) -> R,
+        R: Future<Output = Result<Response<A>, Status>>,
+    {
+        let client = PackageKeysClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
         self.with_session(key, request, |request| call(client.clone(), request)).await
     }
 

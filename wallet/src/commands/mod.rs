@@ -9,12 +9,14 @@ mod setup;
 
 use std::{
     io::{self, Write as _},
-    path::Path,
     process::ExitCode,
 };
 
 use spark_rules::address::SparkAddress;
-use spark_wallet::{Wallet, WalletError};
+use spark_wallet::{
+    Wallet, WalletError,
+    config::{Config, PackageKeys},
+};
 
 use crate::{
     cli::{Cli, Command, Send},
@@ -55,12 +57,17 @@ pub(crate) async fn run(cli: Cli) -> Done {
         Command::Create { words } => setup::create(&cli.dir, words, printer),
         Command::Restore { seed_file } => setup::restore(&cli.dir, seed_file.as_deref(), printer).await,
         Command::Doctor => doctor::run(&cli.dir, printer).await,
-        command => with_wallet(&cli.dir, command, printer).await,
+        command => {
+            let mut config = Config::load(&cli.dir).map_err(WalletError::from)?;
+            if cli.allow_long_lived_package_keys && config.package_keys == PackageKeys::OneTime {
+                config.package_keys = PackageKeys::PreferOneTime;
+            }
+            with_wallet(Wallet::open_with(&cli.dir, config)?, command, printer).await
+        }
     }
 }
 
-async fn with_wallet(dir: &Path, command: Command, printer: Printer) -> Done {
-    let wallet = Wallet::open(dir)?;
+async fn with_wallet(wallet: Wallet, command: Command, printer: Printer) -> Done {
     match command {
         Command::Address { qr } => {
             let address = wallet.address()?;

@@ -3,8 +3,10 @@ use spark_proto::spark::{
     subscribe_to_events_response::Event,
 };
 use spark_rules::{
+    ids::TransferId,
     package,
-    tx::{Basis, Plan, Purpose, Source},
+    tx::{Basis, Plan, Purpose as Of, Source},
+    vote::Kind,
 };
 use tonic::Code;
 
@@ -12,6 +14,7 @@ use super::query::Nodes;
 use crate::{
     Wallet, WalletError,
     client::ClientError,
+    recipients::Purpose,
     signing::{CommitmentSets, job},
     state::{ClaimRecord, LeafKeyKind, Wire},
     tweak::{LeafTweak, seal_claim},
@@ -179,7 +182,7 @@ impl Wallet {
     ) -> Result<ClaimTransferRequest, WalletError> {
         let federation = &self.config().federation;
         let count = u32::try_from(leaves.len()).unwrap_or(u32::MAX);
-        let sets = self.commitments(Vec::new(), 3, count).await?;
+        let (sets, recipients) = tokio::try_join!(self.commitments(Vec::new(), 3, count), self.recipients())?;
         let mut package = ClaimPackage { hash_variant: HashVariant::V2 as i32, ..Default::default() };
         let mut tweaks = Vec::with_capacity(leaves.len());
         for (leaf, mut sets) in leaves.iter().zip(CommitmentSets::by_leaf(sets, 3, leaves.len())?) {
@@ -191,15 +194,18 @@ impl Wallet {
             for planned in plan.transactions() {
                 let job = job(&leaf_id, planned, &own, &leaf.node.verifying_key, &mut sets, federation)?;
                 match planned.purpose() {
-                    Purpose::Refund => package.leaves_to_claim.push(job),
-                    Purpose::DirectRefund => package.direct_leaves_to_claim.push(job),
+                    Of::Refund => package.leaves_to_claim.push(job),
+                    Of::DirectRefund => package.direct_leaves_to_claim.push(job),
                     _ => package.direct_from_cpfp_leaves_to_claim.push(job),
                 }
             }
             tweaks.push(LeafTweak::new(leaf_id, &leaf.secret, own.secret(), federation)?);
         }
-        package.key_tweak_package = seal_claim(&tweaks, federation)?;
         let uuid = package::parse_transfer_id(id).map_err(VerifyError::from)?;
+        let (transfer, owner) =
+            (TransferId::from_bytes(*uuid.as_bytes()), self.keys().identity().public_key());
+        let purpose = Purpose { kind: Kind::Claim, transfer, owner };
+        package.key_tweak_package = seal_claim(&tweaks, federation, &recipients, &purpose)?;
         let digest = package::claim_payload(&uuid, &package.key_tweak_package);
         package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
         Ok(ClaimTransferRequest {

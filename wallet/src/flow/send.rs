@@ -7,8 +7,10 @@ use spark_proto::spark::{
 };
 use spark_rules::{
     address::SparkAddress,
+    ids::TransferId,
     package, point,
-    tx::{Basis, LEAST_REFUND_STEP, Plan, Purpose, Source, TimelockError},
+    tx::{Basis, LEAST_REFUND_STEP, Plan, Purpose as Of, Source, TimelockError},
+    vote::Kind,
 };
 use spark_signer::secret::SecretScalar;
 use tonic::Code;
@@ -19,7 +21,9 @@ use super::{
     sync::LeafView,
 };
 use crate::{
-    Wallet, WalletError, seal, select,
+    Wallet, WalletError,
+    recipients::Purpose,
+    seal, select,
     signing::{CommitmentSets, job},
     state::{SendRecord, SendState, Wire},
     tweak::{LeafTweak, seal_send},
@@ -269,7 +273,8 @@ impl Wallet {
     ) -> Result<StartTransferRequest, WalletError> {
         let federation = &self.config().federation;
         let nodes = self.agreed_nodes(leaves).await?;
-        let sets = self.commitments(leaves.to_vec(), 3, 0).await?;
+        let (sets, recipients) =
+            tokio::try_join!(self.commitments(leaves.to_vec(), 3, 0), self.recipients())?;
         let mut package = TransferPackage { hash_variant: HashVariant::V2 as i32, ..Default::default() };
         let mut tweaks = Vec::with_capacity(leaves.len());
         for (leaf_id, mut sets) in leaves.iter().zip(CommitmentSets::by_leaf(sets, 3, leaves.len())?) {
@@ -279,8 +284,8 @@ impl Wallet {
             for planned in plan.transactions() {
                 let job = job(leaf_id, planned, &old, &node.verifying_key, &mut sets, federation)?;
                 match planned.purpose() {
-                    Purpose::Refund => package.leaves_to_send.push(job),
-                    Purpose::DirectRefund => package.direct_leaves_to_send.push(job),
+                    Of::Refund => package.leaves_to_send.push(job),
+                    Of::DirectRefund => package.direct_leaves_to_send.push(job),
                     _ => package.direct_from_cpfp_leaves_to_send.push(job),
                 }
             }
@@ -293,8 +298,11 @@ impl Wallet {
                     .with_cipher(cipher, signature),
             );
         }
-        package.key_tweak_package = seal_send(&tweaks, federation)?;
         let uuid = package::parse_transfer_id(id).map_err(VerifyError::from)?;
+        let (transfer, owner) =
+            (TransferId::from_bytes(*uuid.as_bytes()), self.keys().identity().public_key());
+        let purpose = Purpose { kind: Kind::Send, transfer, owner };
+        package.key_tweak_package = seal_send(&tweaks, federation, &recipients, &purpose)?;
         let digest = package::transfer_payload(&uuid, &package.key_tweak_package);
         package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
         Ok(StartTransferRequest {

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
     ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, LeafKeyKind, SeenHead,
-    SendRecord, SendState, StoredLeaf, StoredStep, Wire,
+    SendRecord, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -27,6 +27,7 @@ const SENDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("sends
 const CLAIMS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("claims");
 const LEAVES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leaves");
 const EXITS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("exits");
+const PACKAGE_KEYS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("package-keys");
 const HEADS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("log-heads");
 
 /// A store that cannot be used.
@@ -98,11 +99,20 @@ pub enum Table {
     Exits,
     /// Heads of deletion logs.
     Heads,
+    /// One-time package keys that were sealed to.
+    PackageKeys,
 }
 
 impl Table {
-    const ALL: [Self; 6] =
-        [Self::Deposits, Self::Sends, Self::Claims, Self::Leaves, Self::Exits, Self::Heads];
+    const ALL: [Self; 7] = [
+        Self::Deposits,
+        Self::Sends,
+        Self::Claims,
+        Self::Leaves,
+        Self::Exits,
+        Self::Heads,
+        Self::PackageKeys,
+    ];
 
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         match self {
@@ -112,6 +122,7 @@ impl Table {
             Self::Leaves => LEAVES,
             Self::Exits => EXITS,
             Self::Heads => HEADS,
+            Self::PackageKeys => PACKAGE_KEYS,
         }
     }
 
@@ -123,6 +134,7 @@ impl Table {
             Self::Leaves => "leaves",
             Self::Exits => "exits",
             Self::Heads => "log-heads",
+            Self::PackageKeys => "package-keys",
         }
     }
 }
@@ -167,6 +179,26 @@ impl State {
             .insert(record.key(), bytes.as_slice())
             .map_err(store)?;
         write.commit().map_err(store)
+    }
+
+    /// Writes records, all of them new. One whose key is there already: nothing is written, and the key is returned.
+    pub fn put_new<R: Record>(&self, records: &[&R]) -> Result<Option<String>, StateError> {
+        if records.is_empty() {
+            return Ok(None);
+        }
+        let write = self.0.begin_write().map_err(store)?;
+        {
+            let mut table = write.open_table(R::TABLE.definition()).map_err(store)?;
+            for record in records {
+                let key = record.key();
+                let bytes = serde_json::to_vec(record).map_err(|e| unreadable(R::TABLE, key, &e))?;
+                if table.insert(key, bytes.as_slice()).map_err(store)?.is_some() {
+                    return Ok(Some(key.to_owned()));
+                }
+            }
+        }
+        write.commit().map_err(store)?;
+        Ok(None)
     }
 
     /// Writes `new` under `key` if what lies there is still `old`; false: somebody else wrote meanwhile.

@@ -254,6 +254,23 @@ pub struct DirectSteps {
     pub from_cpfp: Option<StoredStep>,
 }
 
+/// A one-time package key that this wallet has sealed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedPackageKey {
+    /// Public key, hex.
+    pub id: String,
+    /// Unix seconds: from then on no signer opens anything with it.
+    pub expires: u64,
+}
+
+impl Record for UsedPackageKey {
+    const TABLE: Table = Table::PackageKeys;
+
+    fn key(&self) -> &str {
+        &self.id
+    }
+}
+
 impl Record for SeenHead {
     const TABLE: Table = Table::Heads;
 

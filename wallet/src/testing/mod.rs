@@ -14,6 +14,7 @@ use bitcoin::{
 use rand::rngs::OsRng;
 use spark_proto::{
     common::SigningCommitment,
+    signer::v1 as signer,
     spark::{
         DepositAddressProof, RequestedSigningCommitments, SigningKeyshare, Transfer, TransferLeaf, TreeNode,
         UserSignedTxSigningJob,
@@ -24,7 +25,7 @@ use spark_rules::{
     federation::{Federation, FederationEntry, MemberEntry},
     frost::{Commitment, SignatureShare, SigningPackage},
     ids::{LeafId, OperatorIndex},
-    package,
+    package, package_key,
     tx::{Basis, Plan, Planned, Purpose, Source, Spend, Timelock, attach_signature, p2tr_script, sighash},
 };
 use spark_signer::{
@@ -38,7 +39,7 @@ pub(crate) use server::Liar;
 use crate::{
     Wallet,
     client::{Operator, Operators as Clients},
-    config::{Config, TlsFiles},
+    config::{Config, PackageKeys, TlsFiles},
     keys::{Keys, Phrase, SigningKey, Words},
     signing::{CommitmentSets, job},
     state::{SendRecord, SendState, State, Wire},
@@ -60,6 +61,17 @@ pub(crate) fn wallet_of(
     servers: Vec<Liar>,
     deadline: Duration,
 ) -> (Wallet, tempfile::TempDir) {
+    wallet_with(operators, keys, servers, deadline, PackageKeys::LongLived)
+}
+
+/// The same with a choice of package keys.
+pub(crate) fn wallet_with(
+    operators: &Operators,
+    keys: Keys,
+    servers: Vec<Liar>,
+    deadline: Duration,
+    package_keys: PackageKeys,
+) -> (Wallet, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(dir.path(), &keys.identity().public_key().to_string()).unwrap();
     let members = operators.federation.members().iter();
@@ -75,6 +87,7 @@ pub(crate) fn wallet_of(
         endpoints: Vec::new(),
         tls: TlsFiles { ca: PathBuf::new(), identity: None },
         bitcoind: None,
+        package_keys,
         deadline,
     };
     (Wallet::of(config, keys, Clients::of(all), state, None), dir)
@@ -132,6 +145,32 @@ const FEDERATION_KEYS: [&str; 3] = [
 ];
 
 impl Operators {
+    /// A one-time package key as an operator's signer states it, and its secret half.
+    pub(crate) fn package_key(&self, operator: usize) -> (signer::PackageKey, SecretScalar) {
+        let secret = SecretScalar::random(&mut OsRng);
+        let id: package_key::KeyId = rand::random();
+        let (root, mut paths) = package_key::tree(&[(id, secret.public_key())]).unwrap();
+        let mut batch = signer::PackageKeyBatch {
+            operator: u32::try_from(operator).unwrap(),
+            incarnation: vec![1; 16],
+            expires: crate::wallet::now() + 3600,
+            size: 1,
+            tree_root: root.to_vec(),
+            signature: Vec::new(),
+        };
+        let identity = SecretKey::from_slice(self.identities[operator].to_bytes().as_slice()).unwrap();
+        let message = Message::from_digest(package_key::digest(&batch, &self.federation));
+        batch.signature = SECP256K1.sign_ecdsa(&message, &identity).serialize_compact().to_vec();
+        let statement = signer::PackageKey {
+            key_id: id.to_vec(),
+            public_key: secret.public_key().serialize().to_vec(),
+            index: 0,
+            path: paths.remove(0),
+            batch: Some(batch),
+        };
+        (statement, secret)
+    }
+
     pub(crate) fn new() -> Self {
         let identities: Vec<SecretScalar> = (0..3).map(|_| SecretScalar::random(&mut OsRng)).collect();
         let members = identities

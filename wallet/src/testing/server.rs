@@ -5,6 +5,10 @@ use std::{any::Any, collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
 use spark_proto::{
     log::v1::deletion_log_server::{DeletionLog, DeletionLogServer},
+    packages::v1::{
+        ReserveKeyRequest, ReserveKeyResponse,
+        package_keys_server::{PackageKeys, PackageKeysServer},
+    },
     signer::v1 as signer,
     spark::{
         self,
@@ -62,7 +66,8 @@ impl Liar {
         let address = incoming.local_addr().unwrap();
         let server = Server::builder()
             .add_service(SparkServiceServer::new(self.clone()))
-            .add_service(DeletionLogServer::new(self));
+            .add_service(DeletionLogServer::new(self.clone()))
+            .add_service(PackageKeysServer::new(self));
         tokio::spawn(server.serve_with_incoming(incoming));
         Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
     }
@@ -164,5 +169,15 @@ impl DeletionLog for Liar {
         request: Request<signer::ProveConsistencyRequest>,
     ) -> Result<Response<signer::ProveConsistencyResponse>, Status> {
         self.answer("prove_consistency", request).await
+    }
+}
+
+#[tonic::async_trait]
+impl PackageKeys for Liar {
+    async fn reserve_key(
+        &self,
+        request: Request<ReserveKeyRequest>,
+    ) -> Result<Response<ReserveKeyResponse>, Status> {
+        self.answer("reserve_key", request).await
     }
 }

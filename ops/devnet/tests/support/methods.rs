@@ -89,7 +89,9 @@ pub(crate) fn all() -> anyhow::Result<Vec<Method>> {
 /// What wallets may reach: the public packages and the deletion log.
 pub(crate) fn public() -> anyhow::Result<Vec<Method>> {
     let mut methods = all()?;
-    methods.retain(|m| m.package.starts_with("spark") || m.package == "log.v1");
+    methods.retain(|m| {
+        m.package.starts_with("spark") || ["log.v1", "packages.v1"].contains(&m.package.as_str())
+    });
     Ok(methods)
 }
 

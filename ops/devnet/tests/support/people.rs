@@ -27,6 +27,21 @@ pub(crate) fn wallet(devnet: &Devnet, dir: &Path, name: &str, coordinator: u16) 
     create(&dir)
 }
 
+/// One that seals packages to the operators' long-lived keys, as public wallets do.
+pub(crate) fn long_lived_wallet(
+    devnet: &Devnet,
+    dir: &Path,
+    name: &str,
+    coordinator: u16,
+) -> anyhow::Result<Wallet> {
+    let dir = dir.join(name);
+    devnet.write_wallet_config(&dir, coordinator)?;
+    let path = dir.join("wallet.toml");
+    let text = std::fs::read_to_string(&path)?;
+    std::fs::write(&path, format!("package_keys = \"long-lived\"\n{text}"))?;
+    create(&dir)
+}
+
 /// A wallet with a fresh seed in a folder that has its `wallet.toml`.
 pub(crate) fn create(dir: &Path) -> anyhow::Result<Wallet> {
     Ok(Wallet::create(dir, &Phrase::generate(Words::Twelve, &mut OsRng)?)?)

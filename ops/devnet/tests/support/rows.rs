@@ -34,6 +34,7 @@ const MOVING: &[&str] = &[
     "keyshare",
     "mempool_spend",
     "outbox",
+    "package_key",
     "projection",
     "watched_outpoint",
 ];

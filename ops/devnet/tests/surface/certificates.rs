@@ -111,7 +111,7 @@ pub(super) async fn certificates_at_the_signers_door(devnet: &Devnet) -> anyhow:
 pub(super) async fn services_are_where_they_belong(devnet: &Devnet) -> anyhow::Result<()> {
     let [own, other, _] = devnet.members() else { anyhow::bail!("three members") };
     let wallet = wallet_card(devnet);
-    let public: &[&str] = &["spark", "spark_authn", "spark_token", "log.v1"];
+    let public: &[&str] = &["spark", "spark_authn", "spark_token", "log.v1", "packages.v1"];
     let doors = [
         (Door::of(devnet, &own.mutual_url()), Some(&wallet), public),
         (Door::of(devnet, &own.open_url()), None, public),
@@ -120,8 +120,16 @@ pub(super) async fn services_are_where_they_belong(devnet: &Devnet) -> anyhow::R
     ];
     let all = methods::all()?;
     let packages: BTreeSet<_> = all.iter().map(|m| m.package.as_str()).collect();
-    let known =
-        BTreeSet::from(["admin.v1", "log.v1", "peer.v1", "signer.v1", "spark", "spark_authn", "spark_token"]);
+    let known = BTreeSet::from([
+        "admin.v1",
+        "log.v1",
+        "packages.v1",
+        "peer.v1",
+        "signer.v1",
+        "spark",
+        "spark_authn",
+        "spark_token",
+    ]);
     ensure!(packages == known, "packages with services: {packages:?}");
     for (door, card, served) in &doors {
         let channel = door.open(*card)?;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 /// Methods that answer everybody with a session the same, by nature.
 pub(super) const FOR_ALL: &[(&str, &str)] = &[
     ("GetCheckpoint", "the log's head is public"),
+    ("ReserveKey", "a fresh one-time key, for whoever asks; nobody is named"),
     ("ProveConsistency", "the log's hashes are public"),
     ("get_signing_operator_list", "who the operators are is public"),
 ];

@@ -5,6 +5,7 @@ mod attacks;
 mod deposits;
 mod flows;
 mod logs;
+mod one_time;
 mod packages;
 mod prepared;
 mod proofs;

@@ -7,10 +7,13 @@ use spark_proto::{peer::v1 as peer, signer::v1 as wire, spark};
 use spark_rules::{
     federation::{Federation, FederationEntry, MemberEntry},
     frost::{SignatureShare, SigningPackage},
-    ids::{Incarnation, LeafId, OperatorIndex},
+    ids::{Incarnation, LeafId, OperatorIndex, TransferId},
     leaf::LeafRecord,
     operation::{Keys, Operation, parse_commitments},
-    package, point,
+    package,
+    package_key::{self, PackageKey},
+    point,
+    vote::Kind,
 };
 
 use super::{derive, operation};
@@ -18,6 +21,7 @@ use crate::{
     ecies,
     engine::{Engine, EngineError, Reply, Request, Settings, ledger},
     feldman::Split,
+    one_time,
     secret::SecretScalar,
     vault::{
         Token as _, Txn, Vault,
@@ -37,11 +41,21 @@ pub(super) struct Member {
     pub(super) store: MemoryStore,
 }
 
+/// What packages are sealed to instead of identity keys.
+pub(super) struct OneTime {
+    pub(super) kind: Kind,
+    pub(super) transfer: TransferId,
+    pub(super) owner: PublicKey,
+    /// One per signer.
+    pub(super) keys: Vec<wire::PackageKey>,
+}
+
 pub(super) struct Quorum {
     pub(super) federation: Federation,
     pub(super) members: Vec<Member>,
     keyshares: Vec<wire::PublicKeyshare>,
     next: usize,
+    pub(super) one_time: Option<OneTime>,
 }
 
 pub(super) const NOW: u64 = 1_000_000;
@@ -84,7 +98,7 @@ impl Quorum {
                 Member { engine, token, store }
             })
             .collect();
-        let mut this = Self { federation, members, keyshares: Vec::new(), next: 0 };
+        let mut this = Self { federation, members, keyshares: Vec::new(), next: 0, one_time: None };
         this.unlock();
         this.generate(8);
         this
@@ -320,10 +334,20 @@ impl Quorum {
                 let share =
                     spark::SecretShare { secret_share: share.to_bytes().to_vec(), proofs: proofs.clone() };
                 let plaintext = message(member.index.as_usize(), (share, public.clone()));
-                let sealed = ecies::seal(&member.identity, &plaintext, &mut rand::rngs::OsRng).unwrap();
+                let sealed = match &self.one_time {
+                    Some(one_time) => self.seal_one_time(one_time, member.index, &plaintext),
+                    None => ecies::seal(&member.identity, &plaintext, &mut rand::rngs::OsRng).unwrap(),
+                };
                 (member.index.identifier_hex(), sealed)
             })
             .collect()
+    }
+
+    fn seal_one_time(&self, to: &OneTime, operator: OperatorIndex, plaintext: &[u8]) -> Vec<u8> {
+        let statement = &to.keys[operator.as_usize()];
+        let key = PackageKey::verify(statement, &self.federation, operator, NOW).unwrap();
+        let binding = package_key::binding(&self.federation, operator, to.kind, &to.transfer, &to.owner);
+        one_time::seal(&key.id, &key.key, &binding, plaintext, &mut rand::rngs::OsRng).unwrap()
     }
 
     pub(super) fn prepare(&mut self, member: usize, operation: &peer::Operation) -> wire::PrepareResponse {

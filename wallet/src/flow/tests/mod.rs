@@ -2,6 +2,7 @@
 
 mod bounds;
 mod deposit;
+mod package_keys;
 mod receive;
 mod send;
 
