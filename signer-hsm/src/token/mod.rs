@@ -13,6 +13,7 @@ mod module;
 mod objects;
 mod observed;
 mod pin;
+mod profile;
 mod roots;
 mod view;
 
@@ -26,9 +27,12 @@ use spark_signer::vault::{RootId, Token, TokenError};
 use zeroize::Zeroizing;
 
 pub use ceremony::{IdentitySource, generate_keys};
-pub use config::{DeleteClaim, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef};
+pub use config::{PinSource, Security, TokenConfig, TokenRef};
 pub use keys::IdentityMethod;
 pub use observed::Observed;
+pub use profile::{
+    AtMost, DeleteClaim, EcdhExtract, Facts, LogSignature, Mark, Marks, Policies, Profile, RootMechanism,
+};
 pub use view::RootsView;
 
 use keys::Keys;
