@@ -87,6 +87,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut config: Self = toml::from_str(text)?;
         config.token.security = config.profile;
+        config.token.apply_facts();
         if config.operator >= 15 {
             return Err(ConfigError::Value("operator must be below 15".into()));
         }

@@ -13,7 +13,7 @@ use spark_signer::vault::{
 };
 use spark_signer_hsm::store::RedbStore;
 use spark_signer_hsm::token::{
-    DeviceConfig, IdentitySource, PinSource, Pkcs11Token, Profile, RootDevice, Security, TokenRef,
+    DeviceConfig, Facts, IdentitySource, PinSource, Pkcs11Token, Profile, RootDevice, Security, TokenRef,
     generate_keys, prepare_device,
 };
 use spark_softhsm::kryoptic::{self, KryopticDir};
@@ -33,6 +33,7 @@ fn second() -> DeviceConfig {
         module: kryoptic::module_path().unwrap(),
         profile: Profile::KRYOPTIC,
         roots: TokenRef { label: "second".into(), serial: None, pin: PinSource::Inline(common::PIN.into()) },
+        facts: Facts::default(),
         retire: false,
     }
 }

@@ -8,14 +8,15 @@ use spark_signer::vault::{RootToken as _, TokenError};
 use zeroize::Zeroizing;
 
 use super::Pkcs11Token;
-use super::config::{DeviceConfig, Profile, Security, TokenConfig};
+use super::config::{DeviceConfig, Security, TokenConfig};
 use super::error::token_error;
 use super::keys::IdentityMethod;
 use super::link::Link;
 use super::module::Module;
 use super::objects::{
-    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, SECP256K1 as SECP256K1_OID, confined,
+    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, SECP256K1 as SECP256K1_OID, confined, with_policies,
 };
+use super::profile::{LogSignature, Profile};
 use super::roots;
 
 /// Where the identity key comes from.
@@ -46,6 +47,12 @@ pub fn prepare_device(config: &DeviceConfig, security: Security) -> Result<(), T
 pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<Pkcs11Token, TokenError> {
     if matches!(identity, IdentitySource::Import(_)) && config.security != Security::Development {
         return Err(TokenError::Unsupported("imported identity keys are for development only".into()));
+    }
+    if config.profile.log_signature != LogSignature::Ed25519 {
+        return Err(TokenError::Unsupported(format!(
+            "federation keys are Ed25519, which profile {} lacks",
+            config.profile.name
+        )));
     }
     let module = Module::load(&config.module)?;
     let roots = Link::new(&module, &config.roots, config.security)?;
@@ -84,18 +91,22 @@ fn generate_identity(session: &Session, profile: &Profile) -> Result<(), TokenEr
     let label = IdentityMethod::Generated.label();
     let mut public = public(label);
     public.push(Attribute::EcParams(SECP256K1_OID.to_vec()));
-    let mut private = confined(profile, label);
+    let mut private = confined(label);
     private.extend([Attribute::Sign(true), Attribute::Derive(true)]);
-    session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private).map_err(token_error)?;
+    with_policies(profile, &private, |private| {
+        session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, private)
+    })?;
     Ok(())
 }
 
 fn generate_federation(session: &Session, profile: &Profile) -> Result<(), TokenError> {
     let mut public = public(FEDERATION);
     public.push(Attribute::EcParams(ED25519.to_vec()));
-    let mut private = confined(profile, FEDERATION);
+    let mut private = confined(FEDERATION);
     private.push(Attribute::Sign(true));
-    session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &public, &private).map_err(token_error)?;
+    with_policies(profile, &private, |private| {
+        session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &public, private)
+    })?;
     Ok(())
 }
 
@@ -114,7 +125,7 @@ fn import_identity(session: &Session, profile: &Profile, secret: &[u8; 32]) -> R
         Attribute::EcParams(SECP256K1_OID.to_vec()),
         Attribute::EcPoint(encoded),
     ]);
-    let mut private = confined(profile, label);
+    let mut private = confined(label);
     private.extend([
         Attribute::Class(ObjectClass::PRIVATE_KEY),
         Attribute::KeyType(KeyType::EC),
@@ -123,7 +134,7 @@ fn import_identity(session: &Session, profile: &Profile, secret: &[u8; 32]) -> R
         Attribute::Sign(true),
         Attribute::Derive(true),
     ]);
-    let created = session.create_object(&private).map_err(token_error);
+    let created = with_policies(profile, &private, |private| session.create_object(private));
     for attribute in &mut private {
         if let Attribute::Value(value) = attribute {
             zeroize::Zeroize::zeroize(value);

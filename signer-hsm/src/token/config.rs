@@ -1,16 +1,11 @@
-//! What a token is: where, which, and what its vendor lets us claim.
+//! Which tokens, and where their PINs come from.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
-use spark_signer::vault::TokenError;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// Where SoftHSM looks without `SOFTHSM2_CONF`.
-const SYSTEM_CONF: &str = "/etc/softhsm/softhsm2.conf";
+use super::profile::{Facts, Profile};
 
 /// Whether shortcuts for development are allowed: PINs in configuration or environment, imported keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -42,6 +37,9 @@ pub struct TokenConfig {
     /// one only if you know where it is.
     #[serde(default)]
     pub start_without: Vec<u8>,
+    /// What the operator states of the devices; a claim rests on it.
+    #[serde(default)]
+    pub facts: Facts,
     /// Set by the program from its own profile, never read from here.
     #[serde(skip)]
     pub security: Security,
@@ -60,6 +58,9 @@ pub struct DeviceConfig {
     pub profile: Profile,
     /// Token that holds the roots and nothing else.
     pub roots: TokenRef,
+    /// What the operator states of the device; a claim rests on it.
+    #[serde(default)]
+    pub facts: Facts,
     /// End its part: its roots are destroyed, and when that is confirmed it is forgotten.
     #[serde(default)]
     pub retire: bool,
@@ -110,67 +111,6 @@ impl std::fmt::Debug for PinSource {
     }
 }
 
-/// How a root becomes a sealing key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RootMechanism {
-    /// HMAC-SHA-256 with a generic secret made in the token.
-    HmacSha256,
-}
-
-/// What a destruction reported by this kind of token may be called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeleteClaim {
-    /// Gone from the device.
-    Device,
-    /// Gone from the device; vendor backups keep it for this many days.
-    DeviceMinusBackups(u16),
-    /// A file on the host was removed.
-    HostMedia,
-    /// Nothing.
-    None,
-}
-
-impl DeleteClaim {
-    /// The one that says less.
-    #[must_use]
-    pub fn least(self, other: Self) -> Self {
-        let rank = |claim| match claim {
-            Self::None => (0, 0),
-            Self::HostMedia => (1, 0),
-            Self::DeviceMinusBackups(days) => (2, u16::MAX.saturating_sub(days)),
-            Self::Device => (3, 0),
-        };
-        if rank(self) <= rank(other) { self } else { other }
-    }
-
-    /// The words of receipts.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Device => "device",
-            Self::DeviceMinusBackups(_) => "device-minus-backups",
-            Self::HostMedia => "host-media",
-            Self::None => "none",
-        }
-    }
-}
-
-/// A vendor's properties.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Profile {
-    /// Name in the configuration.
-    pub name: &'static str,
-    /// Kind of root.
-    pub root_mechanism: RootMechanism,
-    /// Whether `CKA_COPYABLE`, `CKA_MODIFIABLE` and `CKA_DESTROYABLE` may stand in templates.
-    pub object_policies: bool,
-    /// What may be claimed.
-    pub delete_claim: DeleteClaim,
-    /// Shortest time between two batches.
-    pub min_batch: Duration,
-    /// Whether the token keeps objects in host files without syncing them.
-    pub host_files: bool,
-}
-
 impl TokenConfig {
     /// All devices in order, the first one as number 0.
     pub fn root_devices(&self) -> Vec<DeviceConfig> {
@@ -179,55 +119,18 @@ impl TokenConfig {
             module: self.module.clone(),
             profile: self.profile,
             roots: self.roots.clone(),
+            facts: self.facts,
             retire: false,
         };
         std::iter::once(first).chain(self.devices.iter().cloned()).collect()
     }
-}
 
-impl Profile {
-    /// SoftHSM 2: development only.
-    pub const SOFTHSM: Self = Self {
-        name: "softhsm",
-        root_mechanism: RootMechanism::HmacSha256,
-        object_policies: true,
-        delete_claim: DeleteClaim::None,
-        min_batch: Duration::ZERO,
-        host_files: true,
-    };
-
-    /// kryoptic: development only, for roots only.
-    pub const KRYOPTIC: Self = Self { name: "kryoptic", host_files: false, ..Self::SOFTHSM };
-
-    /// By name.
-    pub fn by_name(name: &str) -> Option<Self> {
-        [Self::SOFTHSM, Self::KRYOPTIC].into_iter().find(|profile| profile.name == name)
-    }
-
-    /// The folder to sync where the token does not sync its files itself.
-    pub(super) fn open_files(&self) -> Result<Option<File>, TokenError> {
-        if !self.host_files {
-            return Ok(None);
+    /// Lowers the claim of each device's profile to what the operator's facts support.
+    pub fn apply_facts(&mut self) {
+        self.profile = self.profile.under(&self.facts);
+        for device in &mut self.devices {
+            device.profile = device.profile.under(&device.facts);
         }
-        let failed = |what: &Path, error: &dyn std::fmt::Display| {
-            TokenError::Failed(format!("token files, {}: {error}", what.display()))
-        };
-        let conf = std::env::var_os("SOFTHSM2_CONF").map_or_else(|| SYSTEM_CONF.into(), PathBuf::from);
-        let text = std::fs::read_to_string(&conf).map_err(|error| failed(&conf, &error))?;
-        let tokens = text
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .find(|(key, _)| key.trim() == "directories.tokendir")
-            .map(|(_, value)| PathBuf::from(value.trim()))
-            .ok_or_else(|| failed(&conf, &"no directories.tokendir"))?;
-        File::open(&tokens).map(Some).map_err(|error| failed(&tokens, &error))
-    }
-}
-
-impl<'de> Deserialize<'de> for Profile {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        Self::by_name(&name).ok_or_else(|| D::Error::custom(format!("unknown token profile {name}")))
     }
 }
 

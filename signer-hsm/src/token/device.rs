@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use spark_signer::vault::{RootId, RootToken, TokenError};
 use zeroize::Zeroizing;
 
-use super::config::{DeviceConfig, Profile, Security};
+use super::config::{DeviceConfig, Security};
 use super::link::Link;
 use super::module::Module;
+use super::profile::Profile;
 use super::roots;
 
 /// A token for roots behind PKCS#11. It need not be there: calls fail until it is.

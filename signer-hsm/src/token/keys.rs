@@ -13,10 +13,11 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use spark_signer::vault::TokenError;
 use zeroize::Zeroizing;
 
-use super::config::{Profile, Security};
+use super::config::Security;
 use super::error::token_error;
 use super::link::Link;
 use super::objects::{Birth, FEDERATION, IDENTITY, IDENTITY_IMPORTED, Kind, Name, assert_confined};
+use super::profile::Profile;
 
 /// What a probe signs: no statement of any other domain.
 pub(super) const PROBE: &[u8] = b"spark/token/probe/v1";

@@ -14,6 +14,7 @@ mod module;
 mod objects;
 mod observed;
 mod pin;
+mod profile;
 mod roots;
 mod view;
 
@@ -25,12 +26,13 @@ use spark_signer::vault::{RootId, RootToken, Token, TokenError};
 use zeroize::Zeroizing;
 
 pub use ceremony::{IdentitySource, generate_keys, prepare_device};
-pub use config::{
-    DeleteClaim, DeviceConfig, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef,
-};
+pub use config::{DeviceConfig, PinSource, Security, TokenConfig, TokenRef};
 pub use device::RootDevice;
 pub use keys::IdentityMethod;
 pub use observed::Observed;
+pub use profile::{
+    AtMost, DeleteClaim, EcdhExtract, Facts, LogSignature, Mark, Marks, Policies, Profile, RootMechanism,
+};
 pub use view::RootsView;
 
 use keys::Keys;

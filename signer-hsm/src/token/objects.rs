@@ -1,12 +1,13 @@
 //! Names, templates and attributes of our objects.
 
+use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
 use spark_signer::vault::TokenError;
 
-use super::config::Profile;
 use super::error::token_error;
+use super::profile::{Policies, Profile};
 
 /// Label of roots.
 pub(super) const ROOT: &str = "spark-root";
@@ -58,7 +59,7 @@ impl Name {
 }
 
 /// What every key of ours that must stay in the token has.
-pub(super) fn confined(profile: &Profile, label: &str) -> Vec<Attribute> {
+pub(super) fn confined(label: &str) -> Vec<Attribute> {
     let mut template = vec![
         Attribute::Token(true),
         Attribute::Private(true),
@@ -66,19 +67,38 @@ pub(super) fn confined(profile: &Profile, label: &str) -> Vec<Attribute> {
         Attribute::Extractable(false),
         Attribute::Label(label.into()),
     ];
-    if profile.object_policies {
-        template.extend([
-            Attribute::Copyable(false),
-            Attribute::Modifiable(false),
-            Attribute::Destroyable(true),
-        ]);
-    }
+    template.extend([Attribute::Copyable(false), Attribute::Modifiable(false), Attribute::Destroyable(true)]);
     template
 }
 
+/// Makes objects with a template; without the object policies where the profile allows that and the token
+/// does not take them.
+pub(super) fn with_policies<T>(
+    profile: &Profile,
+    template: &[Attribute],
+    make: impl Fn(&[Attribute]) -> Result<T, Error>,
+) -> Result<T, TokenError> {
+    match make(template) {
+        Err(Error::Pkcs11(
+            RvError::AttributeTypeInvalid | RvError::AttributeValueInvalid | RvError::TemplateInconsistent,
+            _,
+        )) if profile.policies == Policies::Optional => {
+            let policy = |attribute: &Attribute| {
+                matches!(
+                    attribute,
+                    Attribute::Copyable(_) | Attribute::Modifiable(_) | Attribute::Destroyable(_)
+                )
+            };
+            let plain: Vec<_> = template.iter().filter(|attribute| !policy(attribute)).cloned().collect();
+            make(&plain).map_err(token_error)
+        }
+        result => result.map_err(token_error),
+    }
+}
+
 /// A 32-byte HMAC key.
-pub(super) fn hmac_key(profile: &Profile, label: &str, id: &[u8]) -> Vec<Attribute> {
-    let mut template = confined(profile, label);
+pub(super) fn hmac_key(label: &str, id: &[u8]) -> Vec<Attribute> {
+    let mut template = confined(label);
     template.extend([
         Attribute::KeyType(KeyType::GENERIC_SECRET),
         Attribute::ValueLen(Ulong::new(32)),
@@ -98,7 +118,7 @@ pub(super) enum Birth {
 }
 
 /// Checks the attributes that our claims rest on. One that the token does not report at all counts as
-/// wrong unless the profile says that it has no such policies.
+/// wrong. The object policies are asserted only where the profile requires them.
 pub(super) fn assert_confined(
     session: &Session,
     profile: &Profile,
@@ -119,7 +139,7 @@ pub(super) fn assert_confined(
             (Type::AlwaysSensitive, true, "CKA_ALWAYS_SENSITIVE"),
         ]);
     }
-    if profile.object_policies {
+    if profile.policies == Policies::Required {
         wanted.extend([
             (Type::Copyable, false, "CKA_COPYABLE"),
             (Type::Modifiable, false, "CKA_MODIFIABLE"),

@@ -6,10 +6,10 @@ use cryptoki::session::Session;
 use spark_signer::vault::{RootId, TokenError};
 use zeroize::Zeroizing;
 
-use super::config::{Profile, RootMechanism};
 use super::error::token_error;
 use super::link::Link;
-use super::objects::{Birth, Kind, Name, ROOT, SENTINEL, assert_confined, hmac_key};
+use super::objects::{Birth, Kind, Name, ROOT, SENTINEL, assert_confined, hmac_key, with_policies};
+use super::profile::{Profile, RootMechanism};
 
 const SENTINEL_CONTEXT: &[u8] = b"spark/token/sentinel/v1";
 
@@ -47,8 +47,10 @@ pub(super) fn create_sentinel(link: &Link, profile: &Profile) -> Result<(), Toke
         {
             return Err(TokenError::Failed("roots token has been set up before".into()));
         }
-        let template = hmac_key(profile, SENTINEL, b"sentinel");
-        let handle = session.generate_key(&Mechanism::GenericSecretKeyGen, &template).map_err(token_error)?;
+        let template = hmac_key(SENTINEL, b"sentinel");
+        let handle = with_policies(profile, &template, |template| {
+            session.generate_key(&Mechanism::GenericSecretKeyGen, template)
+        })?;
         assert_confined(session, profile, handle, SENTINEL, Birth::Local)
     })
 }
@@ -80,8 +82,10 @@ pub(super) fn create(link: &Link, profile: &Profile, root: &RootId) -> Result<()
         for handle in broken {
             session.destroy_object(handle).map_err(token_error)?;
         }
-        let template = hmac_key(profile, ROOT, &root.to_bytes());
-        let handle = session.generate_key(&Mechanism::GenericSecretKeyGen, &template).map_err(token_error)?;
+        let template = hmac_key(ROOT, &root.to_bytes());
+        let handle = with_policies(profile, &template, |template| {
+            session.generate_key(&Mechanism::GenericSecretKeyGen, template)
+        })?;
         assert_confined(session, profile, handle, ROOT, Birth::Local)
     })
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use spark_signer_hsm::token::{
-    IdentitySource, PinSource, Pkcs11Token, Profile, Security, TokenConfig, TokenRef, generate_keys,
+    Facts, IdentitySource, PinSource, Pkcs11Token, Profile, Security, TokenConfig, TokenRef, generate_keys,
 };
 use spark_softhsm::TokenDir;
 
@@ -27,6 +27,7 @@ pub fn existing() -> TokenConfig {
         keys: token("keys"),
         devices: Vec::new(),
         start_without: Vec::new(),
+        facts: Facts::default(),
         security: Security::Development,
     }
 }
