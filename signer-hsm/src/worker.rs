@@ -26,7 +26,7 @@ struct Call {
 
 /// What the thread does next.
 enum Job {
-    Call(Call),
+    Call(Box<Call>),
     /// Something between two batches.
     Care(Box<dyn FnOnce(&mut Engine) + Send>),
 }
@@ -102,7 +102,7 @@ impl Worker {
     /// Runs one call; the answer comes after its batch is durable.
     pub async fn call(&self, request: Request) -> Result<Result<Reply, EngineError>, Overloaded> {
         let (reply, answer) = oneshot::channel();
-        self.calls.try_send(Job::Call(Call { request, reply })).map_err(|_| Overloaded)?;
+        self.calls.try_send(Job::Call(Box::new(Call { request, reply }))).map_err(|_| Overloaded)?;
         answer.await.map_err(|_| Overloaded)
     }
 
