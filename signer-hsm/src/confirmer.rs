@@ -6,8 +6,8 @@
 
 use std::{
     io::{BufRead as _, Write as _},
-    path::{Path, PathBuf},
-    process::Stdio,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     time::Duration,
 };
 
@@ -18,7 +18,8 @@ use spark_signer::{
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
+    process::{Child, Command},
     sync::watch,
     time::timeout,
 };
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::Config,
+    starter::Starter,
     token::{PinSource, RootsView},
     worker::{Progress, Worker},
 };
@@ -100,9 +102,9 @@ fn look(
 /// The other process, from the signer's side. It ends with this value.
 #[derive(Debug)]
 pub struct Confirmer {
-    _child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
+    _child: Option<Child>,
+    input: OwnedWriteHalf,
+    output: Lines<BufReader<OwnedReadHalf>>,
 }
 
 impl Confirmer {
@@ -112,17 +114,31 @@ impl Confirmer {
         config: &Path,
         pin: &Zeroizing<String>,
     ) -> Result<Self, ConfirmerError> {
-        let mut child = Command::new(program)
+        let (ours, theirs) = UnixStream::pair()?;
+        let output = theirs.try_clone()?;
+        let child = Command::new(program)
             .arg("--config")
             .arg(config)
             .arg("confirmer")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdin(OwnedFd::from(theirs))
+            .stdout(OwnedFd::from(output))
             .kill_on_drop(true)
             .spawn()?;
-        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(ConfirmerError::Nonsense);
-        };
+        Self::greet(Some(child), ours, pin).await
+    }
+
+    /// Has it started by the process that may.
+    async fn order(recipe: &Recipe) -> Result<Self, ConfirmerError> {
+        Self::greet(None, recipe.starter.confirmer()?, &recipe.pin).await
+    }
+
+    async fn greet(
+        child: Option<Child>,
+        stream: UnixStream,
+        pin: &Zeroizing<String>,
+    ) -> Result<Self, ConfirmerError> {
+        stream.set_nonblocking(true)?;
+        let (output, mut input) = tokio::net::UnixStream::from_std(stream)?.into_split();
         let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(1)));
         line.extend_from_slice(pin.as_bytes());
         line.push(b'\n');
@@ -148,17 +164,15 @@ impl Confirmer {
 
 /// How to start the other process.
 pub struct Recipe {
-    /// The signer's own program.
-    pub program: PathBuf,
-    /// Its configuration.
-    pub config: PathBuf,
+    /// Who starts it.
+    pub starter: Starter,
     /// PIN of the roots token.
     pub pin: Zeroizing<String>,
 }
 
 impl std::fmt::Debug for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recipe").field("program", &self.program).finish_non_exhaustive()
+        f.debug_struct("Recipe").field("starter", &self.starter).finish_non_exhaustive()
     }
 }
 
@@ -188,7 +202,7 @@ async fn confirm(
 ) -> Result<(), ConfirmerError> {
     let open = match confirmer {
         Some(open) => open,
-        None => confirmer.insert(Confirmer::start(&recipe.program, &recipe.config, &recipe.pin).await?),
+        None => confirmer.insert(Confirmer::order(recipe).await?),
     };
     let roots = open.roots().await?;
     match worker.call(Request::ConfirmDestruction(roots)).await {

@@ -14,6 +14,7 @@ mod objects;
 mod observed;
 mod pin;
 mod roots;
+mod tls;
 mod view;
 
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ pub use ceremony::{IdentitySource, generate_keys};
 pub use config::{DeleteClaim, PinSource, Profile, RootMechanism, Security, TokenConfig, TokenRef};
 pub use keys::IdentityMethod;
 pub use observed::Observed;
+pub use tls::{TlsKey, TlsKeys};
 pub use view::RootsView;
 
 use keys::Keys;

@@ -47,4 +47,10 @@ impl TokenConfig {
         self.roots.pin = PinSource::Held(pin.clone());
         Ok(pin)
     }
+
+    /// Reads the PIN of the keys token, once: later its file may be out of reach.
+    pub fn hold_keys_pin(&mut self) -> Result<(), TokenError> {
+        self.keys.pin = PinSource::Held(pin::text(&self.keys, self.security)?);
+        Ok(())
+    }
 }
