@@ -21,8 +21,8 @@ use spark_proto::{
         spark_authn_service_server,
     },
     transport::{
-        Alpn, ClientAuth, ClientTls, Deadlines, Identity, PeerSpki, RemoteAddr, ServerTls, Spki,
-        SpkiAllowList, TrustRoots, channel, install_crypto_provider, serve,
+        Alpn, ClientAuth, ClientTls, Deadlines, HandshakeLimits, Identity, PeerSpki, RemoteAddr, ServerTls,
+        Spki, SpkiAllowList, TrustRoots, channel, install_crypto_provider, serve,
     },
 };
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -110,7 +110,13 @@ impl Server {
         let service =
             tower::ServiceBuilder::new().layer(cors).layer(tonic_web::GrpcWebLayer::new()).service(routes);
         let (stop, stopped) = oneshot::channel::<()>();
-        let tls = ServerTls { identity, client_auth, allow, alpn: Alpn::H2AndHttp1 };
+        let tls = ServerTls {
+            identity,
+            client_auth,
+            allow,
+            alpn: Alpn::H2AndHttp1,
+            handshakes: HandshakeLimits::default(),
+        };
         let task = tokio::spawn(async move {
             serve(listener, tls, service, async { drop(stopped.await) }).await.unwrap();
         });

@@ -1,10 +1,17 @@
 //! Configuration of the signer: one TOML file, unknown fields refused.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::token::{Security, TokenConfig};
+use crate::{
+    hardening::{Hardening, HardeningConfig},
+    token::{Security, TokenConfig},
+};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +61,9 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// The two tokens.
     pub token: TokenConfig,
+    /// What the process gives up.
+    #[serde(default)]
+    pub hardening: HardeningConfig,
     /// Where this was read from; empty if from a text.
     #[serde(skip)]
     pub path: PathBuf,
@@ -65,17 +75,59 @@ pub struct Config {
 pub struct TlsConfig {
     /// PEM chain.
     pub cert: PathBuf,
-    /// PEM key.
-    pub key: PathBuf,
+    /// The key: `"key.pem"`, `{ file = "key.pem" }` or `{ token = true }`.
+    pub key: TlsKeySource,
     /// PEM authorities of the operator's replicas.
     pub client_ca: PathBuf,
     /// SHA-256 of the SubjectPublicKeyInfo of each allowed client, hex.
     pub allow: Vec<String>,
 }
 
+/// Where the listener's key is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsKeySource {
+    /// PEM.
+    File(PathBuf),
+    /// In the keys token, made by `spark-signer tls generate`; the certificate says which.
+    Token,
+}
+
+impl<'de> Deserialize<'de> for TlsKeySource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Path(PathBuf),
+            Table(Table),
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+        enum Table {
+            File(PathBuf),
+            Token(bool),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Path(path) | Form::Table(Table::File(path)) => Ok(Self::File(path)),
+            Form::Table(Table::Token(true)) => Ok(Self::Token),
+            Form::Table(Table::Token(false)) => Err(D::Error::custom("tls.key: token = false says nothing")),
+        }
+    }
+}
+
+impl TlsConfig {
+    /// All files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let key = match &self.key {
+            TlsKeySource::File(path) => Some(path),
+            TlsKeySource::Token => None,
+        };
+        [&self.cert, &self.client_ca].into_iter().chain(key).map(PathBuf::as_path)
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
-    pub fn load(path: &std::path::Path) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let path =
@@ -108,6 +160,11 @@ impl Config {
         Ok(config)
     }
 
+    /// What the process gives up.
+    pub const fn hardening(&self) -> Hardening<'_> {
+        Hardening::new(&self.hardening, self.profile)
+    }
+
     /// The pinned federation hash.
     pub fn pinned_hash(&self) -> Result<Option<[u8; 32]>, ConfigError> {
         let Some(text) = &self.federation_hash else { return Ok(None) };
@@ -121,6 +178,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hardening::{Mode, SyscallMode};
 
     const TEXT: &str = r#"
         operator = 0
@@ -159,5 +217,39 @@ mod tests {
         assert!(
             Config::parse(&TEXT.replace("operator = 0", "operator = 0\nfederation_hash = \"00\"")).is_err()
         );
+    }
+
+    #[test]
+    fn a_tls_key_is_in_a_file_or_in_the_token() {
+        let with = |key: &str| {
+            let tls = format!("[tls]\ncert = \"c\"\nkey = {key}\nclient_ca = \"a\"\nallow = [\"00\"]\n");
+            Config::parse(&format!("{TEXT}\n{tls}")).map(|config| config.tls.unwrap().key)
+        };
+        let file = TlsKeySource::File("k".into());
+        assert_eq!(with("\"k\"").unwrap(), file);
+        assert_eq!(with("{ file = \"k\" }").unwrap(), file);
+        assert_eq!(with("{ token = true }").unwrap(), TlsKeySource::Token);
+        for bad in ["{ token = false }", "{ hsm = true }", "{}", "1"] {
+            assert!(with(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hardening_is_a_table_of_known_measures() {
+        let with = |text: &str| Config::parse(&format!("{TEXT}\n[hardening]\n{text}"));
+        assert_eq!(with("").unwrap().hardening.filesystem, None);
+        let vendor =
+            with("syscalls = \"log\"\nmemory = \"off\"\nread = [\"/opt/vendor\"]\nconnect_ports = [1792]");
+        let vendor = vendor.unwrap().hardening;
+        assert_eq!(vendor.memory, Some(Mode::Off));
+        assert_eq!(vendor.syscalls, Some(SyscallMode::Log));
+        for bad in [
+            "seccomp = \"enforce\"",
+            "syscalls = \"maybe\"",
+            "filesystem = \"log\"",
+            "connect_ports = [70000]",
+        ] {
+            assert!(with(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -7,8 +7,8 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, Write as _},
-    path::{Path, PathBuf},
-    process::Stdio,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     time::Duration,
 };
 
@@ -19,7 +19,8 @@ use spark_signer::{
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
+    process::{Child, Command},
     sync::watch,
     time::timeout,
 };
@@ -27,6 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::Config,
+    starter::Starter,
     token::{PinSource, RootsView},
     worker::{Progress, Worker},
 };
@@ -107,9 +109,9 @@ fn look(
 /// The other process, from the signer's side. It ends with this value.
 #[derive(Debug)]
 pub struct Confirmer {
-    _child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
+    _child: Option<Child>,
+    input: OwnedWriteHalf,
+    output: Lines<BufReader<OwnedReadHalf>>,
 }
 
 impl Confirmer {
@@ -119,17 +121,31 @@ impl Confirmer {
         config: &Path,
         pins: &[Zeroizing<String>],
     ) -> Result<Self, ConfirmerError> {
-        let mut child = Command::new(program)
+        let (ours, theirs) = UnixStream::pair()?;
+        let output = theirs.try_clone()?;
+        let child = Command::new(program)
             .arg("--config")
             .arg(config)
             .arg("confirmer")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdin(OwnedFd::from(theirs))
+            .stdout(OwnedFd::from(output))
             .kill_on_drop(true)
             .spawn()?;
-        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(ConfirmerError::Nonsense);
-        };
+        Self::greet(Some(child), ours, pins).await
+    }
+
+    /// Has it started by the process that may.
+    async fn order(recipe: &Recipe) -> Result<Self, ConfirmerError> {
+        Self::greet(None, recipe.starter.confirmer()?, &recipe.pins).await
+    }
+
+    async fn greet(
+        child: Option<Child>,
+        stream: UnixStream,
+        pins: &[Zeroizing<String>],
+    ) -> Result<Self, ConfirmerError> {
+        stream.set_nonblocking(true)?;
+        let (output, mut input) = tokio::net::UnixStream::from_std(stream)?.into_split();
         for pin in pins {
             let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(1)));
             line.extend_from_slice(pin.as_bytes());
@@ -157,10 +173,8 @@ impl Confirmer {
 
 /// How to start the other process.
 pub struct Recipe {
-    /// The signer's own program.
-    pub program: PathBuf,
-    /// Its configuration.
-    pub config: PathBuf,
+    /// Who starts it.
+    pub starter: Starter,
     /// PIN of each device, in order.
     pub pins: Vec<Zeroizing<String>>,
     /// The devices.
@@ -169,7 +183,7 @@ pub struct Recipe {
 
 impl std::fmt::Debug for Recipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recipe").field("program", &self.program).finish_non_exhaustive()
+        f.debug_struct("Recipe").field("starter", &self.starter).finish_non_exhaustive()
     }
 }
 
@@ -202,7 +216,7 @@ async fn confirm(
 ) -> Result<(), ConfirmerError> {
     let open = match confirmer {
         Some(open) => open,
-        None => confirmer.insert(Confirmer::start(&recipe.program, &recipe.config, &recipe.pins).await?),
+        None => confirmer.insert(Confirmer::order(recipe).await?),
     };
     let roots = open.roots(device).await?;
     match worker.call(Request::ConfirmDestruction(device, roots)).await {

@@ -13,6 +13,8 @@ pub mod http;
 pub mod metrics;
 pub mod server;
 pub mod service;
+pub mod starter;
 pub mod store;
+pub mod tls;
 pub mod token;
 pub mod worker;

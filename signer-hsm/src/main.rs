@@ -7,8 +7,10 @@ use clap::{Parser, Subcommand};
 use spark_signer_hsm::{
     ceremony,
     config::Config,
-    confirmer, doctor, federation, hardening, server,
-    token::{IdentitySource, Security, prepare_device},
+    confirmer, doctor, federation,
+    hardening::{Places, Role},
+    server, starter, tls,
+    token::{IdentitySource, prepare_device},
 };
 use zeroize::Zeroizing;
 
@@ -34,6 +36,9 @@ enum Command {
     /// Make, sign or verify the federation file.
     #[command(subcommand)]
     Federation(FederationCommand),
+    /// Keys for the listener's certificate, in the keys token.
+    #[command(subcommand)]
+    Tls(TlsCommand),
     /// Serve.
     Start,
     /// Check tokens, keys, store and federation file.
@@ -48,6 +53,9 @@ enum Command {
     /// Look at the roots token, line by line. The signer starts this process itself.
     #[command(hide = true)]
     Confirmer,
+    /// Start the former. The signer starts this process itself.
+    #[command(hide = true)]
+    Starter,
     /// Print the steps at which a test may end this program.
     #[cfg(feature = "failpoints")]
     FailPoints,
@@ -84,6 +92,25 @@ enum FederationCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum TlsCommand {
+    /// Make a new P-256 key and print a request for its certificate. The present key stays.
+    Generate {
+        /// DNS name or IP address that the operator connects to; may be repeated.
+        #[arg(long = "name", required = true)]
+        names: Vec<String>,
+    },
+    /// Print requests for the keys that are there.
+    Csr {
+        /// DNS name or IP address; may be repeated.
+        #[arg(long = "name", required = true)]
+        names: Vec<String>,
+        /// Only the key whose id begins so.
+        #[arg(long, default_value = "")]
+        id: String,
+    },
+}
+
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -102,7 +129,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Federation(FederationCommand::Sign { file }) => {
             let config = Config::load(&cli.config)?;
-            harden(&config)?;
+            config.hardening().basics()?;
             federation::sign(&config, &file)?;
         }
         Command::Check => {
@@ -119,13 +146,13 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Ceremony { import_identity } => {
             let config = Config::load(&cli.config)?;
-            harden(&config)?;
+            config.hardening().basics()?;
             let identity = if import_identity { read_identity()? } else { IdentitySource::Generate };
             println!("{}", serde_json::to_string(&ceremony::run(&config, &identity)?)?);
         }
         Command::Doctor => {
             let config = Config::load(&cli.config)?;
-            harden(&config)?;
+            config.hardening().basics()?;
             let checks = doctor::run(&config);
             let failed = checks.iter().any(|c| c.state == "fail");
             println!("{}", serde_json::to_string_pretty(&checks)?);
@@ -133,36 +160,44 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Device { id } => {
             let config = Config::load(&cli.config)?;
-            harden(&config)?;
+            config.hardening().basics()?;
             let device = config.token.devices.iter().find(|device| device.id == id);
             prepare_device(device.context("configuration: no such device")?, config.token.security)?;
             println!("ok");
         }
+        Command::Tls(command) => {
+            let config = Config::load(&cli.config)?;
+            config.hardening().basics()?;
+            let answer = match command {
+                TlsCommand::Generate { names } => serde_json::to_string(&tls::generate(&config, &names)?)?,
+                TlsCommand::Csr { names, id } => {
+                    serde_json::to_string(&tls::requests(&config, &names, &id)?)?
+                }
+            };
+            println!("{answer}");
+        }
         Command::Confirmer => {
             let config = Config::load(&cli.config)?;
-            harden(&config)?;
+            config.hardening().basics()?;
+            config.hardening().confine(&Places::confirmer(&config)?)?;
+            config.hardening().filter(Role::Confirmer)?;
             confirmer::serve(&config)?;
+        }
+        Command::Starter => {
+            let config = Config::load(&cli.config)?;
+            config.hardening().basics()?;
+            config.hardening().confine(&Places::starter(&config)?)?;
+            config.hardening().filter(Role::Starter)?;
+            starter::serve(&config)?;
         }
         Command::Start => {
             let config = Config::load(&cli.config)?;
-            harden(&config)?;
+            config.hardening().basics()?;
             spark_proto::transport::install_crypto_provider();
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(server::run(config, terminated()))?;
+            server::start(config, terminated())?;
         }
     }
     Ok(())
-}
-
-/// A production signer does not run unhardened; development says what is missing and goes on.
-fn harden(config: &Config) -> anyhow::Result<()> {
-    match hardening::harden() {
-        Err(error) if config.profile == Security::Development => {
-            tracing::warn!(%error, "not hardened");
-            Ok(())
-        }
-        result => Ok(result?),
-    }
 }
 
 fn read_identity() -> anyhow::Result<IdentitySource> {

@@ -1,33 +1,42 @@
 //! Starting and stopping the signer.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use spark_proto::{
     signer::v1::signer_server::SignerServer,
-    transport::{Alpn, ClientAuth, Identity, ServerTls, Spki, SpkiAllowList, TrustRoots, serve},
+    transport::{Alpn, ClientAuth, HandshakeLimits, ServerTls, TrustRoots, serve},
 };
 use spark_rules::{federation::Federation, ids::OperatorIndex};
 use spark_signer::{
     engine::{Engine, Settings},
     vault::{Token, Vault},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     config::Config,
     confirmer::{self, Recipe},
     devices::Fleet,
-    federation, http,
+    federation,
+    hardening::{Places, Role},
+    http,
     metrics::{BuildInfo, HsmMetrics, Metrics},
     service::SignerService,
+    starter::Starter,
     store::RedbStore,
+    tls::Tls,
     token::{DeleteClaim, Observed, Pkcs11Token, Security},
     worker::Worker,
 };
 
 /// Most bytes of one message: a package of the largest operation for every operator.
 const MAX_MESSAGE: usize = 32 << 20;
+/// The operator's replicas connect once and stay; whoever begins more handshakes waits.
+const HANDSHAKES: HandshakeLimits = HandshakeLimits { concurrent: 64, per_second: 50, burst: 100 };
 
 /// Opens token and store and checks that both belong to the federation's member. From then on `metrics` counts the
 /// token's calls.
@@ -85,19 +94,70 @@ fn evidence_id(text: &str) -> anyhow::Result<[u8; 32]> {
     bytes.with_context(|| format!("configuration: settled_evidence {text:?} is not 32 bytes of hex"))
 }
 
+/// Everything open, and every right given up that serving does not need.
+struct Ready {
+    config: Config,
+    recipe: Recipe,
+    listener: std::net::TcpListener,
+    web: Option<std::net::TcpListener>,
+    tls: Tls,
+    client_roots: TrustRoots,
+    hsm: HsmMetrics,
+    engine: Engine,
+    federation: Federation,
+    fleet: Fleet,
+}
+
+/// The order matters. What starts programs is started first. Then PINs are read and sockets bound; from then on the
+/// process sees no other file and port, the PKCS#11 library included, and after that has been loaded it makes only the
+/// system calls that serving takes. No thread runs before.
+fn prepare(mut config: Config) -> anyhow::Result<Ready> {
+    let starter = Starter::launch(&config.path).context("starter")?;
+    let pins = config.token.hold_roots_pins()?;
+    config.token.hold_keys_pin()?;
+    let listener = listen(config.listen.context("configuration: listen is missing")?)?;
+    let web = config.http.map(listen).transpose()?;
+    config.hardening().confine(&Places::signer(&config)?)?;
+    let hsm = HsmMetrics::new()?;
+    let (engine, federation, fleet) = open(&config, &hsm)?;
+    let recipe = Recipe { starter, pins, devices: fleet.ids() };
+    let tls = Tls::open(&config)?;
+    let client_ca = &config.tls.as_ref().context("configuration: tls is missing")?.client_ca;
+    let client_roots = TrustRoots::from_pem_file(client_ca)?;
+    config.hardening().filter(Role::Signer)?;
+    Ok(Ready { config, recipe, listener, web, tls, client_roots, hsm, engine, federation, fleet })
+}
+
+/// SIGHUP renews certificate, key and allow-list. What cannot be read leaves them as they are.
+async fn reload(tls: Tls, path: PathBuf) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        match tokio::task::block_in_place(|| tls.reload(&path)) {
+            Ok(()) => tracing::info!(key = ?tls.identity(), "certificate and allowed clients are renewed"),
+            Err(error) => tracing::error!("certificate and allowed clients stay as they are: {error:#}"),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// Serves until `shutdown` resolves. Prints the bound addresses as one JSON line on standard output, so that a
 /// supervisor can let the system choose ports.
-pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let tls = config.tls.clone().context("configuration: tls is missing")?;
-    let pins = config.token.hold_roots_pins()?;
-    let hsm = HsmMetrics::new()?;
-    let (mut engine, federation, fleet) = open(&config, &hsm)?;
-    let recipe = Recipe {
-        program: std::env::current_exe().context("own program")?,
-        config: config.path.clone(),
-        pins,
-        devices: fleet.ids(),
-    };
+pub fn start(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // What tells of quotas is out of reach later.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let ready = prepare(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(run(ready, shutdown))
+}
+
+async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let Ready { config, recipe, listener, web, tls, client_roots, hsm, mut engine, federation, fleet } =
+        ready;
     let build = BuildInfo {
         version: env!("CARGO_PKG_VERSION"),
         commit: option_env!("SPARK_COMMIT").unwrap_or("unknown"),
@@ -110,18 +170,16 @@ pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyh
     let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress));
     let fleet = tokio::spawn(fleet.tend(worker.clone()));
 
-    let allow = tls.allow.iter().map(|text| text.parse::<Spki>()).collect::<Result<Vec<_>, _>>()?;
     let server_tls = ServerTls {
-        identity: Identity::from_pem_files(&tls.cert, &tls.key)?,
-        client_auth: ClientAuth::Required(TrustRoots::from_pem_file(&tls.client_ca)?),
-        allow: Some(SpkiAllowList::new(allow)),
+        identity: tls.identity().clone(),
+        client_auth: ClientAuth::Required(client_roots),
+        allow: Some(tls.allow().clone()),
         alpn: Alpn::H2,
+        handshakes: HANDSHAKES,
     };
-    let listener = TcpListener::bind(config.listen.context("configuration: listen is missing")?).await?;
-    let web = match config.http {
-        Some(address) => Some(TcpListener::bind(address).await?),
-        None => None,
-    };
+    let reloader = tokio::spawn(reload(tls, config.path.clone()));
+    let listener = TcpListener::from_std(listener)?;
+    let web = web.map(TcpListener::from_std).transpose()?;
     let web_address = web.as_ref().map(TcpListener::local_addr).transpose()?;
     println!("{}", serde_json::json!({ "listen": listener.local_addr()?, "http": web_address }));
 
@@ -149,6 +207,7 @@ pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> anyh
     if let Some(task) = web_task {
         task.abort();
     }
+    reloader.abort();
     confirmer.abort();
     fleet.abort();
     // Their end is the only news; they hold handles until then.

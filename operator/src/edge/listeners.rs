@@ -1,8 +1,8 @@
 //! TLS of each socket, from the configuration.
 
 use spark_proto::transport::{
-    Alpn, ClientAuth, ClientTls, Deadlines, Identity, ServerTls, SpkiAllowList, TransportError, TrustRoots,
-    channel,
+    Alpn, ClientAuth, ClientTls, Deadlines, HandshakeLimits, Identity, ServerTls, SpkiAllowList,
+    TransportError, TrustRoots, channel,
 };
 use tonic::transport::Channel;
 
@@ -42,7 +42,13 @@ impl TlsMaterial {
                 ClientAuth::Required(self.peer_roots.clone())
             }
         };
-        ServerTls { identity: self.identity.clone(), client_auth, allow: None, alpn: Alpn::H2AndHttp1 }
+        ServerTls {
+            identity: self.identity.clone(),
+            client_auth,
+            allow: None,
+            alpn: Alpn::H2AndHttp1,
+            handshakes: HandshakeLimits::default(),
+        }
     }
 
     /// For the socket of the other operators: keys of the federation file only.
@@ -52,6 +58,7 @@ impl TlsMaterial {
             client_auth: ClientAuth::Required(self.peer_roots.clone()),
             allow: Some(allow),
             alpn: Alpn::H2,
+            handshakes: HandshakeLimits::default(),
         }
     }
 
@@ -63,6 +70,7 @@ impl TlsMaterial {
             client_auth: ClientAuth::Required(roots),
             allow: Some(allow),
             alpn: Alpn::H2,
+            handshakes: HandshakeLimits::default(),
         })
     }
 

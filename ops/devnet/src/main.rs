@@ -40,6 +40,7 @@ impl Shape {
             deposit_depth: self.deposit_depth,
             sdk: self.sdk,
             known_identities: self.sdk,
+            shipped_signers: false,
             dir,
         }
     }

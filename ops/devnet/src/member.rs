@@ -33,11 +33,14 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Member {
     index: u16,
+    signer_program: PathBuf,
+    readable: bool,
     dir: PathBuf,
     tokens: TokenDir,
     operator_tls: PemFiles,
     operator_spki: [u8; 32],
     signer_tls: PemFiles,
+    signer_certificate: PathBuf,
     signer_spki: [u8; 32],
     signer_port: Port,
     signer_http: Port,
@@ -69,8 +72,14 @@ pub struct Surroundings<'a> {
 }
 
 impl Member {
-    /// Tokens, certificates and ports for member `index`, in `dir`.
-    pub fn new(index: u16, dir: PathBuf, authority: &Authority, open_port: Port) -> anyhow::Result<Self> {
+    /// Tokens, certificates and ports for member `index`, in `dir`; its signer is the shipped one if so wished.
+    pub fn new(
+        index: u16,
+        dir: PathBuf,
+        authority: &Authority,
+        open_port: Port,
+        shipped: bool,
+    ) -> anyhow::Result<Self> {
         let tokens = TokenDir::create(&dir.join("tokens"))?;
         let labels = ["roots", "keys"].into_iter().chain((index == OF_TWO_DEVICES).then_some(SECOND));
         for label in labels {
@@ -79,13 +88,18 @@ impl Member {
         write_private(&dir.join("pin"), b"12345678")?;
         let operator = authority.issue(&format!("operator-{index}"))?;
         let signer = authority.issue(&format!("signer-{index}"))?;
-        Ok(Self {
+        let signer_program =
+            if shipped { stamp::shipped("spark-signer")? } else { stamp::program("spark-signer")? };
+        let mut member = Self {
+            signer_program,
+            readable: shipped,
             index,
             tokens,
             operator_tls: operator.write(&dir, "operator")?,
             operator_spki: operator.spki_sha256(),
             signer_tls: signer.write(&dir, "signer")?,
-            signer_spki: signer.spki_sha256(),
+            signer_certificate: dir.join("signer-token.pem"),
+            signer_spki: [0; 32],
             signer_port: Port::lease()?,
             signer_http: Port::lease()?,
             peer_port: Port::lease()?,
@@ -95,7 +109,25 @@ impl Member {
             signer: None,
             operator: None,
             dir,
-        })
+        };
+        member.make_tls_key(authority)?;
+        Ok(member)
+    }
+
+    /// A key for the signer's listener in its token, and a certificate for it.
+    fn make_tls_key(&mut self, authority: &Authority) -> anyhow::Result<()> {
+        fs::write(self.dir.join("signer.toml"), self.signer_config(None, Path::new("")))?;
+        let output = self.signer_command()?.args(["tls", "generate", "--name", "localhost"]).output()?;
+        if !output.status.success() {
+            bail!("TLS key of signer {}: {}", self.index, String::from_utf8_lossy(&output.stderr));
+        }
+        let made: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let field = |name: &str| hex::decode(made.get(name).and_then(|v| v.as_str()).unwrap_or_default());
+        let point = field("point")?.as_slice().try_into().context("point")?;
+        self.signer_spki = field("spki_sha256")?.as_slice().try_into().context("spki")?;
+        let certificate = authority.certify(&format!("signer-{}", self.index), point)?;
+        fs::write(&self.signer_certificate, certificate)?;
+        Ok(())
     }
 
     /// Position in the federation.
@@ -143,7 +175,7 @@ impl Member {
         &self.operator_tls
     }
 
-    /// Certificate and key of the signer.
+    /// A certificate in the signer's name whose key is in a file. The one that it serves with has its key in the token.
     pub const fn signer_tls(&self) -> &PemFiles {
         &self.signer_tls
     }
@@ -173,7 +205,7 @@ http = "{http}"
 
 [tls]
 cert = {cert:?}
-key = {key:?}
+key = {{ token = true }}
 client_ca = {ca:?}
 allow = ["{allow}"]
 
@@ -182,14 +214,23 @@ module = {module:?}
 profile = "softhsm"
 roots = {{ label = "roots", pin = {{ file = {pin:?} }} }}
 keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
-{second}"#,
+{second}
+[hardening]
+core_dumps = "{core_dumps}"
+privileges = "enforce"
+filesystem = "enforce"
+network = "enforce"
+syscalls = "enforce"
+"#,
             second = self.second_device(),
             index = self.index,
             store = self.dir.join("signer.redb").display().to_string(),
             listen = self.signer_port.address(),
             http = self.signer_http.address(),
-            cert = self.signer_tls.certificate.display().to_string(),
-            key = self.signer_tls.key.display().to_string(),
+            // A test that reads a signer's memory needs to be root, or this.
+            core_dumps =
+                if self.readable && !rustix::process::geteuid().is_root() { "off" } else { "enforce" },
+            cert = self.signer_certificate.display().to_string(),
             ca = ca.display().to_string(),
             allow = hex::encode(self.operator_spki),
             module = spark_softhsm::module_path().map(|p| p.display().to_string()).unwrap_or_default(),
@@ -209,7 +250,7 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
     }
 
     fn signer_command(&self) -> anyhow::Result<Command> {
-        let mut command = Command::new(stamp::program("spark-signer")?);
+        let mut command = Command::new(&self.signer_program);
         let (key, value) = self.tokens.env();
         command.env(key, value).arg("--config").arg(self.dir.join("signer.toml"));
         Ok(command)
@@ -259,16 +300,13 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
         let config = self.signer_config(Some((around.federation, around.federation_hash)), around.ca);
         fs::write(self.dir.join("signer.toml"), config)?;
         let (key, value) = self.tokens.env();
-        let program = Program::new(
-            format!("signer-{}", self.index),
-            stamp::program("spark-signer")?,
-            self.dir.join("signer.log"),
-        )
-        .env(key, value)
-        .env(FAIL_FILE, self.fail_file("signer"))
-        .arg("--config")
-        .arg(self.dir.join("signer.toml"))
-        .arg("start");
+        let program =
+            Program::new(format!("signer-{}", self.index), &self.signer_program, self.dir.join("signer.log"))
+                .env(key, value)
+                .env(FAIL_FILE, self.fail_file("signer"))
+                .arg("--config")
+                .arg(self.dir.join("signer.toml"))
+                .arg("start");
         let mut process = Process::start(program)?;
         let url = format!("{}/healthz", self.signer_http_url());
         process.wait_ready(START, || answers(url.clone())).await?;

@@ -41,13 +41,23 @@ pub struct Options {
     pub sdk: bool,
     /// The development identities on free ports: a test can open what is sealed for operators. Implied by `sdk`.
     pub known_identities: bool,
+    /// Signers as they ship, from the release profile, which must be built; they have no steps to die at.
+    pub shipped_signers: bool,
     /// Where its state lies; a temporary folder if absent.
     pub dir: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { operators: 3, threshold: 2, deposit_depth: 1, sdk: false, known_identities: false, dir: None }
+        Self {
+            operators: 3,
+            threshold: 2,
+            deposit_depth: 1,
+            sdk: false,
+            known_identities: false,
+            shipped_signers: false,
+            dir: None,
+        }
     }
 }
 
@@ -150,7 +160,7 @@ impl Devnet {
         for index in 0..options.operators {
             let dir = state.private(&format!("operator-{index}"))?;
             let open = if options.sdk { Port::fixed(8535 + index) } else { Port::lease()? };
-            members.push(Member::new(index, dir, &authority, open)?);
+            members.push(Member::new(index, dir, &authority, open, options.shipped_signers)?);
         }
         let mut entries = Vec::new();
         for (member, known) in members.iter().zip(development(&options)) {

@@ -12,27 +12,42 @@ use std::{env, fs, io};
 pub enum StampError {
     #[error("our own executable is unknown")]
     Ourselves(#[source] io::Error),
-    #[error("{path} is not built; run cargo build --workspace --bins")]
-    Missing { path: PathBuf },
+    #[error("{path} is not built; run {build}")]
+    Missing { path: PathBuf, build: &'static str },
     #[error("{path} cannot be read")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{program} is older than {source_file}; run cargo build --workspace --bins")]
-    Stale { program: PathBuf, source_file: PathBuf },
+    #[error("{program} is older than {source_file}; run {build}")]
+    Stale { program: PathBuf, source_file: PathBuf, build: &'static str },
 }
 
 /// The program of that name beside our own executable, refused when a source of it has changed since.
 pub fn program(name: &str) -> Result<PathBuf, StampError> {
+    current(folder()?.join(name), "cargo build --workspace --bins")
+}
+
+/// The program of that name as it ships, from the release profile; refused as above.
+pub fn shipped(name: &str) -> Result<PathBuf, StampError> {
+    current(folder()?.with_file_name("release").join(name), "cargo build --release --bins of its package")
+}
+
+fn folder() -> Result<PathBuf, StampError> {
     let ours = env::current_exe().map_err(StampError::Ourselves)?;
     let mut folder = ours.parent().unwrap_or(Path::new("/")).to_owned();
     // Tests and examples lie one folder below the programs.
     if folder.ends_with("deps") || folder.ends_with("examples") {
         folder.pop();
     }
-    let path = folder.join(name);
+    Ok(folder)
+}
+
+fn current(path: PathBuf, build: &'static str) -> Result<PathBuf, StampError> {
     if !path.is_file() {
-        return Err(StampError::Missing { path });
+        return Err(StampError::Missing { path, build });
     }
-    check(&path)?;
+    check(&path).map_err(|error| match error {
+        StampError::Stale { program, source_file, .. } => StampError::Stale { program, source_file, build },
+        other => other,
+    })?;
     Ok(path)
 }
 
@@ -44,7 +59,8 @@ pub fn check(program: &Path) -> Result<(), StampError> {
     for source_file in sources(&text) {
         // A folder's time changes with every file made in it, editors' temporary ones too.
         if !source_file.is_dir() && modified(&source_file).map_or(true, |changed| changed > built) {
-            return Err(StampError::Stale { program: program.to_owned(), source_file });
+            let program = program.to_owned();
+            return Err(StampError::Stale { program, source_file, build: "cargo build" });
         }
     }
     Ok(())

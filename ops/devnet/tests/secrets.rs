@@ -1,5 +1,6 @@
 //! S1: after money moved, no secret is where an operator's host can look: database, write-ahead log, logs, files,
-//! memory of the operator process. The test knows the secrets: it opens what wallets sealed for the operators
+//! memory of the operator process; and what a signer has destroyed is not left in its own memory. The signers are the
+//! program that ships: optimisation across crates removes what only looks like a wipe. The test knows the secrets: it opens what wallets sealed for the operators
 //! (whose identity keys are the development ones here) and the vaults of stopped signers.
 
 #[path = "secrets/forward.rs"]
@@ -32,7 +33,7 @@ use spark_wallet::{Wallet, state, verify::Node};
 use support::{
     call::{Door, call, wallet_card},
     eventually, people, rows,
-    search::Needles,
+    search::{Needles, snapshot},
 };
 use uuid::Uuid;
 
@@ -46,7 +47,7 @@ const OUT: &str = "SECRETS_TEST_OUT";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s1_secrets_are_nowhere_but_in_signer_and_wallet() -> anyhow::Result<()> {
-    let options = Options { known_identities: true, ..Options::default() };
+    let options = Options { known_identities: true, shipped_signers: true, ..Options::default() };
     let mut devnet = Devnet::start(options, |_| {}).await?;
     let wallets = devnet.endpoints().dir.join("people");
     // What is sealed to identity keys the test can open: it knows them.
@@ -61,7 +62,12 @@ async fn s1_secrets_are_nowhere_but_in_signer_and_wallet() -> anyhow::Result<()>
     for (name, wallet) in [("alice", &alice), ("bob", &bob)] {
         wallet_secrets(&mut needles, name, wallet, &leaf, &wallets.join(name))?;
     }
-    let shares = operator_secrets(&mut needles, &mut devnet, &alice, &bob, &leaf).await?;
+    let memories = tempfile::tempdir()?;
+    let mut gone = Needles::default();
+    public_facts(&mut gone, &bob, &leaf)?;
+    let shares =
+        operator_secrets(&mut needles, &mut gone, memories.path(), &mut devnet, &alice, &bob, &leaf).await?;
+    in_signers(memories.path(), &gone, devnet.members().len()).context("memory of signers")?;
 
     let found = in_databases(&devnet, &needles).context("databases")?;
     ensure!(found >= 3, "the dumps were not searched");
@@ -158,6 +164,8 @@ fn keys_in_transit(needles: &mut Needles, alice: &Wallet, bob: &Wallet, leaf: &s
 /// shares of the leaf.
 async fn operator_secrets(
     needles: &mut Needles,
+    gone: &mut Needles,
+    memories: &Path,
     devnet: &mut Devnet,
     alice: &Wallet,
     bob: &Wallet,
@@ -172,6 +180,12 @@ async fn operator_secrets(
             Ok(receipts.last().is_some_and(|receipt| receipt.phase == "claim"))
         })
         .await?;
+    }
+    // The operators ask their signers for the heads of logs without end; what moved money is over.
+    for index in 0..DEVELOPMENT_IDENTITIES.len() {
+        let process = devnet.process(&format!("signer-{index}"))?.id().context("signer runs")?;
+        let bytes = snapshot(process, &memories.join(index.to_string()))?;
+        ensure!(bytes > 1 << 20, "read {bytes} bytes only");
     }
     let mut present = Vec::new();
     for (index, identity) in DEVELOPMENT_IDENTITIES.iter().enumerate() {
@@ -204,6 +218,16 @@ async fn operator_secrets(
         }
         needles.all_forms(&format!("operator {index}'s share before the claim"), &*first.to_bytes());
         needles.all_forms(&format!("operator {index}'s share before the send"), &*zeroth.to_bytes());
+        for (name, secret) in [
+            ("tweak of the send", &tweaks.send),
+            ("tweak of the claim", &tweaks.claim),
+            ("share before the claim", &first),
+            ("share before the send", &zeroth),
+            // Not destroyed, and not in use.
+            ("present share", &second),
+        ] {
+            gone.halves(&format!("operator {index}'s {name}"), &*secret.to_bytes());
+        }
         for share in &stored {
             let name = format!("operator {index}'s share of {}", hex::encode(&share.keyshare));
             needles.all_forms(&name, &share.bytes);
@@ -338,6 +362,24 @@ fn in_files(devnet: &Devnet, needles: &Needles, wallets: &Path, shares: &[Vec<u8
             );
         }
     }
+    Ok(())
+}
+
+/// The signers as they were before they were stopped.
+fn in_signers(memories: &Path, gone: &Needles, signers: usize) -> anyhow::Result<()> {
+    for index in 0..signers {
+        let memory = memories.join(index.to_string());
+        let known = judge(&format!("signer {index}"), &gone.in_file(&memory)?)?;
+        ensure!(known, "the memory of signer {index} was not searched");
+    }
+    // A secret planted at the end of the same file is found by its tail.
+    let planted = memories.join("0");
+    let mut bait = Needles::default();
+    bait.halves("bait", &[0xb5; 32]);
+    let mut content = fs::read(&planted)?;
+    ensure!(judge("no bait", &bait.in_bytes(&content)).is_ok(), "the bait is there by chance");
+    content.extend([[0; 16], [0xb5; 16]].concat());
+    ensure!(judge("bait", &bait.in_bytes(&content)).is_err(), "a planted tail is not found");
     Ok(())
 }
 

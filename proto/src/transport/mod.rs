@@ -9,6 +9,7 @@
 //! connection that carries key tweaks must not become readable through a ticket key.
 
 mod client;
+mod handshakes;
 mod identity;
 mod server;
 mod spki;
@@ -17,6 +18,8 @@ mod verify;
 use std::{io, path::PathBuf, sync::Arc};
 
 pub use client::{ClientTls, Deadlines, channel};
+use handshakes::Gate;
+pub use handshakes::HandshakeLimits;
 pub use identity::{Identity, TrustRoots};
 use rustls::crypto::{CryptoProvider, ring};
 pub use server::{Alpn, ClientAuth, RemoteAddr, ServerTls, serve};

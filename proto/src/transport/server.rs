@@ -20,17 +20,23 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use rustls::{ServerConfig, server::NoServerSessionStorage};
+use rustls::{
+    ServerConfig,
+    server::{Acceptor, NoServerSessionStorage},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
     time,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tower::{Service, ServiceExt as _};
 
-use super::{Identity, PeerSpki, Spki, SpkiAllowList, TransportError, TrustRoots, provider, verify};
+use super::{
+    Gate, HandshakeLimits, Identity, PeerSpki, Spki, SpkiAllowList, TransportError, TrustRoots, provider,
+    verify,
+};
 
 /// The whole handshake. One that is silent costs a place among the connections and nothing else.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -79,6 +85,8 @@ pub struct ServerTls {
     pub allow: Option<SpkiAllowList>,
     /// Protocols offered.
     pub alpn: Alpn,
+    /// How many handshakes at a time.
+    pub handshakes: HandshakeLimits,
 }
 
 /// Address at the other end of the TCP connection, in the extensions of every request. Headers that claim
@@ -108,7 +116,8 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let shared = Arc::new(Shared {
-        acceptor: TlsAcceptor::from(Arc::new(server_config(&tls)?)),
+        config: Arc::new(server_config(&tls)?),
+        gate: Gate::new(tls.handshakes),
         allow: tls.allow.clone(),
         http: http_builder(tls.alpn),
     });
@@ -192,12 +201,20 @@ impl Drop for Place {
 }
 
 struct Shared {
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
+    gate: Gate,
     allow: Option<SpkiAllowList>,
     http: auto::Builder<TokioExecutor>,
 }
 
 impl Shared {
+    /// A client that says nothing takes no place among the handshakes.
+    async fn handshake(&self, tcp: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        let _place = self.gate.enter().await;
+        hello.into_stream(Arc::clone(&self.config)).await
+    }
+
     async fn connection<S, B>(
         &self,
         tcp: TcpStream,
@@ -212,7 +229,7 @@ impl Shared {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let _ignored_nodelay = tcp.set_nodelay(true);
-        let stream = match time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp)).await {
+        let stream = match time::timeout(HANDSHAKE_TIMEOUT, self.handshake(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 tracing::info!(%remote, %error, "TLS handshake failed");

@@ -16,6 +16,7 @@ mod observed;
 mod pin;
 mod profile;
 mod roots;
+mod tls;
 mod view;
 
 use std::fmt;
@@ -33,6 +34,7 @@ pub use observed::Observed;
 pub use profile::{
     AtMost, DeleteClaim, EcdhExtract, Facts, LogSignature, Mark, Marks, Policies, Profile, RootMechanism,
 };
+pub use tls::{TlsKey, TlsKeys};
 pub use view::RootsView;
 
 use keys::Keys;

@@ -19,7 +19,11 @@ pub(super) const IDENTITY: &str = "spark-identity";
 pub(super) const IDENTITY_IMPORTED: &str = "spark-identity-imported";
 /// Label of the federation key.
 pub(super) const FEDERATION: &str = "spark-federation";
+/// Label of keys for TLS; their ids differ.
+pub(super) const TLS: &str = "spark-tls";
 
+/// DER of the object identifier 1.2.840.10045.3.1.7, P-256 (RFC 5480).
+pub(super) const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// DER of the object identifier 1.3.132.0.10, secp256k1 (SEC 2).
 pub(super) const SECP256K1: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a];
 /// DER of the object identifier 1.3.101.112, Ed25519 (RFC 8410).

@@ -418,22 +418,29 @@ impl Profile {
 
     /// The folder to sync where the token does not sync its files itself.
     pub(super) fn open_files(&self) -> Result<Option<File>, TokenError> {
+        let Some((_, tokens)) = self.host_files()? else { return Ok(None) };
+        File::open(&tokens).map(Some).map_err(|error| files_error(&tokens, &error))
+    }
+
+    /// Where the token keeps its objects in host files: its configuration, and their folder.
+    pub fn host_files(&self) -> Result<Option<(PathBuf, PathBuf)>, TokenError> {
         if !self.host_files {
             return Ok(None);
         }
-        let failed = |what: &Path, error: &dyn std::fmt::Display| {
-            TokenError::Failed(format!("token files, {}: {error}", what.display()))
-        };
         let conf = std::env::var_os("SOFTHSM2_CONF").map_or_else(|| SYSTEM_CONF.into(), PathBuf::from);
-        let text = std::fs::read_to_string(&conf).map_err(|error| failed(&conf, &error))?;
+        let text = std::fs::read_to_string(&conf).map_err(|error| files_error(&conf, &error))?;
         let tokens = text
             .lines()
             .filter_map(|line| line.split_once('='))
             .find(|(key, _)| key.trim() == "directories.tokendir")
             .map(|(_, value)| PathBuf::from(value.trim()))
-            .ok_or_else(|| failed(&conf, &"no directories.tokendir"))?;
-        File::open(&tokens).map(Some).map_err(|error| failed(&tokens, &error))
+            .ok_or_else(|| files_error(&conf, &"no directories.tokendir"))?;
+        Ok(Some((conf, tokens)))
     }
+}
+
+fn files_error(what: &Path, error: &dyn std::fmt::Display) -> TokenError {
+    TokenError::Failed(format!("token files, {}: {error}", what.display()))
 }
 
 impl<'de> Deserialize<'de> for Profile {

@@ -53,4 +53,10 @@ impl TokenConfig {
             })
             .collect()
     }
+
+    /// Reads the PIN of the keys token, once: later its file may be out of reach.
+    pub fn hold_keys_pin(&mut self) -> Result<(), TokenError> {
+        self.keys.pin = PinSource::Held(pin::text(&self.keys, self.security)?);
+        Ok(())
+    }
 }

@@ -186,24 +186,67 @@ impl Needles {
 
     /// Names of what a process has in its readable memory, and how many bytes were read.
     pub(crate) fn in_memory(&self, process: u32) -> anyhow::Result<(BTreeSet<String>, u64)> {
-        let maps = File::open(format!("/proc/{process}/maps"))?;
-        let mut memory = File::open(format!("/proc/{process}/mem")).context("memory of another process")?;
+        let mut memory = memory(process)?;
         let mut found = BTreeSet::new();
         let mut total = 0;
-        for line in BufReader::new(maps).lines() {
-            let line = line?;
-            let mut fields = line.split_whitespace();
-            let (range, mode) = (fields.next().context("range")?, fields.next().context("mode")?);
-            let device = line.ends_with("[vvar]") || line.ends_with("[vsyscall]") || line.contains("/dev/");
-            if !mode.starts_with('r') || device {
-                continue;
-            }
-            let (start, end) = range.split_once('-').context("range")?;
-            let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+        for (start, end) in regions(process)? {
             memory.seek(SeekFrom::Start(start))?;
             // A region may be unmapped while we read it.
             total += self.stream(&mut memory, end.saturating_sub(start), &mut found).unwrap_or_default();
         }
         Ok((found, total))
     }
+
+    /// Adds both halves of a secret as the machine holds it, in either order of bytes: what is freed and not wiped
+    /// loses its beginning to the allocator.
+    pub(crate) fn halves(&mut self, name: &str, secret: &[u8]) {
+        let reversed: Vec<u8> = secret.iter().rev().copied().collect();
+        for (order, bytes) in [("", secret), (" reversed", &reversed)] {
+            let (head, tail) = bytes.split_at(bytes.len() / 2);
+            self.exact(&format!("{name}{order}, head"), head);
+            self.exact(&format!("{name}{order}, tail"), tail);
+        }
+    }
+}
+
+fn memory(process: u32) -> anyhow::Result<File> {
+    File::open(format!("/proc/{process}/mem")).context("memory of another process")
+}
+
+/// Readable memory that is no device's.
+fn regions(process: u32) -> anyhow::Result<Vec<(u64, u64)>> {
+    let mut regions = Vec::new();
+    for line in BufReader::new(File::open(format!("/proc/{process}/maps"))?).lines() {
+        let line = line?;
+        let mut fields = line.split_whitespace();
+        let (range, mode) = (fields.next().context("range")?, fields.next().context("mode")?);
+        let device = line.ends_with("[vvar]") || line.ends_with("[vsyscall]") || line.contains("/dev/");
+        if !mode.starts_with('r') || device {
+            continue;
+        }
+        let (start, end) = range.split_once('-').context("range")?;
+        regions.push((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?));
+    }
+    Ok(regions)
+}
+
+/// Copies the readable memory of a process, for a search when its secrets are known. Pages of zeros are left out.
+pub(crate) fn snapshot(process: u32, path: &Path) -> anyhow::Result<u64> {
+    let mut memory = memory(process)?;
+    let mut copy = std::io::BufWriter::new(File::create_new(path)?);
+    let mut total = 0;
+    let mut page = [0u8; 4096];
+    for (start, end) in regions(process)? {
+        memory.seek(SeekFrom::Start(start))?;
+        let mut left = end.saturating_sub(start);
+        while left > 0 && memory.read_exact(&mut page).is_ok() {
+            left = left.saturating_sub(page.len() as u64);
+            if page.iter().any(|byte| *byte != 0) {
+                std::io::Write::write_all(&mut copy, &page)?;
+                total += page.len() as u64;
+            }
+        }
+    }
+    std::io::Write::flush(&mut copy)?;
+    Ok(total)
 }

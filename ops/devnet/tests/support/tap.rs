@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use spark_devnet::{certs::Authority, network::Devnet};
-use spark_proto::transport::{Alpn, ClientAuth, Identity, ServerTls, TrustRoots, serve};
+use spark_proto::transport::{Alpn, ClientAuth, HandshakeLimits, Identity, ServerTls, TrustRoots, serve};
 use tokio::{net::TcpListener, sync::oneshot};
 use tonic::{Status, body::Body, transport::Channel};
 use tower::{Service as _, ServiceExt as _, service_fn};
@@ -72,6 +72,7 @@ impl Tap {
             client_auth: ClientAuth::Required(TrustRoots::from_pem_file(&ca)?),
             allow: None,
             alpn: Alpn::H2,
+            handshakes: HandshakeLimits::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = format!("https://{}", listener.local_addr()?);
