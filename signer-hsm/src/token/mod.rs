@@ -6,7 +6,9 @@
 
 mod ceremony;
 mod config;
+pub mod conformance;
 mod error;
+mod inventory;
 mod keys;
 mod link;
 mod module;
@@ -28,6 +30,7 @@ use zeroize::Zeroizing;
 
 pub use ceremony::{IdentitySource, generate_keys};
 pub use config::{PinSource, Security, TokenConfig, TokenRef};
+pub use inventory::{Inventory, LibraryInfo, ObjectInfo, Purpose, TokenInfo, bears_attributes, slots};
 pub use keys::IdentityMethod;
 pub use observed::Observed;
 pub use profile::{
