@@ -1,18 +1,27 @@
-//! The key ceremony: keys in the tokens, an empty vault with a new incarnation, a transcript of public facts.
+//! The key ceremony: keys in the tokens, an empty vault with a new incarnation, a signed transcript of public
+//! facts.
+
+mod plan;
+mod transcript;
+mod verify;
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand_core::{OsRng, RngCore as _};
-use serde::Serialize;
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{CreateError, StoreError, Token, TokenError, Vault};
+
+pub use plan::{Plan, Planned};
+pub use transcript::{Cell, Field, SignedTranscript, Transcript, TranscriptError};
+pub use verify::{Outcome, against_tokens, offline};
 
 use crate::{
     config::Config,
     devices::Fleet,
     metrics::HsmMetrics,
     store::RedbStore,
-    token::{IdentitySource, generate_keys, prepare_device},
+    token::{IdentitySource, Inventory, generate_keys, prepare_device},
 };
 
 /// Why a ceremony fails.
@@ -30,45 +39,40 @@ pub enum CeremonyError {
     /// The vault.
     #[error(transparent)]
     Vault(#[from] CreateError),
-}
-
-/// What others need to know of the new signer.
-#[derive(Debug, Clone, Serialize)]
-pub struct Transcript {
-    /// Index of the operator.
-    pub operator: u16,
-    /// secp256k1, 33 bytes hex.
-    pub identity_public_key: String,
-    /// "generated" or "imported".
-    pub identity_method: &'static str,
-    /// Ed25519, 32 bytes hex.
-    pub federation_public_key: String,
-    /// 16 bytes hex.
-    pub incarnation: String,
-    /// What destroying a root means on this hardware.
-    pub delete_claim: &'static str,
+    /// The transcript.
+    #[error(transparent)]
+    Transcript(#[from] TranscriptError),
 }
 
 /// Runs it. Refuses when tokens or store hold anything.
-pub fn run(config: &Config, identity: &IdentitySource) -> Result<Transcript, CeremonyError> {
-    let token = generate_keys(&config.token, identity)?;
-    let method = token.identity_method();
+pub fn run(config: &Config, identity: &IdentitySource) -> Result<SignedTranscript, CeremonyError> {
+    let token = Arc::new(generate_keys(&config.token, identity)?);
     for device in &config.token.devices {
         prepare_device(device, config.token.security)?;
     }
     let fleet = Fleet::load(config, &token, &HsmMetrics::new()?)?;
-    let delete_claim = fleet.delete_claim().as_str();
     let store = RedbStore::create(&config.store)?;
     let mut incarnation = [0u8; 16];
     OsRng.fill_bytes(&mut incarnation);
-    let token: Arc<dyn Token> = Arc::new(token);
-    Vault::create(fleet.devices(Arc::clone(&token)), Box::new(store), Incarnation::from_bytes(incarnation))?;
-    Ok(Transcript {
+    let shared: Arc<dyn Token> = Arc::<crate::token::Pkcs11Token>::clone(&token);
+    Vault::create(fleet.devices(shared), Box::new(store), Incarnation::from_bytes(incarnation))?;
+    // Read back from the tokens: what was asked for is not what was made.
+    let Inventory { library, tokens, objects } = Inventory::read(&config.token)?;
+    let transcript = Transcript {
+        version: transcript::VERSION,
         operator: config.operator,
         identity_public_key: hex::encode(token.identity_public_key().serialize()),
-        identity_method: method.as_str(),
+        identity_method: token.identity_method().as_str().to_owned(),
         federation_public_key: hex::encode(token.federation_public_key()),
         incarnation: hex::encode(incarnation),
-        delete_claim,
-    })
+        delete_claim: fleet.delete_claim().as_str().to_owned(),
+        unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+        profile: token.profile().name.to_owned(),
+        cells: transcript::cells(token.profile()),
+        facts: config.token.facts,
+        library,
+        tokens,
+        objects,
+    };
+    Ok(SignedTranscript::sign(transcript, &*token)?)
 }

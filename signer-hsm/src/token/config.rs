@@ -98,6 +98,16 @@ pub enum PinSource {
     Held(Zeroizing<String>),
 }
 
+impl PinSource {
+    /// The file that holds it, if it is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::File(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for PinSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

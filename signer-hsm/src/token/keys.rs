@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 use super::config::Security;
 use super::error::token_error;
 use super::link::Link;
-use super::objects::{Birth, FEDERATION, IDENTITY, IDENTITY_IMPORTED, Kind, Name, assert_confined};
+use super::objects::{
+    Birth, FEDERATION, IDENTITY, IDENTITY_IMPORTED, Kind, Name, assert_confined, bare_point,
+};
 use super::profile::Profile;
 
 /// What a probe signs: no statement of any other domain.
@@ -169,7 +171,7 @@ impl Keys {
     }
 }
 
-/// The point of a public key object: `CKA_EC_POINT` is a DER octet string, or the bare point.
+/// The point of a public key object.
 fn point(session: &Session, label: &'static str) -> Result<Option<Vec<u8>>, TokenError> {
     let found = session.find_objects(&Name::new(Kind::Public, label).template()).map_err(token_error)?;
     let handle = match found.as_slice() {
@@ -181,8 +183,5 @@ fn point(session: &Session, label: &'static str) -> Result<Option<Vec<u8>>, Toke
     let Some(Attribute::EcPoint(encoded)) = attributes.into_iter().next() else {
         return Err(TokenError::WrongAnswer("public key has no point"));
     };
-    Ok(Some(match encoded.as_slice() {
-        [0x04, length, point @ ..] if usize::from(*length) == point.len() => point.to_vec(),
-        _ => encoded,
-    }))
+    Ok(Some(bare_point(encoded)))
 }

@@ -118,6 +118,23 @@ impl Link {
         Ok(result)
     }
 
+    /// A writing session of its own for one use: whatever goes wrong with it goes with it. The inner result is
+    /// the device's own.
+    pub(super) fn fresh<T>(
+        &self,
+        body: impl FnOnce(&Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Error>, TokenError> {
+        let context = self.module.context();
+        let slot = self.slot(&context)?;
+        let session = context.open_rw_session(slot).map_err(token_error)?;
+        Ok(body(&session))
+    }
+
+    /// The token's slot; logged in from then on.
+    pub(super) fn slot(&self, context: &Pkcs11) -> Result<Slot, TokenError> {
+        self.connect(context, &mut self.sessions())
+    }
+
     /// Handle of a named object, remembered until something fails. `check` runs whenever it is looked up.
     pub(super) fn handle(
         &self,

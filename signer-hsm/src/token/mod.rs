@@ -6,8 +6,10 @@
 
 mod ceremony;
 mod config;
+pub mod conformance;
 mod device;
 mod error;
+mod inventory;
 mod keys;
 mod link;
 mod module;
@@ -29,6 +31,7 @@ use zeroize::Zeroizing;
 pub use ceremony::{IdentitySource, generate_keys, prepare_device};
 pub use config::{DeviceConfig, PinSource, Security, TokenConfig, TokenRef};
 pub use device::RootDevice;
+pub use inventory::{Inventory, LibraryInfo, ObjectInfo, Purpose, TokenInfo, bears_attributes, slots};
 pub use keys::IdentityMethod;
 pub use observed::Observed;
 pub use profile::{

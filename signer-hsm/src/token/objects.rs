@@ -1,5 +1,7 @@
 //! Names, templates and attributes of our objects.
 
+use std::collections::BTreeMap;
+
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
@@ -87,16 +89,61 @@ pub(super) fn with_policies<T>(
             RvError::AttributeTypeInvalid | RvError::AttributeValueInvalid | RvError::TemplateInconsistent,
             _,
         )) if profile.policies == Policies::Optional => {
-            let policy = |attribute: &Attribute| {
-                matches!(
-                    attribute,
-                    Attribute::Copyable(_) | Attribute::Modifiable(_) | Attribute::Destroyable(_)
-                )
-            };
-            let plain: Vec<_> = template.iter().filter(|attribute| !policy(attribute)).cloned().collect();
-            make(&plain).map_err(token_error)
+            let mut plain = without_policies(template);
+            let result = make(&plain).map_err(token_error);
+            for attribute in &mut plain {
+                // An imported key.
+                if let Attribute::Value(value) = attribute {
+                    zeroize::Zeroize::zeroize(value);
+                }
+            }
+            result
         }
         result => result.map_err(token_error),
+    }
+}
+
+/// The template without object policies.
+pub(super) fn without_policies(template: &[Attribute]) -> Vec<Attribute> {
+    let policy = |attribute: &Attribute| {
+        matches!(attribute, Attribute::Copyable(_) | Attribute::Modifiable(_) | Attribute::Destroyable(_))
+    };
+    template.iter().filter(|attribute| !policy(attribute)).cloned().collect()
+}
+
+/// The attributes that are true or false, by name, as far as the token reports them.
+pub(super) fn read_flags(session: &Session, handle: ObjectHandle) -> Result<BTreeMap<String, bool>, Error> {
+    let types: Vec<_> = FLAGS.iter().map(|(kind, _)| *kind).collect();
+    let found = session.get_attributes(handle, &types)?;
+    Ok(FLAGS
+        .iter()
+        .filter_map(|(kind, name)| {
+            let value = found.iter().find(|found| found.attribute_type() == *kind).and_then(truth)?;
+            Some(((*name).to_owned(), value))
+        })
+        .collect())
+}
+
+const FLAGS: [(AttributeType, &str); 12] = [
+    (AttributeType::Token, "CKA_TOKEN"),
+    (AttributeType::Private, "CKA_PRIVATE"),
+    (AttributeType::Sensitive, "CKA_SENSITIVE"),
+    (AttributeType::Extractable, "CKA_EXTRACTABLE"),
+    (AttributeType::Local, "CKA_LOCAL"),
+    (AttributeType::NeverExtractable, "CKA_NEVER_EXTRACTABLE"),
+    (AttributeType::AlwaysSensitive, "CKA_ALWAYS_SENSITIVE"),
+    (AttributeType::Copyable, "CKA_COPYABLE"),
+    (AttributeType::Modifiable, "CKA_MODIFIABLE"),
+    (AttributeType::Destroyable, "CKA_DESTROYABLE"),
+    (AttributeType::Sign, "CKA_SIGN"),
+    (AttributeType::Derive, "CKA_DERIVE"),
+];
+
+/// `CKA_EC_POINT` is a DER octet string, or the bare point.
+pub(super) fn bare_point(encoded: Vec<u8>) -> Vec<u8> {
+    match encoded.as_slice() {
+        [0x04, length, point @ ..] if usize::from(*length) == point.len() => point.to_vec(),
+        _ => encoded,
     }
 }
 
@@ -164,6 +211,9 @@ pub(super) fn assert_confined(
 fn truth(attribute: &Attribute) -> Option<bool> {
     match attribute {
         Attribute::Token(value)
+        | Attribute::Private(value)
+        | Attribute::Sign(value)
+        | Attribute::Derive(value)
         | Attribute::Sensitive(value)
         | Attribute::Extractable(value)
         | Attribute::Local(value)

@@ -1,0 +1,140 @@
+//! What a ceremony made, signed by the federation key made in it.
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use serde::{Deserialize, Serialize};
+use spark_signer::vault::{Token, TokenError};
+
+use crate::token::{Facts, LibraryInfo, ObjectInfo, Profile, Purpose, TokenInfo};
+
+/// Form of the file.
+pub(super) const VERSION: u16 = 1;
+/// Starts what is signed, so that it is no statement of another kind.
+const DOMAIN: &[u8] = b"spark/signer/ceremony/v1\n";
+
+/// Why a transcript is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TranscriptError {
+    /// Not JSON of the expected form.
+    #[error("transcript: {0}")]
+    Form(#[from] serde_json::Error),
+    /// A form that this program does not know.
+    #[error("transcript has version {0}")]
+    Version(u16),
+    /// A value that is no key or signature.
+    #[error("transcript: {0:?} is malformed")]
+    Malformed(Field),
+    /// Not signed by the federation key that it names.
+    #[error("transcript's signature does not verify")]
+    Signature,
+    /// The token does not sign.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+/// A field that is malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// `federation_public_key`.
+    FederationKey,
+    /// `signature`.
+    Signature,
+}
+
+/// A property of the profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cell {
+    /// Property.
+    pub cell: String,
+    /// Its value.
+    pub value: String,
+    /// "verified", "documented" or "unverified".
+    pub mark: String,
+}
+
+pub(super) fn cells(profile: &Profile) -> Vec<Cell> {
+    profile
+        .cells()
+        .into_iter()
+        .map(|(cell, value, mark)| Cell { cell: cell.to_owned(), value, mark: mark.as_str().to_owned() })
+        .collect()
+}
+
+/// What others need to know of the new signer. Its JSON, without white space and in this order, is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transcript {
+    /// Form of the file.
+    pub version: u16,
+    /// Index of the operator.
+    pub operator: u16,
+    /// secp256k1, 33 bytes hex.
+    pub identity_public_key: String,
+    /// "generated" or "imported".
+    pub identity_method: String,
+    /// Ed25519, 32 bytes hex.
+    pub federation_public_key: String,
+    /// 16 bytes hex.
+    pub incarnation: String,
+    /// What destroying a root means on this hardware, after the operator's facts.
+    pub delete_claim: String,
+    /// When.
+    pub unix_seconds: u64,
+    /// Vendor profile.
+    pub profile: String,
+    /// Its properties, and how sure they are.
+    pub cells: Vec<Cell>,
+    /// What the operator stated of his devices.
+    pub facts: Facts,
+    /// The PKCS#11 library.
+    pub library: LibraryInfo,
+    /// The tokens.
+    pub tokens: BTreeMap<Purpose, TokenInfo>,
+    /// What was made, with its attributes as the tokens report them.
+    pub objects: Vec<ObjectInfo>,
+}
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedTranscript {
+    /// What is signed.
+    pub transcript: Transcript,
+    /// Ed25519, 64 bytes hex.
+    pub signature: String,
+}
+
+impl SignedTranscript {
+    pub(super) fn sign(transcript: Transcript, token: &dyn Token) -> Result<Self, TranscriptError> {
+        let signature = hex::encode(token.sign_federation(&message(&transcript)?)?);
+        Ok(Self { transcript, signature })
+    }
+
+    /// Parses a file and checks its signature. What it says is checked by [`super::offline`].
+    pub fn parse(text: &str) -> Result<Self, TranscriptError> {
+        let signed: Self = serde_json::from_str(text)?;
+        if signed.transcript.version != VERSION {
+            return Err(TranscriptError::Version(signed.transcript.version));
+        }
+        let (mut key, mut signature) = ([0u8; 32], [0u8; 64]);
+        hex::decode_to_slice(&signed.transcript.federation_public_key, &mut key)
+            .map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
+        hex::decode_to_slice(&signed.signature, &mut signature)
+            .map_err(|_| TranscriptError::Malformed(Field::Signature))?;
+        let key =
+            VerifyingKey::from_bytes(&key).map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
+        key.verify_strict(&message(&signed.transcript)?, &Signature::from_bytes(&signature))
+            .map_err(|_| TranscriptError::Signature)?;
+        Ok(signed)
+    }
+}
+
+/// Unknown fields are refused, so the parsed content is all there is, and writing it anew gives the bytes that
+/// were signed.
+fn message(transcript: &Transcript) -> Result<Vec<u8>, TranscriptError> {
+    let mut message = DOMAIN.to_vec();
+    serde_json::to_writer(&mut message, transcript)?;
+    Ok(message)
+}
