@@ -6,5 +6,6 @@ pub mod engine;
 pub mod feldman;
 pub mod frost;
 pub mod nonce;
+pub mod repair;
 pub mod secret;
 pub mod vault;
