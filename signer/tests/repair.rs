@@ -19,6 +19,11 @@ use spark_signer::{
     secret::SecretScalar,
 };
 
+/// Deltas by receiver and sender.
+type Received = BTreeMap<OperatorIndex, BTreeMap<OperatorIndex, SecretScalar>>;
+/// By sender.
+type Committed = BTreeMap<OperatorIndex, Commitments>;
+
 /// A sharing, a lost member and who helps it.
 struct Case {
     shares: Vec<SecretScalar>,
@@ -54,12 +59,8 @@ impl Case {
     }
 
     /// All deltas by receiver and sender, and all commitments.
-    #[expect(clippy::type_complexity, reason = "two maps of one run")]
-    fn deltas(
-        &mut self,
-    ) -> (BTreeMap<OperatorIndex, BTreeMap<OperatorIndex, SecretScalar>>, BTreeMap<OperatorIndex, Commitments>)
-    {
-        let mut received: BTreeMap<OperatorIndex, BTreeMap<_, _>> = BTreeMap::new();
+    fn deltas(&mut self) -> (Received, Committed) {
+        let mut received = Received::new();
         let mut commitments = BTreeMap::new();
         for helper in self.helpers.operators() {
             let split = self.helpers.split(*helper, &self.shares[helper.as_usize()], &mut self.rng).unwrap();
@@ -75,8 +76,8 @@ impl Case {
 
     fn sums(
         &self,
-        received: &BTreeMap<OperatorIndex, BTreeMap<OperatorIndex, SecretScalar>>,
-        commitments: &BTreeMap<OperatorIndex, Commitments>,
+        received: &Received,
+        commitments: &Committed,
     ) -> Result<BTreeMap<OperatorIndex, SecretScalar>, RepairError> {
         received
             .iter()
@@ -133,7 +134,7 @@ proptest! {
         // Deltas as bytes by receiver: some helpers are ours, the others the stock crate's.
         let mut inbox: BTreeMap<OperatorIndex, Vec<Vec<u8>>> = BTreeMap::new();
         for helper in case.helpers.operators().clone() {
-            if own >> helper.get() & 1 == 1 {
+            if (own >> helper.get()) & 1 == 1 {
                 let split = case.helpers.split(helper, &case.shares[helper.as_usize()], &mut case.rng).unwrap();
                 for (to, delta) in split.deltas {
                     inbox.entry(to).or_default().push(delta.to_bytes().to_vec());
