@@ -1,12 +1,14 @@
 //! Configuration of the signer: one TOML file, unknown fields refused.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Deserializer, de::Error as _};
+use spark_rules::ids::{Incarnation, OperatorIndex};
+use spark_signer::engine::ApprovedRepair;
 
 use crate::{
     hardening::{Hardening, HardeningConfig},
@@ -47,9 +49,9 @@ pub struct Config {
     pub federation: Option<PathBuf>,
     /// Pinned hash of the federation file, hex; obligatory in production.
     pub federation_hash: Option<String>,
-    /// Peers under repair that a person approved here; not waited for at start.
+    /// Repairs of peers that a person approved here; those peers are not waited for at start.
     #[serde(default)]
-    pub approved_repairs: Vec<u16>,
+    pub approved_repairs: Vec<RepairApproval>,
     /// Evidence against other operators' deletion logs that a person settled here, by its id in hex.
     #[serde(default)]
     pub settled_evidence: Vec<String>,
@@ -67,6 +69,18 @@ pub struct Config {
     /// Where this was read from; empty if from a text.
     #[serde(skip)]
     pub path: PathBuf,
+}
+
+/// A peer's repair, by what its people read out: the new signer's incarnation and federation key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepairApproval {
+    /// Index of the peer.
+    pub operator: u16,
+    /// Incarnation of its new signer, 16 bytes hex.
+    pub incarnation: String,
+    /// Federation key in its HSM, 32 bytes hex.
+    pub federation_key: String,
 }
 
 /// Mutual TLS towards the operator.
@@ -157,12 +171,33 @@ impl Config {
             return Err(ConfigError::Value("tls.allow names no client".into()));
         }
         config.pinned_hash()?;
+        config.repairs()?;
         Ok(config)
     }
 
     /// What the process gives up.
     pub const fn hardening(&self) -> Hardening<'_> {
         Hardening::new(&self.hardening, self.profile)
+    }
+
+    /// The approved repairs, by peer; each peer once, and never this operator itself.
+    pub fn repairs(&self) -> Result<BTreeMap<OperatorIndex, ApprovedRepair>, ConfigError> {
+        let mut repairs = BTreeMap::new();
+        for approval in &self.approved_repairs {
+            let refused = |what: &str| ConfigError::Value(format!("approved_repairs: {what}"));
+            let (mut incarnation, mut federation_key) = ([0u8; 16], [0u8; 32]);
+            hex::decode_to_slice(&approval.incarnation, &mut incarnation)
+                .map_err(|_| refused("incarnation is not 16 bytes of hex"))?;
+            hex::decode_to_slice(&approval.federation_key, &mut federation_key)
+                .map_err(|_| refused("federation_key is not 32 bytes of hex"))?;
+            let incarnation = Incarnation::from_bytes(incarnation);
+            let index = OperatorIndex::new(approval.operator);
+            let known = repairs.insert(index, ApprovedRepair { incarnation, federation_key });
+            if known.is_some() || approval.operator == self.operator || approval.operator >= 15 {
+                return Err(refused("operator is this one, named twice or not below 15"));
+            }
+        }
+        Ok(repairs)
     }
 
     /// The pinned federation hash.
@@ -250,6 +285,33 @@ mod tests {
             "connect_ports = [70000]",
         ] {
             assert!(with(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn d12_repairs_are_approved_in_full() {
+        let (incarnation, key) = ("11".repeat(16), "22".repeat(32));
+        let with = |operator: u16, incarnation: &str, key: &str| {
+            format!(
+                "{TEXT}\n[[approved_repairs]]\noperator = {operator}\nincarnation = \"{incarnation}\"\n\
+                 federation_key = \"{key}\"\n"
+            )
+        };
+        let text = with(1, &incarnation, &key);
+        let repairs = Config::parse(&text).unwrap().repairs().unwrap();
+        let expected =
+            ApprovedRepair { incarnation: Incarnation::from_bytes([0x11; 16]), federation_key: [0x22; 32] };
+        assert_eq!(repairs, BTreeMap::from([(OperatorIndex::new(1), expected)]));
+        let twice = text.clone() + text.strip_prefix(TEXT).unwrap();
+        for wrong in [
+            twice,
+            with(0, &incarnation, &key),
+            with(15, &incarnation, &key),
+            with(1, &key, &key),
+            with(1, &incarnation, &incarnation),
+            text.replace("federation_key", "key"),
+        ] {
+            assert!(Config::parse(&wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Starting and stopping the signer.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use spark_proto::{
@@ -71,8 +71,7 @@ pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Fe
     let store = RedbStore::open(&config.store)?;
     let devices = fleet.devices(Arc::new(Observed::new(token, metrics.clone())));
     let vault = Vault::open(devices, Box::new(store))?;
-    let approved_repairs: BTreeSet<_> =
-        config.approved_repairs.iter().map(|i| OperatorIndex::new(*i)).collect();
+    let approved_repairs = config.repairs()?;
     let settled_evidence =
         config.settled_evidence.iter().map(|id| evidence_id(id)).collect::<Result<_, _>>()?;
     let settings =

@@ -7,5 +7,6 @@ pub mod feldman;
 pub mod frost;
 pub mod nonce;
 pub mod one_time;
+pub mod repair;
 pub mod secret;
 pub mod vault;

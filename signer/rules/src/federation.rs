@@ -303,12 +303,17 @@ impl Federation {
 
     /// Verifies an Ed25519 signature by any of a member's federation keys (strict: RFC 8032 without weak keys).
     pub fn verify(&self, signer: OperatorIndex, message: &[u8], signature: &[u8]) -> bool {
-        let Ok(signature) = Signature::from_slice(signature) else { return false };
-        self.member(signer).is_some_and(|m| {
-            m.federation_keys
-                .iter()
-                .filter_map(|k| VerifyingKey::from_bytes(k).ok())
-                .any(|k| k.verify_strict(message, &signature).is_ok())
-        })
+        self.member(signer).is_some_and(|m| m.federation_keys.iter().any(|k| verifies(k, message, signature)))
     }
+
+    /// As [`Self::verify`], by one of the member's keys alone: a person named that one.
+    pub fn verify_by(&self, signer: OperatorIndex, key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+        self.member(signer).is_some_and(|m| m.federation_keys.contains(key))
+            && verifies(key, message, signature)
+    }
+}
+
+fn verifies(key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+    let Ok(signature) = Signature::from_slice(signature) else { return false };
+    VerifyingKey::from_bytes(key).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
 }

@@ -9,6 +9,10 @@ use tlog_tiles::{Error as LogError, Hash};
 
 use crate::transcript::Transcript;
 
+/// Phase of a key's first receipt in the log of a signer that was repaired (D12): it retires nothing, and of what an
+/// earlier life of the signer held nothing is shown.
+pub const REPAIR: &str = "repair";
+
 /// A receipt or proof that does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiptError {
@@ -65,6 +69,6 @@ pub fn verify_inclusion(
 /// be destroyed: the root that sealed what the receipt retires is one of them. A key's first receipt retires nothing;
 /// the secrets of its making died under earlier roots.
 pub fn is_confirmed(receipt: &wire::Receipt, destroyed_before: u64) -> bool {
-    let retires = receipt.phase != "dkg";
+    let retires = !matches!(receipt.phase.as_str(), "dkg" | REPAIR);
     receipt.root_epoch_after <= destroyed_before && (!retires || receipt.root_epoch_before < destroyed_before)
 }

@@ -20,6 +20,7 @@ use super::{
     EngineError, Shared, journal,
     ledger::{self, Keyshare},
     prepare::{keyshare_secret, read_scalar},
+    repair,
 };
 use crate::{
     frost::{NoncePair, sign_operator},
@@ -167,7 +168,7 @@ impl Shared {
         // The log of a leaf begins with the key's making: its polynomials, one-time key and round-2 packages lived in
         // memory only and were erased when the batch closed (D14).
         let own_share = bound.public_shares.get(self.me.as_usize()).map(|p| p.serialize().to_vec());
-        let made = peer::Receipt {
+        let mut made = peer::Receipt {
             keyshare_id: bound.keyshare_id.as_bytes().to_vec(),
             leaf_id: bound.leaf_id.to_string(),
             phase: "dkg".to_owned(),
@@ -175,6 +176,9 @@ impl Shared {
             live_versions: vec![0],
             ..peer::Receipt::default()
         };
+        if repair::was_repaired(txn, &bound.keyshare_id)? {
+            made = self.begin_receipt(&bound, 0, made.new_public_share);
+        }
         self.append_receipt(txn, made)?;
         let entry = wire::JournalEntry {
             kind: "bound".to_owned(),

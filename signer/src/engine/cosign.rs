@@ -44,6 +44,7 @@ struct Watched {
     head: Option<(String, Checkpoint)>,
     root_epoch: u64,
     life: u64,
+    incarnation: Vec<u8>,
 }
 
 impl Shared {
@@ -92,9 +93,22 @@ impl Shared {
             // Settled by a person: what was seen before is forgotten, and the log is followed from its beginning.
             txn.delete_record(&key(b"log-distrust/", operator));
             let life = watched.life.saturating_add(1);
-            let anew = wire::WatchedLog { life, ..wire::WatchedLog::default() };
+            let incarnation = watched.incarnation;
+            let anew =
+                wire::WatchedLog { life, incarnation: incarnation.clone(), ..wire::WatchedLog::default() };
             txn.put_record(&key(b"log-watched/", operator), anew.encode_to_vec());
-            watched = Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life };
+            watched = Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life, incarnation };
+        }
+        if let Some(approved) = self.approved.get(&operator)
+            && watched.incarnation != approved.incarnation.as_bytes()
+        {
+            // A repaired signer's log begins anew, and the person who approved the repair said so.
+            let life = watched.life.saturating_add(1);
+            let incarnation = approved.incarnation.as_bytes().to_vec();
+            let anew =
+                wire::WatchedLog { life, incarnation: incarnation.clone(), ..wire::WatchedLog::default() };
+            txn.put_record(&key(b"log-watched/", operator), anew.encode_to_vec());
+            watched = Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life, incarnation };
         }
         let head = Checkpoint::verify(&request.checkpoint, &self.federation, operator)?;
         if let Some((before, known)) = &watched.head
@@ -146,6 +160,7 @@ impl Shared {
             checkpoint: head.signed.clone(),
             root_epoch: watched.root_epoch,
             life: watched.life,
+            incarnation: watched.incarnation,
         };
         // A head that only is signed anew needs no write.
         let says_more = watched.head.as_ref().is_none_or(|(_, known)| {
@@ -164,7 +179,13 @@ impl Shared {
 
     fn watched(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<Watched, EngineError> {
         let Some(bytes) = txn.record(&key(b"log-watched/", operator))? else {
-            return Ok(Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life: 0 });
+            return Ok(Watched {
+                frontier: Frontier::default(),
+                head: None,
+                root_epoch: 0,
+                life: 0,
+                incarnation: Vec::new(),
+            });
         };
         let record = wire::WatchedLog::decode(bytes.as_slice())?;
         let frontier = Frontier::new(record.size, &record.frontier);
@@ -175,6 +196,7 @@ impl Shared {
             head: head.map(|head| (record.checkpoint, head)),
             root_epoch: record.root_epoch,
             life: record.life,
+            incarnation: record.incarnation,
         })
     }
 
@@ -219,7 +241,10 @@ impl Shared {
             None => None,
         };
         // Every key is made by all signers: what is recorded of others stays in proportion to one's own keys.
-        if live.is_none() && entry.phase == "dkg" && ledger::keyshare(txn, &keyshare)?.is_none() {
+        if live.is_none()
+            && matches!(entry.phase.as_str(), "dkg" | receipt::REPAIR)
+            && ledger::keyshare(txn, &keyshare)?.is_none()
+        {
             return Err(EngineError::Unknown("keyshare of an entry"));
         }
         let (retired, new) = (entry.retired_version, entry.new_version);
@@ -227,7 +252,9 @@ impl Shared {
             ("dkg", None) => new == 0,
             // Only a staged tweak dies.
             ("abort", Some(live)) => retired == live && new == live,
-            ("dkg" | "abort", _) | (_, None) => false,
+            // Made again by the others: the life of this log begins with it.
+            (receipt::REPAIR, None) => retired == new,
+            ("dkg" | "abort" | receipt::REPAIR, _) | (_, None) => false,
             (_, Some(live)) => retired == live && live.checked_add(1) == Some(new),
         };
         if !fits || entry.live_versions != [new] {

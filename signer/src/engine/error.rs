@@ -18,6 +18,7 @@ use crate::{
     ecies::EciesError,
     frost::SignError,
     nonce::NonceError,
+    repair::RepairError,
     secret::SecretError,
     vault::{TokenError, VaultError},
 };
@@ -96,6 +97,18 @@ pub enum EngineError {
     /// Key generation.
     #[error("key generation: {0}")]
     Generation(&'static str),
+    /// No person here approved this signer's repair, with this incarnation and this key.
+    #[error("the repair of operator {0} is not approved here in this form")]
+    NotApproved(u16),
+    /// This signer, or the leaf, is being repaired.
+    #[error("under repair; try again later")]
+    Repairing,
+    /// Repair.
+    #[error("repair: {0}")]
+    Repair(&'static str),
+    /// Values of a repair.
+    #[error(transparent)]
+    RepairValue(#[from] RepairError),
     /// Rules.
     #[error(transparent)]
     Operation(#[from] OperationError),
@@ -170,6 +183,9 @@ impl EngineError {
             Self::LogDiffers(_) | Self::Checkpoint(_) => "LOG_INVALID",
             Self::Commit(_) => "NOT_DURABLE",
             Self::Generation(_) | Self::Dkg(_) => "KEY_GENERATION",
+            Self::NotApproved(_) => "REPAIR_NOT_APPROVED",
+            Self::Repairing => "REPAIRING",
+            Self::Repair(_) | Self::RepairValue(_) => "REPAIR",
             Self::Operation(e) => e.reason(),
             Self::Leaf(_) => "LEAF_STATE",
             Self::Vote(_) => "PROOF_INVALID",
@@ -186,6 +202,7 @@ impl EngineError {
         matches!(
             self,
             Self::Locked
+                | Self::Repairing
                 | Self::Commit(_)
                 | Self::Token(_)
                 | Self::Vault(VaultError::Store(_) | VaultError::MustReopen)

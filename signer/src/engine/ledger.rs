@@ -199,7 +199,7 @@ impl Holder {
         [self.operation.as_bytes().as_slice(), &self.attempt.to_be_bytes()].concat()
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
         let (operation, attempt) =
             bytes.split_first_chunk::<16>().ok_or(EngineError::Malformed("stored claim"))?;
         let attempt = attempt.try_into().map_err(|_| EngineError::Malformed("stored claim"))?;
@@ -209,6 +209,11 @@ impl Holder {
 
 fn resource_key(resource: &Resource) -> Vec<u8> {
     [b"held/".as_slice(), resource.kind.as_bytes(), b"/", &resource.key].concat()
+}
+
+/// Whether an attempt holds a leaf.
+pub(super) fn is_held(txn: &Txn<'_>, resource: &Resource) -> Result<bool, EngineError> {
+    Ok(txn.record(&resource_key(resource))?.is_some())
 }
 
 /// Claims a leaf or resource for one attempt; only one may hold it.

@@ -17,12 +17,16 @@ mod ledger;
 mod package_keys;
 mod prepare;
 mod release;
+mod repair;
 mod status;
 #[cfg(test)]
 mod tests;
 mod witness;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rand_core::{OsRng, RngCore as _};
 use spark_proto::signer::v1 as wire;
@@ -34,6 +38,7 @@ use spark_rules::{
 
 pub use devices::DeviceReport;
 pub use error::EngineError;
+pub use repair::ApprovedRepair;
 
 use crate::{
     nonce::NonceBook,
@@ -94,6 +99,18 @@ pub enum Request {
     ReadLog(wire::ReadLogRequest),
     /// Follows another operator's log.
     CosignLog(wire::CosignLogRequest),
+    /// Repair of this signer: opens the next page.
+    RepairOpen(wire::RepairOpenRequest),
+    /// Repair of another signer: lists the page.
+    RepairList(wire::RepairTicket),
+    /// Repair of another signer, as helper: splits the weighted shares.
+    RepairSplit(wire::RepairListingSet),
+    /// Repair of another signer, as helper: adds the deltas up.
+    RepairSum(wire::RepairDeltaSet),
+    /// Repair of this signer: stores the page.
+    RepairFinish(wire::RepairFinishRequest),
+    /// Repair of another signer: its page is stored.
+    RepairClose(wire::RepairProgress),
 }
 
 /// What a call returns.
@@ -123,6 +140,12 @@ pub enum Reply {
     Tile(wire::ReadTileResponse),
     Log(wire::ReadLogResponse),
     Cosigned(wire::CosignLogResponse),
+    RepairTicket(wire::RepairTicket),
+    RepairListing(wire::RepairListing),
+    RepairDeltas(wire::RepairDeltas),
+    RepairSum(wire::RepairSum),
+    RepairProgress(wire::RepairProgress),
+    RepairClosed(wire::RepairCloseResponse),
     DestroyedBefore(u64),
 }
 
@@ -153,8 +176,8 @@ pub struct Settings {
     pub me: OperatorIndex,
     /// What the HSM's vendor profile may claim of a destroyed key.
     pub delete_claim: String,
-    /// Peers whose repair a person approved here: not waited for at start (D11).
-    pub approved_repairs: BTreeSet<OperatorIndex>,
+    /// Repairs that a person approved here (D12). Those peers are not waited for at start (D11).
+    pub approved_repairs: BTreeMap<OperatorIndex, ApprovedRepair>,
     /// Evidence against other operators' logs that a person settled here, by its id.
     pub settled_evidence: BTreeSet<[u8; 32]>,
 }
@@ -167,6 +190,8 @@ struct Shared {
     nonces: NonceBook,
     possession: bind::PossessionNonces,
     generation: generate::Sessions,
+    approved: BTreeMap<OperatorIndex, ApprovedRepair>,
+    repairs: repair::Sessions,
     gate: witness::Gate,
     settled: BTreeSet<[u8; 32]>,
     alarms: BTreeSet<&'static str>,
@@ -197,7 +222,8 @@ impl Engine {
     pub fn new(vault: Vault, settings: Settings) -> Self {
         let token = Arc::clone(vault.token());
         let incarnation = vault.incarnation();
-        let gate = witness::Gate::new(settings.approved_repairs);
+        let gate = witness::Gate::new();
+        let repairs = repair::Sessions::new(&vault);
         let shared = Shared {
             federation: settings.federation,
             me: settings.me,
@@ -205,6 +231,8 @@ impl Engine {
             nonces: NonceBook::new(),
             possession: bind::PossessionNonces::default(),
             generation: generate::Sessions::default(),
+            approved: settings.approved_repairs,
+            repairs,
             gate,
             settled: settings.settled_evidence,
             alarms: BTreeSet::new(),
@@ -321,6 +349,7 @@ impl Engine {
             }
             Err(error) => {
                 self.shared.alarm("commit_failed");
+                self.shared.repairs = repair::Sessions::new(&self.vault);
                 let text = error.to_string();
                 replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect()
             }
@@ -378,6 +407,12 @@ impl Shared {
             Request::ReadTile(r) => Reply::Tile(deletion_log::read_tile(txn, &r)?),
             Request::ReadLog(r) => Reply::Log(self.read_log(txn, &r)?),
             Request::CosignLog(r) => Reply::Cosigned(self.cosign_log(txn, &r)?),
+            Request::RepairOpen(r) => Reply::RepairTicket(self.repair_open(txn, &r)?),
+            Request::RepairList(r) => Reply::RepairListing(self.repair_list(txn, r)?),
+            Request::RepairSplit(r) => Reply::RepairDeltas(self.repair_split(txn, r)?),
+            Request::RepairSum(r) => Reply::RepairSum(self.repair_sum(txn, r)?),
+            Request::RepairFinish(r) => Reply::RepairProgress(self.repair_finish(txn, r)?),
+            Request::RepairClose(r) => Reply::RepairClosed(self.repair_close(&r)?),
         })
     }
 
@@ -393,7 +428,13 @@ impl Shared {
         }
     }
 
+    /// Heard by the peers, and not with half a ledger.
     fn unlocked(&self) -> Result<(), EngineError> {
+        self.heard()?;
+        if self.repairs.incomplete() { Err(EngineError::Repairing) } else { Ok(()) }
+    }
+
+    fn heard(&self) -> Result<(), EngineError> {
         if self.gate.is_locked() { Err(EngineError::Locked) } else { Ok(()) }
     }
 

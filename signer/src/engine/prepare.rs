@@ -183,6 +183,9 @@ impl Shared {
     ) -> Result<wire::PrepareResponse, EngineError> {
         let operation = View::ask(txn, |view| Operation::derive(request, view, &self.federation))?;
         self.trusted(txn, operation.coordinator)?;
+        if operation.parts.iter().any(|part| self.repairs.locks(&part.record.leaf_id, self.now)) {
+            return Err(EngineError::Repairing);
+        }
         let holder = Holder { operation: operation.id, attempt: operation.attempt };
         for resource in operation.resources.iter().chain(&self.leaves(&operation)) {
             ledger::claim(txn, resource, &holder)?;

@@ -3,7 +3,7 @@
 //! Every statement carries its signer's position. Peers remember the highest they saw. At start the signer asks
 //! all of them with a fresh nonce and stays locked until every answer is in and none is ahead of its store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
@@ -27,12 +27,11 @@ fn seen_key(peer: OperatorIndex) -> Vec<u8> {
 pub(super) struct Gate {
     locked: bool,
     nonce: [u8; 32],
-    approved_repairs: BTreeSet<OperatorIndex>,
 }
 
 impl Gate {
-    pub(super) fn new(approved_repairs: BTreeSet<OperatorIndex>) -> Self {
-        Self { locked: true, nonce: Shared::random(), approved_repairs }
+    pub(super) fn new() -> Self {
+        Self { locked: true, nonce: Shared::random() }
     }
 
     pub(super) const fn is_locked(&self) -> bool {
@@ -83,12 +82,24 @@ impl Shared {
             return Err(EngineError::Malformed("question"));
         }
         asker.verify(&self.federation, QUESTION, &question.nonce, &question.signature)?;
+        let statement = asker.statement(&self.federation, QUESTION, &question.nonce);
+        let approved = self.approved.get(&asker.signer);
+        if approved
+            .is_some_and(|approved| !approved.made(&self.federation, &asker, &statement, &question.signature))
+        {
+            // A person here believes that this life of the signer is over.
+            return Err(EngineError::NotApproved(asker.signer.get()));
+        }
         let seen = match txn.record(&seen_key(asker.signer))? {
             Some(bytes) => Some(wire::SeenStatement::decode(bytes.as_slice())?),
             None => None,
         };
+        // What an earlier life said is no mark for an approved new one.
+        let seen = seen.filter(|seen| {
+            let position = Position::parse(seen.position.as_ref());
+            approved.is_none() || position.is_ok_and(|position| position.incarnation == asker.incarnation)
+        });
         if !self.gate.is_locked() {
-            let statement = asker.statement(&self.federation, QUESTION, &question.nonce);
             self.remember(txn, &asker, statement, &question.signature)?;
         }
         let position = self.committed_position(txn);
@@ -130,7 +141,7 @@ impl Shared {
             heard.insert(position.signer, position);
         }
         let all = usize::from(self.federation.quorum()).saturating_sub(1);
-        let excused = self.gate.approved_repairs.iter().filter(|p| !heard.contains_key(p)).count();
+        let excused = self.approved.keys().filter(|p| !heard.contains_key(p)).count();
         let need = all.saturating_sub(excused);
         if heard.len() < need {
             return Err(VoteError::Short { have: heard.len(), need }.into());
@@ -195,6 +206,11 @@ impl Shared {
         if position.signer == self.me {
             return Ok(());
         }
+        if let Some(approved) = self.approved.get(&position.signer)
+            && !approved.made(&self.federation, position, &statement, signature)
+        {
+            return Ok(());
+        }
         let key = seen_key(position.signer);
         if let Some(bytes) = txn.record(&key)? {
             let known = wire::SeenStatement::decode(bytes.as_slice())?;
@@ -202,7 +218,7 @@ impl Shared {
             // A signer's new life is believed only where a person approved its repair: an old statement of a former
             // life must not take the mark down.
             let reborn = known.incarnation != position.incarnation;
-            if reborn && !self.gate.approved_repairs.contains(&position.signer) {
+            if reborn && !self.approved.contains_key(&position.signer) {
                 return Ok(());
             }
             let newer =

@@ -50,6 +50,12 @@ impl MemoryToken {
         }
     }
 
+    /// A second device of the same operator: the identity key imported, its own federation key and no roots.
+    pub(crate) fn spare(seed: u8) -> Self {
+        let federation = ed25519_dalek::SigningKey::from_bytes(&[seed | 0x80; 32]);
+        Self { federation, ..Self::new(seed) }
+    }
+
     pub(crate) fn snapshot(&self) -> Roots {
         lock(&self.roots).clone()
     }

@@ -1,4 +1,4 @@
-//! Lagrange coefficients at zero for a set of operators.
+//! Lagrange coefficients for a set of operators: at zero for signing, at another operator's place for repair.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,15 @@ impl Coefficients {
     }
 
     pub(super) fn of(operators: impl Iterator<Item = OperatorIndex> + Clone) -> Self {
-        Self(operators.clone().map(|i| (i, coefficient(i, operators.clone()))).collect())
+        Self(operators.clone().map(|i| (i, coefficient(i, operators.clone(), 0))).collect())
+    }
+
+    /// For the share of `place`: f(place) = Σ λ·f(operator), of a polynomial f of a lower degree than there are
+    /// operators (<https://eprint.iacr.org/2017/1155>). Zero for all others where `place` is one of them.
+    pub fn at(operators: &BTreeSet<OperatorIndex>, place: OperatorIndex) -> Self {
+        let place = i64::from(place.share_index());
+        let all = operators.iter().copied();
+        Self(all.clone().map(|i| (i, coefficient(i, all.clone(), place))).collect())
     }
 
     /// λ of one operator; none if it is not in the set.
@@ -30,14 +38,14 @@ impl Coefficients {
     }
 }
 
-fn coefficient(me: OperatorIndex, operators: impl Iterator<Item = OperatorIndex>) -> Scalar {
+fn coefficient(me: OperatorIndex, operators: impl Iterator<Item = OperatorIndex>, place: i64) -> Scalar {
     let x = i64::from(me.share_index());
     let (mut numerator, mut denominator, mut negative) = (Scalar::ONE, Scalar::ONE, false);
     for other in operators.filter(|o| *o != me) {
         let other = i64::from(other.share_index());
-        let difference = other - x;
-        negative ^= difference < 0;
-        numerator *= Scalar::from(other.unsigned_abs());
+        let (distance, difference) = (other - place, other - x);
+        negative ^= (distance < 0) ^ (difference < 0);
+        numerator *= Scalar::from(distance.unsigned_abs());
         denominator *= Scalar::from(difference.unsigned_abs());
     }
     // Distinct identifiers below 2^16: the denominator is never zero.

@@ -11,6 +11,7 @@ mod prepared;
 mod proofs;
 mod quorum;
 mod renewals;
+mod repairs;
 mod tweaks;
 mod witness;
 

@@ -69,7 +69,10 @@ impl Quorum {
             .enumerate()
             .map(|(i, token)| MemberEntry {
                 identity_public_key: hex::encode(token.identity_public_key().serialize()),
-                federation_public_keys: vec![hex::encode(token.federation_public_key())],
+                federation_public_keys: vec![
+                    hex::encode(token.federation_public_key()),
+                    hex::encode(MemoryToken::spare(i as u8 + 1).federation_public_key()),
+                ],
                 tls_spki_sha256: vec![hex::encode([i as u8; 32])],
                 peer_address: format!("peer{i}:1"),
                 public_address: format!("https://peer{i}:2"),
@@ -141,6 +144,18 @@ impl Quorum {
         self.members[member].engine = engine;
     }
 
+    /// A member's store and device are lost; a new signer on its spare device takes its place, empty and locked. Returns
+    /// what was lost.
+    pub(super) fn lose(&mut self, member: usize) -> Member {
+        let (token, store) = (MemoryToken::spare(member as u8 + 1), MemoryStore::default());
+        let incarnation = Incarnation::from_bytes([0x40 + member as u8; 16]);
+        drop(
+            Vault::create(std::sync::Arc::new(token.clone()), Box::new(store.clone()), incarnation).unwrap(),
+        );
+        let engine = open(&self.federation, member, &token, &store);
+        std::mem::replace(&mut self.members[member], Member { engine, token, store })
+    }
+
     /// The signer over a copy of its disk, beside the running one, over the same token.
     pub(super) fn copy(&self, member: usize) -> Engine {
         let Member { token, store, .. } = &self.members[member];
@@ -161,7 +176,7 @@ impl Quorum {
         let others: Vec<_> = (0..self.members.len()).filter(|m| *m != member).collect();
         let mut answers = Vec::new();
         for other in others {
-            match self.call(other, Request::AnswerWitness(question.clone())).unwrap() {
+            match self.call(other, Request::AnswerWitness(question.clone()))? {
                 Reply::WitnessAnswer(answer) => answers.push(answer),
                 _ => panic!(),
             }
@@ -454,7 +469,7 @@ fn open(federation: &Federation, index: usize, token: &MemoryToken, store: &Memo
             federation: federation.clone(),
             me: OperatorIndex::new(index as u16),
             delete_claim: "none".into(),
-            approved_repairs: BTreeSet::new(),
+            approved_repairs: BTreeMap::new(),
             settled_evidence: BTreeSet::new(),
         },
     )
