@@ -129,6 +129,10 @@ impl RootToken for Counted {
     fn sync(&self) -> Result<(), TokenError> {
         self.token.sync()
     }
+
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
+        self.token.fingerprint()
+    }
 }
 
 impl Token for Counted {
@@ -192,7 +196,8 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_spark-signer"));
     let pin = Zeroizing::new(common::PIN.to_owned());
-    let mut confirmer = runtime.block_on(Confirmer::start(program, &config_path(dir), &[pin])).unwrap();
+    let mut confirmer =
+        runtime.block_on(Confirmer::start(program, &config_path(dir), &[(DeviceId(0), pin)])).unwrap();
     let mut rng = StdRng::seed_from_u64(1);
     let mut versions: HashMap<u64, u64> = HashMap::new();
     let mut results = String::new();
@@ -227,7 +232,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
             deleted += size as u64;
         }
         // Confirmed: another process sees none of the roots of before.
-        let seen = runtime.block_on(confirmer.roots(DeviceId(0))).unwrap();
+        let (_, seen) = runtime.block_on(confirmer.roots(DeviceId(0))).unwrap();
         assert!(!seen.is_empty() && seen.iter().all(|root| *root >= vault.root()), "{seen:?}");
         let elapsed = start.elapsed() - waited;
         line(&format!("deletions_per_s_{size}"), deleted as f64 / elapsed.as_secs_f64());

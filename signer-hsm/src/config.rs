@@ -161,6 +161,16 @@ impl Config {
         if ids.len() != config.token.devices.len() || ids.contains(&0) {
             return Err(ConfigError::Value("token.devices need distinct ids from 1 on".into()));
         }
+        let mut tokens: Vec<_> = config
+            .token
+            .root_devices()
+            .into_iter()
+            .map(|device| (device.module, device.roots.label, device.roots.serial))
+            .collect();
+        tokens.sort_unstable();
+        if tokens.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
+            return Err(ConfigError::Value("token.devices name one token twice".into()));
+        }
         if config.profile == Security::Production
             && config.federation.is_some()
             && config.federation_hash.is_none()
@@ -247,6 +257,8 @@ mod tests {
         assert_eq!(two.token.root_devices().iter().map(|device| device.id).collect::<Vec<_>>(), [0, 1]);
         assert!(Config::parse(&[TEXT, device, device].concat()).is_err());
         assert!(Config::parse(&[TEXT, &device.replace("id = 1", "id = 0")].concat()).is_err());
+        let same = [TEXT, &device.replace("second", "roots")].concat();
+        assert!(Config::parse(&same).unwrap_err().to_string().contains("twice"));
         let unpinned = TEXT.replace("operator = 0", "operator = 0\nfederation = \"f.json\"");
         assert!(Config::parse(&unpinned).unwrap_err().to_string().contains("pinned"));
         assert!(

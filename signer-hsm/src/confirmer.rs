@@ -44,7 +44,10 @@ const BACK_OFF: Duration = Duration::from_secs(5);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Look {
-    Roots(Vec<String>),
+    /// Fingerprint of the device, and its roots, hex.
+    Roots(String, Vec<String>),
+    /// The PIN is wrong: another try would bring it nearer to being locked.
+    PinRefused,
     Error(String),
 }
 
@@ -60,21 +63,32 @@ pub enum ConfirmerError {
     /// It says something else.
     #[error("confirmer answers nonsense")]
     Nonsense,
+    /// The device refuses the PIN.
+    #[error("confirmer: token refused the PIN")]
+    PinRefused,
     /// It cannot look.
     #[error("confirmer: {0}")]
     Look(String),
 }
 
-/// The process's side: reads the PIN of each device from a line of standard input, and then looks at the device that a
-/// line names, until the input ends.
+/// The process's side: reads lines of a device's number and its PIN up to an empty line, and then looks at the device
+/// that a line names, until the input ends.
 pub fn serve(config: &Config) -> anyhow::Result<()> {
     let mut input = std::io::stdin().lock();
     let mut devices = BTreeMap::new();
-    for mut device in config.token.root_devices() {
-        let mut pin = Zeroizing::new(String::with_capacity(512));
-        input.read_line(&mut pin)?;
-        device.roots.pin = PinSource::Held(pin);
-        devices.insert(device.id, (device, None));
+    loop {
+        let mut line = Zeroizing::new(String::with_capacity(512));
+        input.read_line(&mut line)?;
+        let Some((id, pin)) = line.trim_end_matches('\n').split_once('\t') else { break };
+        // The configuration may have changed since the signer read it: a device that is not there is not looked at.
+        let known = id
+            .parse::<u8>()
+            .ok()
+            .and_then(|id| config.token.root_devices().into_iter().find(|device| device.id == id));
+        if let Some(mut device) = known {
+            device.roots.pin = PinSource::Held(Zeroizing::new(pin.to_owned()));
+            devices.insert(device.id, (device, None));
+        }
     }
     let mut line = String::new();
     while input.read_line(&mut line)? > 0 {
@@ -82,7 +96,10 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         line.clear();
         let look = match device {
             Some((device, view)) => match look(view, || RootsView::open(device, config.token.security)) {
-                Ok(roots) => Look::Roots(roots.iter().map(RootId::to_string).collect()),
+                Ok((device, roots)) => {
+                    Look::Roots(hex::encode(device), roots.iter().map(RootId::to_string).collect())
+                }
+                Err(TokenError::PinRefused | TokenError::PinLocked) => Look::PinRefused,
                 Err(error) => Look::Error(error.to_string()),
             },
             None => Look::Error("no such device".to_owned()),
@@ -98,12 +115,12 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 fn look(
     view: &mut Option<RootsView>,
     open: impl FnOnce() -> Result<RootsView, TokenError>,
-) -> Result<Vec<RootId>, TokenError> {
+) -> Result<([u8; 32], Vec<RootId>), TokenError> {
     let open_view = match view {
         Some(view) => view,
         None => view.insert(open()?),
     };
-    open_view.roots()
+    open_view.look()
 }
 
 /// The other process, from the signer's side. It ends with this value.
@@ -119,7 +136,7 @@ impl Confirmer {
     pub async fn start(
         program: &Path,
         config: &Path,
-        pins: &[Zeroizing<String>],
+        pins: &[(DeviceId, Zeroizing<String>)],
     ) -> Result<Self, ConfirmerError> {
         let (ours, theirs) = UnixStream::pair()?;
         let output = theirs.try_clone()?;
@@ -142,30 +159,38 @@ impl Confirmer {
     async fn greet(
         child: Option<Child>,
         stream: UnixStream,
-        pins: &[Zeroizing<String>],
+        pins: &[(DeviceId, Zeroizing<String>)],
     ) -> Result<Self, ConfirmerError> {
         stream.set_nonblocking(true)?;
         let (output, mut input) = tokio::net::UnixStream::from_std(stream)?.into_split();
-        for pin in pins {
-            let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(1)));
+        for (device, pin) in pins {
+            let device = device.to_string();
+            let mut line = Zeroizing::new(Vec::with_capacity(pin.len().saturating_add(device.len() + 2)));
+            line.extend_from_slice(device.as_bytes());
+            line.push(b'\t');
             line.extend_from_slice(pin.as_bytes());
             line.push(b'\n');
             input.write_all(&line).await?;
         }
+        input.write_all(b"\n").await?;
         Ok(Self { _child: child, input, output: BufReader::new(output).lines() })
     }
 
-    /// The roots that a device shows.
-    pub async fn roots(&mut self, device: DeviceId) -> Result<Vec<RootId>, ConfirmerError> {
+    /// Which device it is, and the roots that it shows.
+    pub async fn roots(&mut self, device: DeviceId) -> Result<([u8; 32], Vec<RootId>), ConfirmerError> {
         self.input.write_all(format!("{device}\n").as_bytes()).await?;
         let line =
             timeout(DEADLINE, self.output.next_line()).await.map_err(|_| ConfirmerError::Deadline)??;
         let line = line.ok_or(ConfirmerError::Nonsense)?;
         match serde_json::from_str(&line).map_err(|_| ConfirmerError::Nonsense)? {
-            Look::Roots(roots) => {
+            Look::Roots(device, roots) => {
+                let mut fingerprint = [0u8; 32];
+                hex::decode_to_slice(device, &mut fingerprint).map_err(|_| ConfirmerError::Nonsense)?;
                 let parse = |text: &String| hex::decode(text).ok().and_then(|b| RootId::from_bytes(&b));
-                roots.iter().map(parse).collect::<Option<_>>().ok_or(ConfirmerError::Nonsense)
+                let roots = roots.iter().map(parse).collect::<Option<_>>().ok_or(ConfirmerError::Nonsense)?;
+                Ok((fingerprint, roots))
             }
+            Look::PinRefused => Err(ConfirmerError::PinRefused),
             Look::Error(error) => Err(ConfirmerError::Look(error)),
         }
     }
@@ -175,10 +200,8 @@ impl Confirmer {
 pub struct Recipe {
     /// Who starts it.
     pub starter: Starter,
-    /// PIN of each device, in order.
-    pub pins: Vec<Zeroizing<String>>,
-    /// The devices.
-    pub devices: Vec<DeviceId>,
+    /// The devices and their PINs.
+    pub pins: Vec<(DeviceId, Zeroizing<String>)>,
 }
 
 impl std::fmt::Debug for Recipe {
@@ -190,6 +213,7 @@ impl std::fmt::Debug for Recipe {
 /// Confirms destructions as long as the engine lives. What cannot be confirmed stays pending and is tried again.
 pub async fn run(recipe: Recipe, worker: Worker, mut progress: watch::Receiver<Progress>) {
     let mut confirmer = None;
+    let mut devices: Vec<DeviceId> = recipe.pins.iter().map(|(device, _)| *device).collect();
     loop {
         let pending = match progress.wait_for(Progress::is_unconfirmed).await {
             Ok(progress) => progress.unconfirmed.clone(),
@@ -197,11 +221,19 @@ pub async fn run(recipe: Recipe, worker: Worker, mut progress: watch::Receiver<P
         };
         let mut pause = INTERVAL;
         // A device that does not answer must not keep the others from being looked at.
-        for device in pending.into_iter().filter(|device| recipe.devices.contains(device)) {
+        for device in pending {
+            if !devices.contains(&device) {
+                continue;
+            }
             if let Err(error) = confirm(&recipe, &worker, &mut confirmer, device).await {
                 tracing::warn!(%error, %device, "destruction is not confirmed");
-                confirmer = None;
                 pause = BACK_OFF;
+                if matches!(error, ConfirmerError::PinRefused) {
+                    tracing::error!(%device, "nothing is confirmed there until the signer starts with the right PIN");
+                    devices.retain(|known| *known != device);
+                } else {
+                    confirmer = None;
+                }
             }
         }
         tokio::time::sleep(pause).await;
@@ -218,8 +250,8 @@ async fn confirm(
         Some(open) => open,
         None => confirmer.insert(Confirmer::order(recipe).await?),
     };
-    let roots = open.roots(device).await?;
-    match worker.call(Request::ConfirmDestruction(device, roots)).await {
+    let (fingerprint, roots) = open.roots(device).await?;
+    match worker.call(Request::ConfirmDestruction(device, fingerprint, roots)).await {
         Ok(Ok(Reply::DestroyedBefore(epoch))) => {
             tracing::debug!(epoch, %device, "destruction confirmed");
             Ok(())

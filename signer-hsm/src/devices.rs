@@ -68,11 +68,6 @@ impl Fleet {
         claims.fold(self.first.profile().delete_claim, DeleteClaim::least)
     }
 
-    /// Numbers of all devices.
-    pub fn ids(&self) -> Vec<DeviceId> {
-        std::iter::once(DeviceId(0)).chain(self.devices.keys().copied()).collect()
-    }
-
     /// Cares until the engine ends.
     pub async fn tend(self, worker: Worker) {
         if self.devices.is_empty() {
@@ -83,23 +78,23 @@ impl Fleet {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let reports = match worker.care(|engine| (engine.is_locked(), engine.devices())).await {
-                Ok((true, _)) => continue,
-                Ok((false, Ok(reports))) => reports,
-                Ok((false, Err(error))) => {
+            let (locked, reports) = match worker.care(|engine| (engine.is_locked(), engine.devices())).await {
+                Ok((locked, Ok(reports))) => (locked, reports),
+                Ok((_, Err(error))) => {
                     tracing::error!(%error, "devices");
                     continue;
                 }
                 Err(_) => return,
             };
-            let retires = self.retire(&worker, &reports).await;
+            let retires = !locked && self.retire(&worker, &reports).await;
             let mut join = Vec::new();
             for report in reports.iter().filter(|report| report.status.state == DeviceState::Away) {
                 if self.answers(report, &mut looks).await {
                     join.push(report.status.id);
                 }
             }
-            if retires || !join.is_empty() {
+            // The engine itself asks those that answer when it is unlocked.
+            if !locked && (retires || !join.is_empty()) {
                 match worker.care(move |engine| engine.heal_devices(&join)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::warn!(%error, "a device does not join"),

@@ -119,7 +119,7 @@ fn prepare(mut config: Config) -> anyhow::Result<Ready> {
     config.hardening().confine(&Places::signer(&config)?)?;
     let hsm = HsmMetrics::new()?;
     let (engine, federation, fleet) = open(&config, &hsm)?;
-    let recipe = Recipe { starter, pins, devices: fleet.ids() };
+    let recipe = Recipe { starter, pins };
     let tls = Tls::open(&config)?;
     let client_ca = &config.tls.as_ref().context("configuration: tls is missing")?.client_ca;
     let client_roots = TrustRoots::from_pem_file(client_ca)?;

@@ -269,9 +269,10 @@ fn the_confirmer_sees_what_survived_its_destruction() {
         runtime.block_on(async {
             let pin = Zeroizing::new(common::PIN.to_owned());
             let program = std::path::Path::new(env!("CARGO_BIN_EXE_spark-signer"));
-            let mut confirmer = Confirmer::start(program, &config, &[pin]).await.unwrap();
+            let mut confirmer = Confirmer::start(program, &config, &[(DeviceId(0), pin)]).await.unwrap();
             let mut look = async || {
-                let mut roots = confirmer.roots(DeviceId(0)).await.unwrap();
+                let (device, mut roots) = confirmer.roots(DeviceId(0)).await.unwrap();
+                assert_eq!(device, token.fingerprint().unwrap());
                 roots.sort_unstable();
                 roots
             };
@@ -286,7 +287,7 @@ fn the_confirmer_sees_what_survived_its_destruction() {
             assert_eq!(look().await, vec![root(2)]);
             // It does not look with a wrong PIN.
             let wrong = Zeroizing::new("00000000".to_owned());
-            let mut blind = Confirmer::start(program, &config, &[wrong]).await.unwrap();
+            let mut blind = Confirmer::start(program, &config, &[(DeviceId(0), wrong)]).await.unwrap();
             assert!(blind.roots(DeviceId(0)).await.is_err());
         });
     })

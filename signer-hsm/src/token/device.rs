@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use spark_signer::vault::{RootId, RootToken, TokenError};
 use zeroize::Zeroizing;
@@ -14,6 +15,9 @@ use super::module::Module;
 use super::profile::Profile;
 use super::roots;
 
+/// Least time between two starts of a library for one device.
+const ANEW: Duration = Duration::from_secs(30);
+
 /// A token for roots behind PKCS#11. It need not be there: calls fail until it is.
 pub struct RootDevice {
     module: Arc<Module>,
@@ -21,6 +25,8 @@ pub struct RootDevice {
     link: Arc<Link>,
     files: Option<File>,
     not_destroyed: Mutex<BTreeSet<RootId>>,
+    /// When the library was started anew for this device.
+    started: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for RootDevice {
@@ -35,7 +41,14 @@ impl RootDevice {
         let module = Module::load(&config.module)?;
         let link = Link::later(&module, &config.roots, security)?;
         let files = config.profile.open_files()?;
-        Ok(Self { module, profile: config.profile, link, files, not_destroyed: Mutex::default() })
+        Ok(Self {
+            module,
+            profile: config.profile,
+            link,
+            files,
+            not_destroyed: Mutex::default(),
+            started: Mutex::default(),
+        })
     }
 
     /// What the token is and what may be claimed of it.
@@ -49,15 +62,29 @@ impl RootDevice {
     }
 
     /// Whether it answers, if need be after its library was started anew: some do not find a device again by themselves.
+    /// That closes the sessions of all devices behind the library, so it is not done often.
     pub fn revive(&self) -> Result<(), TokenError> {
         match self.probe() {
-            Err(TokenError::PinRefused | TokenError::PinLocked) => Err(TokenError::PinRefused),
-            Err(_) => {
+            Err(TokenError::PinRefused | TokenError::PinLocked) => return Err(TokenError::PinRefused),
+            Err(_) => self.link.reset(),
+            Ok(()) => return Ok(()),
+        }
+        match self.probe() {
+            Err(_) if self.may_start_anew() => {
                 self.module.reinitialize()?;
                 self.started_anew()
             }
-            Ok(()) => Ok(()),
+            result => result,
         }
+    }
+
+    fn may_start_anew(&self) -> bool {
+        let mut last = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < ANEW) {
+            return false;
+        }
+        *last = Some(Instant::now());
+        true
     }
 
     /// After a fresh start objects show as they are, so a destruction may be tried again.
@@ -93,6 +120,10 @@ impl RootToken for RootDevice {
             self.sticky().insert(*root);
         }
         result
+    }
+
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
+        roots::fingerprint(&self.link)
     }
 
     fn sync(&self) -> Result<(), TokenError> {

@@ -127,6 +127,10 @@ impl RootToken for Pkcs11Token {
     fn sync(&self) -> Result<(), TokenError> {
         self.roots.sync()
     }
+
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
+        self.roots.fingerprint()
+    }
 }
 
 impl Token for Pkcs11Token {

@@ -47,6 +47,10 @@ impl<T: RootToken> RootToken for Observed<T> {
     fn sync(&self) -> Result<(), TokenError> {
         self.metrics.call(HsmOperation::Sync, || self.token.sync())
     }
+
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
+        self.token.fingerprint()
+    }
 }
 
 impl<T: Token> Token for Observed<T> {

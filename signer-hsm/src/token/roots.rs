@@ -11,6 +11,7 @@ use super::link::Link;
 use super::objects::{Birth, Kind, Name, ROOT, SENTINEL, assert_confined, hmac_key, with_policies};
 use super::profile::{Profile, RootMechanism};
 
+const FINGERPRINT_CONTEXT: &[u8] = b"spark/token/fingerprint/v1";
 const SENTINEL_CONTEXT: &[u8] = b"spark/token/sentinel/v1";
 
 fn name(root: &RootId) -> Name {
@@ -30,6 +31,19 @@ fn sentinel(session: &Session) -> Result<(), TokenError> {
     let sentinel = found.first().ok_or(TokenError::NoObjects)?;
     session.sign(&mac(RootMechanism::HmacSha256), *sentinel, SENTINEL_CONTEXT).map_err(token_error)?;
     Ok(())
+}
+
+/// What the sentinel, made with the token and never anywhere else, computes of a constant.
+pub(super) fn fingerprint(link: &Link) -> Result<[u8; 32], TokenError> {
+    link.run(|_, session| {
+        let found =
+            session.find_objects(&Name::new(Kind::Secret, SENTINEL).template()).map_err(token_error)?;
+        let sentinel = found.first().ok_or(TokenError::NoObjects)?;
+        let output = session
+            .sign(&mac(RootMechanism::HmacSha256), *sentinel, FINGERPRINT_CONTEXT)
+            .map_err(token_error)?;
+        output.try_into().map_err(|_| TokenError::WrongAnswer("HMAC output has a wrong length"))
+    })
 }
 
 /// Checks that the token can list its objects.

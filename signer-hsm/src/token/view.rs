@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use spark_signer::vault::{RootId, TokenError};
+use spark_signer::vault::{DeviceId, RootId, TokenError};
 use zeroize::Zeroizing;
 
 use super::{
@@ -32,24 +32,25 @@ impl RootsView {
         Ok(Self { module, roots })
     }
 
-    /// All roots that the token shows to a library that was started afresh: one that ran on may hide an object whose
+    /// Which device it is, and all roots that it shows to a library that was started afresh: one that ran on may hide an object whose
     /// destruction failed.
-    pub fn roots(&self) -> Result<Vec<RootId>, TokenError> {
+    pub fn look(&self) -> Result<([u8; 32], Vec<RootId>), TokenError> {
         self.module.reinitialize()?;
-        roots::list(&self.roots)
+        Ok((roots::fingerprint(&self.roots)?, roots::list(&self.roots)?))
     }
 }
 
 impl TokenConfig {
     /// Reads the PIN of each device's roots token, once: a prompt or a descriptor gives it only once.
-    pub fn hold_roots_pins(&mut self) -> Result<Vec<Zeroizing<String>>, TokenError> {
+    pub fn hold_roots_pins(&mut self) -> Result<Vec<(DeviceId, Zeroizing<String>)>, TokenError> {
         let security = self.security;
-        let tokens = std::iter::once(&mut self.roots).chain(self.devices.iter_mut().map(|d| &mut d.roots));
-        tokens
-            .map(|token| {
+        let others = self.devices.iter_mut().map(|device| (device.id, &mut device.roots));
+        std::iter::once((0, &mut self.roots))
+            .chain(others)
+            .map(|(id, token)| {
                 let pin = pin::text(token, security)?;
                 token.pin = PinSource::Held(pin.clone());
-                Ok(pin)
+                Ok((DeviceId(id), pin))
             })
             .collect()
     }

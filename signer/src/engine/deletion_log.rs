@@ -114,13 +114,18 @@ pub(super) fn members(txn: &Txn<'_>) -> Result<Vec<(DeviceId, u64)>, EngineError
         None => Ok((id, joined)),
         Some(bytes) => {
             let bytes = bytes.as_slice().try_into();
-            let epoch = u64::from_be_bytes(
-                bytes.map_err(|_| EngineError::Malformed("destroyed-before of a device"))?,
-            );
-            Ok((id, epoch.max(joined)))
+            let bytes = bytes.map_err(|_| EngineError::Malformed("destroyed-before of a device"))?;
+            let epoch = u64::from_be_bytes(bytes);
+            // It was empty once, and has come back.
+            let back = epoch == u64::MAX && !has_state(txn, id, DeviceState::Retiring);
+            Ok((id, if back { joined } else { epoch.max(joined) }))
         }
     };
     txn.committed().members()?.into_iter().map(confirmed).collect()
+}
+
+fn has_state(txn: &Txn<'_>, device: DeviceId, state: DeviceState) -> bool {
+    txn.committed().devices().iter().any(|status| status.id == device && status.state == state)
 }
 
 fn device_key(device: DeviceId) -> Vec<u8> {
@@ -140,20 +145,22 @@ impl Shared {
         &mut self,
         txn: &mut Txn<'_>,
         device: DeviceId,
+        fingerprint: &[u8; 32],
         seen: &[RootId],
     ) -> Result<u64, EngineError> {
+        if txn.committed().fingerprint_of(device).as_ref() != Some(fingerprint) {
+            self.alarm("confirmer_differs");
+            return Err(EngineError::Malformed("device that the confirmer saw"));
+        }
         let tree = txn.committed().root().tree;
-        let retires = txn
-            .committed()
-            .devices()
-            .iter()
-            .any(|status| status.id == device && status.state == DeviceState::Retiring);
         let epoch = match seen.iter().map(|root| root.epoch).min() {
             // It looked at a moment at which the signer stood at this epoch or a later one.
             Some(oldest) if oldest <= txn.committed().epoch() && seen.iter().all(|r| r.tree == tree) => {
                 oldest
             }
-            None if retires => u64::MAX,
+            None if has_state(txn, device, DeviceState::Retiring) => u64::MAX,
+            // Cleared, and about to join: nothing new is known.
+            None if !has_state(txn, device, DeviceState::Serving) => 0,
             _ => {
                 self.alarm("confirmer_differs");
                 return Err(EngineError::Malformed("roots that the confirmer saw"));

@@ -67,6 +67,9 @@ impl Engine {
 
     /// Raises or ends the alarms that speak of devices.
     pub(super) fn note_devices(&mut self) {
+        if self.vault.destroy_pending().is_empty() {
+            self.shared.alarms.remove("destroy_pending");
+        }
         let away = self.vault.devices().into_iter().any(|device| device.state == DeviceState::Away);
         if away && !self.is_locked() {
             self.shared.alarm("device_away");

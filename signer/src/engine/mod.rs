@@ -79,8 +79,8 @@ pub enum Request {
     DkgFinish(wire::DkgRound2Set),
     /// Key generation: keys become usable.
     DkgConfirm(wire::DkgTranscriptSet),
-    /// Roots that the confirmer saw on a device. Comes from this process only, never over the wire.
-    ConfirmDestruction(DeviceId, Vec<RootId>),
+    /// Fingerprint and roots that the confirmer saw on a device. Comes from this process only, never over the wire.
+    ConfirmDestruction(DeviceId, [u8; 32], Vec<RootId>),
     /// Question to the peers' memory.
     AskWitness(wire::AskWitnessRequest),
     /// Answer to a peer's question.
@@ -392,8 +392,8 @@ impl Shared {
             Request::DkgRespond(r) => Reply::DkgRound2(self.dkg_respond(txn, r)?),
             Request::DkgFinish(r) => Reply::DkgTranscript(self.dkg_finish(txn, r)?),
             Request::DkgConfirm(r) => Reply::DkgConfirm(self.dkg_confirm(txn, &r)?),
-            Request::ConfirmDestruction(device, roots) => {
-                Reply::DestroyedBefore(self.confirm(txn, device, &roots)?)
+            Request::ConfirmDestruction(device, fingerprint, roots) => {
+                Reply::DestroyedBefore(self.confirm(txn, device, &fingerprint, &roots)?)
             }
             Request::AskWitness(_) => Reply::WitnessQuestion(self.ask_witness(txn)?),
             Request::AnswerWitness(r) => Reply::WitnessAnswer(self.answer_witness(txn, &r)?),

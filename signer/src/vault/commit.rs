@@ -12,7 +12,7 @@ use super::ledger::SetState;
 use super::open::Vault;
 use super::seal::SealBroken;
 use super::store::{StoreCommit, StoreError};
-use super::token::{RootId, TokenError};
+use super::token::{DeviceId, RootId, TokenError};
 use super::tree::{Change, OpenPages, Rewrite};
 use super::txn::{Changes, Fate};
 
@@ -76,8 +76,19 @@ impl Vault {
 
     /// Seals the store under a new root although nothing is destroyed: another open copy of the store, over the same
     /// token, can make no commit after it.
+    ///
+    /// Fails if a device is left behind by it: a copy could go on there. It can be called again.
     pub fn renew_root(&mut self) -> Result<Committed, CommitError> {
-        self.commit_under(Changes::default(), &OpenPages::none(), true)
+        let serving = |vault: &Self| -> Vec<DeviceId> {
+            vault.devices.iter().filter(|device| device.is_serving()).map(|device| device.id).collect()
+        };
+        let before = serving(self);
+        let committed = self.commit_under(Changes::default(), &OpenPages::none(), true)?;
+        let after = serving(self);
+        match before.into_iter().find(|id| !after.contains(id) && !self.start_without.contains(id)) {
+            Some(left) => Err(TokenError::DeviceAway(left).into()),
+            None => Ok(committed),
+        }
     }
 
     fn commit_under(
@@ -119,12 +130,19 @@ impl Vault {
         }
         self.step(Step::StoreCommitted)?;
         self.head = head;
+        for device in &mut self.devices {
+            device.wrapped = sealed.wrapped.contains(&device.id);
+        }
         self.records.state = sealed.state;
         self.tree.adopt(sealed.tree);
         if rotate {
             for at in 0..self.devices.len() {
-                if let Some(device) = self.devices.get_mut(at).filter(|device| device.is_serving()) {
-                    device.superseded(before);
+                let Some(device) = self.devices.get_mut(at).filter(|device| device.is_serving()) else {
+                    continue;
+                };
+                if device.superseded(before).is_err() {
+                    self.cut_off = true;
+                    return Err(CommitError::MustReopen);
                 }
                 self.step(Step::RootDestroyed)?;
             }
@@ -147,10 +165,10 @@ impl Vault {
     fn holds_superseded(&self) -> bool {
         let behind = |device: &Device| match device.state {
             DeviceState::Serving => !device.undestroyed.is_empty(),
-            DeviceState::Away | DeviceState::Retiring => self.members.contains(&device.id),
+            DeviceState::Away | DeviceState::Retiring => self.members.contains_key(&device.id),
         };
         self.devices.iter().any(behind)
-            || self.members.iter().any(|member| self.devices.iter().all(|device| device.id != *member))
+            || self.members.keys().any(|member| self.devices.iter().all(|device| device.id != *member))
     }
 
     /// Does something on every serving device, and passes a step after each. Those that fail are left behind, unless
@@ -221,7 +239,12 @@ impl Vault {
     ) -> Result<Sealed, CommitError> {
         let mut keys = Vec::with_capacity(self.devices.len());
         self.on_serving(None, |device| {
-            keys.push((device.id, derive_checked(&*device.token, head)?));
+            let key = derive_checked(&*device.token, head).map_err(|error| match error {
+                // It was there when this copy of the store was opened: another copy destroyed it.
+                TokenError::RootMissing(_) => Refusal::TakenOver(Some(error)),
+                error => Refusal::Failed(error),
+            })?;
+            keys.push((device.id, key));
             Ok(())
         })?;
         self.step(Step::KeyDerived)?;
@@ -254,7 +277,7 @@ impl Vault {
             body.seal(head, &keys).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
         let pages = std::mem::take(&mut tree.pages).into_iter().collect();
         let store = StoreCommit { header, pages, records: records.into_iter().collect() };
-        Ok(Sealed { store, state, tree })
+        Ok(Sealed { store, state, tree, wrapped: keys.into_iter().map(|(id, _)| id).collect() })
     }
 
     fn step(&mut self, step: Step) -> Result<(), CommitError> {
@@ -271,4 +294,6 @@ struct Sealed {
     store: StoreCommit,
     state: SetState,
     tree: Rewrite,
+    /// Devices by which the header opens.
+    wrapped: Vec<DeviceId>,
 }

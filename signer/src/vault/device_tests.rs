@@ -53,8 +53,7 @@ impl Site {
     fn readable(&self, copies: &[Disk]) -> BTreeSet<(u8, u8)> {
         let mut learned = BTreeSet::new();
         for (at, token) in self.tokens.iter().enumerate() {
-            let awake = MemoryToken::new(1);
-            awake.restore(token.snapshot());
+            let awake = token.copy();
             for copy in copies {
                 let store = MemoryStore::default();
                 store.restore(copy.clone());
@@ -208,6 +207,105 @@ fn devices_join_retire_and_are_forgotten_while_the_store_is_in_use() {
     assert_eq!(states(&vault), [Away, Serving], "the first one is nobody now");
     vault.confirm_witnessed().unwrap();
     assert_eq!(read(&vault, 1), Some(13));
+}
+
+/// The number alone does not make a device: a new one in place of one that broke has destroyed nothing.
+#[test]
+fn another_device_does_not_take_over_a_number() {
+    let (mut site, mut vault) = Site::new(2);
+    put(&mut vault, 1, 10).unwrap();
+    let copies = vec![site.store.snapshot()];
+    let broken = site.tokens[1].clone();
+    broken.fail(Some(Fault::Gone));
+    put(&mut vault, 1, 11).unwrap();
+    drop(vault);
+    site.tokens[1] = MemoryToken::new(77);
+    let mut vault = site.open().unwrap();
+    assert!(matches!(vault.confirm_witnessed(), Err(TokenError::WrongAnswer(_))));
+    let devices = site.devices().start_without([DeviceId(1)]);
+    let mut vault = Vault::open(devices, Box::new(site.store.clone())).unwrap();
+    vault.confirm_witnessed().unwrap();
+    assert!(!vault.heal(&ALL).unwrap(), "not as a member either");
+    assert_eq!(put(&mut vault, 1, 12).unwrap().destruction, Destruction::Pending);
+    assert!(!broken.snapshot().is_empty() && site.tokens[1].snapshot().is_empty());
+    site.tokens[1] = broken;
+    assert!(site.readable(&copies).contains(&(1, 10)), "the broken one has it");
+}
+
+/// One device under two numbers would clear itself.
+#[test]
+fn one_device_has_one_number() {
+    let (mut site, mut vault) = Site::new(1);
+    put(&mut vault, 1, 10).unwrap();
+    drop(vault);
+    site.tokens.push(site.tokens[0].clone());
+    let mut vault = site.reopen();
+    assert!(!vault.heal(&ALL).unwrap());
+    assert_eq!(put(&mut vault, 1, 11).unwrap().destruction, Destruction::Reported);
+    vault.retire(DeviceId(1)).unwrap();
+    vault.heal(&ALL).unwrap();
+    drop(vault);
+    assert_eq!(read(&site.reopen(), 1), Some(11));
+    let two = site.devices();
+    site.tokens[0].restore(BTreeMap::new());
+    assert!(Vault::create(two, Box::new(MemoryStore::default()), INCARNATION).is_err());
+}
+
+/// A device retires only when no header opens by it: if none can be written, its root stays.
+#[test]
+fn a_retirement_that_fails_destroys_nothing() {
+    let (site, mut vault) = Site::new(2);
+    put(&mut vault, 1, 10).unwrap();
+    site.tokens[0].fail(Some(Fault::Derive));
+    assert!(vault.retire(DeviceId(1)).is_err());
+    vault.heal(&ALL).unwrap_or_default();
+    assert!(!site.tokens[1].snapshot().is_empty());
+    drop(vault);
+    site.tokens[0].fail(Some(Fault::Gone));
+    assert_eq!(read(&site.reopen(), 1), Some(10), "by the one that was to retire");
+}
+
+/// A process that lost its store's devices to another copy makes no commit and destroys nothing of the other's.
+#[test]
+fn a_copy_that_was_overtaken_is_over() {
+    let (site, mut stale) = Site::new(2);
+    put(&mut stale, 1, 10).unwrap();
+    let store = MemoryStore::default();
+    store.restore(site.store.snapshot());
+    site.tokens[1].fail(Some(Fault::Gone));
+    let devices = site.devices().start_without([DeviceId(1)]);
+    let mut copy = Vault::open(devices, Box::new(store)).unwrap();
+    copy.confirm_witnessed().unwrap();
+    copy.renew_root().unwrap();
+    for value in 20..23 {
+        put(&mut copy, 1, value).unwrap();
+    }
+    site.tokens[1].fail(None);
+    let roots = site.tokens[0].snapshot();
+    let mut txn = stale.begin();
+    txn.put_record(b"vote", b"yes".to_vec());
+    assert!(txn.commit().is_err());
+    assert!(stale.must_reopen());
+    assert!(!stale.heal(&ALL).unwrap());
+    assert_eq!(site.tokens[0].snapshot(), roots);
+    put(&mut copy, 1, 23).unwrap();
+}
+
+/// A device that goes away between opening and unlocking is not left behind unseen.
+#[test]
+fn unlocking_asks_every_device_again() {
+    for fault in [Fault::Gone, Fault::Create] {
+        let (site, mut vault) = Site::new(2);
+        put(&mut vault, 1, 10).unwrap();
+        drop(vault);
+        let mut vault = Vault::open(site.devices(), Box::new(site.store.clone())).unwrap();
+        site.tokens[1].fail(Some(fault));
+        let unlocked = vault.confirm_witnessed().map_err(CommitError::from).and_then(|()| vault.renew_root());
+        assert!(unlocked.is_err(), "{fault:?}");
+        site.tokens[1].fail(None);
+        vault.confirm_witnessed().unwrap();
+        vault.renew_root().unwrap();
+    }
 }
 
 /// Two copies of a store, each with a device of its own, would be two signers.

@@ -121,7 +121,7 @@ pub(super) struct Device {
     pub(super) token: Arc<dyn RootToken>,
     pub(super) state: DeviceState,
     pub(super) trouble: Option<TokenError>,
-    /// Whether the header that the vault was opened with opens by it.
+    /// Whether the present header opens by it: then the present root must stay on it.
     pub(super) wrapped: bool,
     /// Roots that no header needs: left by a crash, or made for a batch that never reached the commit point.
     pub(super) strays: Vec<RootId>,
@@ -230,11 +230,15 @@ impl Device {
     }
 
     /// The store is sealed under the next root.
-    pub(super) fn superseded(&mut self, root: RootId) {
+    pub(super) fn superseded(&mut self, root: RootId) -> Result<(), Refusal> {
         self.strays.clear();
-        if self.token.destroy_root(&root).is_err() {
-            self.undestroyed.push(root);
+        match self.token.destroy_root(&root) {
+            Ok(()) => {}
+            // It was there when this copy of the store was opened: another copy destroyed it.
+            Err(error @ TokenError::RootMissing(_)) => return Err(Refusal::TakenOver(Some(error))),
+            Err(_) => self.undestroyed.push(root),
         }
+        Ok(())
     }
 
     /// Tries again to destroy superseded roots.
@@ -254,6 +258,10 @@ impl Device {
         if roots.iter().any(|root| root.tree != tree.tree) {
             return Err(TokenError::WrongAnswer("roots of another vault"));
         }
+        if roots.iter().any(|root| root.epoch > tree.epoch.saturating_add(1)) {
+            // Another copy of the store lives on it.
+            return Err(TokenError::WrongAnswer("roots newer than the store"));
+        }
         for root in roots.iter().filter(|root| Some(*root) != keep) {
             match self.token.destroy_root(root) {
                 Ok(()) | Err(TokenError::RootMissing(_)) => {}
@@ -264,6 +272,29 @@ impl Device {
         self.undestroyed.clear();
         self.spare = None;
         Ok(keep.is_some_and(|keep| roots.contains(keep)))
+    }
+
+    /// Destroys what a crash left on a device that serves, as it stands now: older roots to finish a deletion, a newer
+    /// one because it was never committed.
+    pub(super) fn finish(&mut self, current: &RootId) -> Result<(), TokenError> {
+        let roots = self.token.roots()?;
+        if !roots.contains(current) {
+            return Err(TokenError::RootMissing(*current));
+        }
+        let newest = current.epoch.saturating_add(1);
+        if roots.iter().any(|root| root.tree != current.tree || root.epoch > newest) {
+            return Err(TokenError::WrongAnswer("roots of another vault, or newer than the store"));
+        }
+        self.strays = roots.into_iter().filter(|root| root != current).collect();
+        while let Some(stray) = self.strays.last().copied() {
+            match self.token.destroy_root(&stray) {
+                Ok(()) => {}
+                Err(_) if stray.epoch < current.epoch => self.undestroyed.push(stray),
+                Err(error) => return Err(error),
+            }
+            self.strays.pop();
+        }
+        Ok(())
     }
 
     /// Makes the device ready for the next header: only the present root is on it.

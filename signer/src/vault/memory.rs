@@ -68,6 +68,13 @@ impl MemoryToken {
         *lock(&self.fault) = fault;
     }
 
+    /// The same device as it is now, in somebody else's hands: it fails no more, and changes nothing here.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self { roots: Arc::default(), fault: Arc::default(), ..self.clone() };
+        copy.restore(self.snapshot());
+        copy
+    }
+
     /// Whether it answers nobody.
     pub(crate) fn is_gone(&self) -> bool {
         lock(&self.fault).is_some()
@@ -114,6 +121,11 @@ impl RootToken for MemoryToken {
 
     fn sync(&self) -> Result<(), TokenError> {
         self.check(Fault::Sync)
+    }
+
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
+        self.check(Fault::Empty)?;
+        Ok(self.federation.verifying_key().to_bytes())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Creating, opening and reading a vault.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::failpoint::FailPoint;
 use super::header::{Body, BodyRef, Head};
 use super::id::SecretId;
 use super::ledger::{RecordSet, SetState};
-use super::members::member;
+use super::members::{Fingerprint, distinct, member};
 use super::seal::SealBroken;
 use super::store::{Record, SealedStore, StoreCommit, StoreError};
 use super::token::{DeviceId, RootId, RootToken, Token, TokenError, TreeId};
@@ -35,7 +35,7 @@ pub struct Vault {
     pub(super) token: Arc<dyn Token>,
     pub(super) devices: Vec<Device>,
     /// Devices whose roots must be gone before anything counts as destroyed.
-    pub(super) members: BTreeSet<DeviceId>,
+    pub(super) members: BTreeMap<DeviceId, Fingerprint>,
     pub(super) start_without: BTreeSet<DeviceId>,
     pub(super) store: Box<dyn SealedStore>,
     pub(super) hook: Option<Box<dyn FailPoint>>,
@@ -70,6 +70,7 @@ impl Vault {
                 return Err(CreateError::RootsExist(roots));
             }
         }
+        let members = distinct(&devices)?;
         let mut tree = [0u8; 8];
         OsRng.fill_bytes(&mut tree);
         let head = Head::fresh(RootId { tree: TreeId(tree), epoch: 1 }, 1);
@@ -80,18 +81,18 @@ impl Vault {
             device.sync()?;
         }
         let mut records = RecordSet::empty().map_err(|SealBroken| CreateError::Seal)?;
-        let members: Vec<_> = devices.iter().map(|(id, _)| member(*id, head.root.epoch)).collect();
+        let made: Vec<_> = members.iter().map(|(id, print)| member(*id, head.root.epoch, print)).collect();
         let mut state = records.state;
-        members.iter().for_each(|(key, value)| records.add(&mut state, key, value));
+        made.iter().for_each(|(key, value)| records.add(&mut state, key, value));
         records.state = state;
         let body = BodyRef { incarnation, state, records: &records, top: None, next_page: 0, secrets: 0 };
         let header = body.seal(&head, &keys).map_err(|SealBroken| CreateError::Seal)?;
-        let records_made = members.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        let records_made = made.into_iter().map(|(key, value)| (key, Some(value))).collect();
         store.apply(&StoreCommit { header, pages: Vec::new(), records: records_made })?;
         let tree = Tree::empty(Origin { tree: head.root.tree, incarnation });
         Ok(Self {
             token,
-            members: devices.iter().map(|(id, _)| *id).collect(),
+            members,
             devices: devices.into_iter().map(|(id, token)| Device::serving(id, token, Vec::new())).collect(),
             start_without,
             store,
@@ -162,7 +163,7 @@ impl Vault {
         let mut vault = Self {
             token,
             devices: opened,
-            members: BTreeSet::new(),
+            members: BTreeMap::new(),
             start_without,
             store,
             hook: None,
@@ -175,6 +176,7 @@ impl Vault {
         };
         vault.check_records()?;
         vault.members = vault.scan_members()?;
+        vault.check_devices()?;
         Ok(vault)
     }
 
@@ -185,46 +187,6 @@ impl Vault {
             true
         })?;
         if state.matches(&self.records.state) { Ok(()) } else { Err(OpenError::RecordsBroken) }
-    }
-
-    /// Makes the vault writable and destroys the roots that a crash left behind: older ones to finish a
-    /// deletion, a newer one because it was never committed. Call it only when every peer's witnessed
-    /// position is at or below [`Self::position`]. Every device must answer, or a person must have said that the
-    /// vault may go on without it: a copy of the store could go on elsewhere by a device that is not asked here.
-    pub fn confirm_witnessed(&mut self) -> Result<(), TokenError> {
-        let current = self.head.root;
-        let known = |id: &DeviceId| self.devices.iter().any(|device| device.id == *id);
-        if let Some(missing) = self.members.iter().find(|id| !known(id) && !self.start_without.contains(id)) {
-            return Err(TokenError::DeviceAway(*missing));
-        }
-        for device in self.devices.iter_mut().filter(|device| !device.is_serving()) {
-            // What is on it is of the past, or of another copy of this store; unless the header opens by it.
-            let keep = device.wrapped.then_some(&current);
-            match device.destroy_all_but(&current, keep) {
-                Ok(true) => device.serve(),
-                Ok(false) if device.wrapped => return Err(TokenError::RootMissing(current)),
-                Ok(false) => device.trouble = None,
-                Err(error) => {
-                    device.trouble = Some(error);
-                    if self.members.contains(&device.id) && !self.start_without.contains(&device.id) {
-                        return Err(TokenError::DeviceAway(device.id));
-                    }
-                }
-            }
-        }
-        let epoch = self.head.root.epoch;
-        for device in self.devices.iter_mut().filter(|device| device.is_serving()) {
-            while let Some(stray) = device.strays.last().copied() {
-                match device.token.destroy_root(&stray) {
-                    Ok(()) => {}
-                    Err(_) if stray.epoch < epoch => device.undestroyed.push(stray),
-                    Err(error) => return Err(error),
-                }
-                device.strays.pop();
-            }
-        }
-        self.witnessed = true;
-        Ok(())
     }
 
     /// Installs a hook that sees every step of a commit.

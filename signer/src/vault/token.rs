@@ -131,6 +131,9 @@ pub trait RootToken: Send + Sync {
 
     /// Makes created and destroyed objects survive a power cut, where the token does not do so itself.
     fn sync(&self) -> Result<(), TokenError>;
+
+    /// Which device this is: 32 bytes that no other one shows, by a key that never leaves it.
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError>;
 }
 
 impl<T: RootToken + ?Sized> RootToken for std::sync::Arc<T> {
@@ -152,6 +155,10 @@ impl<T: RootToken + ?Sized> RootToken for std::sync::Arc<T> {
 
     fn sync(&self) -> Result<(), TokenError> {
         (**self).sync()
+    }
+
+    fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
+        (**self).fingerprint()
     }
 }
 

@@ -83,10 +83,13 @@ fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
 
 /// A receipt is confirmed once somebody else saw that the root before it is gone, and the signed head says so.
 fn check_confirmation(quorum: &mut Quorum, member: usize, leaf: &Leaf, receipts: &[peer::Receipt]) {
+    let fingerprint = quorum.members[member].engine.vault().fingerprint_of(DeviceId(0)).unwrap();
     let confirm = |quorum: &mut Quorum, roots: Vec<RootId>| {
-        quorum.call(member, Request::ConfirmDestruction(DeviceId(0), roots)).map(|reply| match reply {
-            Reply::DestroyedBefore(epoch) => epoch,
-            other => panic!("{other:?}"),
+        quorum.call(member, Request::ConfirmDestruction(DeviceId(0), fingerprint, roots)).map(|reply| {
+            match reply {
+                Reply::DestroyedBefore(epoch) => epoch,
+                other => panic!("{other:?}"),
+            }
         })
     };
     let now = quorum.members[member].engine.vault().root();
