@@ -157,10 +157,9 @@ impl Wallet {
     /// Drops the memory of keys that no signer opens any more.
     pub(crate) fn forget_package_keys(&self) -> Result<(), WalletError> {
         let (all, now) = (self.state().all::<UsedPackageKey>()?, now());
-        for record in all.iter().filter(|record| record.expires <= now) {
-            self.state().remove::<UsedPackageKey>(&record.id)?;
-        }
-        Ok(())
+        let over = all.iter().filter(|record| record.expires <= now);
+        let over: Vec<&str> = over.map(|record| record.id.as_str()).collect();
+        Ok(self.state().remove_all::<UsedPackageKey>(&over)?)
     }
 }
 

@@ -99,6 +99,17 @@ pub async fn remove(ex: impl PgExecutor<'_>, keys: &[Uuid]) -> Result<(), DbErro
     Ok(())
 }
 
+/// Takes free keys away; at most `most`.
+pub async fn take_free(ex: impl PgExecutor<'_>, most: i64) -> Result<Vec<Uuid>, DbError> {
+    Ok(sqlx::query_scalar(
+        "DELETE FROM package_key WHERE key_id IN (SELECT key_id FROM package_key WHERE identity IS NULL LIMIT $1) \
+         RETURNING key_id",
+    )
+    .bind(most)
+    .fetch_all(ex)
+    .await?)
+}
+
 /// Free keys that can still be given for `seconds`.
 pub async fn available(ex: impl PgExecutor<'_>, seconds: i64) -> Result<i64, DbError> {
     Ok(sqlx::query_scalar(

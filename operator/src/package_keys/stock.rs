@@ -56,12 +56,14 @@ pub struct Stock {
     own: OperatorIndex,
     /// A request whose answer may have been lost: repeated as it was.
     asked: Option<IssuePackageKeysRequest>,
+    /// Tables that were restored show keys as free that were used since: what an earlier process left is not given.
+    left_over: bool,
 }
 
 impl Stock {
     /// Of the own signer.
     pub const fn new(db: Db, signer: SignerClient, federation: Arc<Federation>, own: OperatorIndex) -> Self {
-        Self { db, signer, federation, own, asked: None }
+        Self { db, signer, federation, own, asked: None, left_over: true }
     }
 
     /// Fills the stock, and lets what nobody will use be destroyed, until `shutdown`.
@@ -124,16 +126,18 @@ impl Stock {
         Ok(keys.len())
     }
 
-    async fn next(&self, discard: bool) -> Result<IssuePackageKeysRequest, StockError> {
+    async fn next(&mut self, discard: bool) -> Result<IssuePackageKeysRequest, StockError> {
+        let mut over = Vec::new();
+        if self.left_over {
+            over = package_key::take_free(self.db.pool(), MOST_DISCARDED).await?;
+            self.left_over = over.len() as u64 >= MOST_DISCARDED.unsigned_abs();
+        } else if discard {
+            over = package_key::over(self.db.pool(), RESERVED_SECONDS, GRACE_SECONDS, MOST_DISCARDED).await?;
+        }
         let available = usize::try_from(super::available(&self.db).await?).unwrap_or_default();
         let missing = TARGET.saturating_sub(available);
         // Whole batches only: one costs one signature, whatever its size.
         let count = if missing >= MAX_BATCH { MAX_BATCH } else { 0 };
-        let over = if discard {
-            package_key::over(self.db.pool(), RESERVED_SECONDS, GRACE_SECONDS, MOST_DISCARDED).await?
-        } else {
-            Vec::new()
-        };
         Ok(IssuePackageKeysRequest {
             request_id: Uuid::new_v4().as_bytes().to_vec(),
             count: u32::try_from(count).unwrap_or_default(),

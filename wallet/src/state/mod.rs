@@ -249,6 +249,21 @@ impl State {
         Ok(records)
     }
 
+    /// Removes records, in one write.
+    pub fn remove_all<R: Record>(&self, keys: &[&str]) -> Result<(), StateError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let write = self.0.begin_write().map_err(store)?;
+        {
+            let mut table = write.open_table(R::TABLE.definition()).map_err(store)?;
+            for key in keys {
+                table.remove(*key).map_err(store)?;
+            }
+        }
+        write.commit().map_err(store)
+    }
+
     /// Removes a record.
     pub fn remove<R: Record>(&self, key: &str) -> Result<(), StateError> {
         let write = self.0.begin_write().map_err(store)?;
@@ -313,6 +328,19 @@ mod tests {
         let again: SendRecord = serde_json::from_slice(&json).unwrap();
         assert_eq!(again.request.decode().unwrap().transfer_id, "a");
         assert_eq!(again, record);
+    }
+
+    #[test]
+    fn new_records_are_written_all_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path(), "02").unwrap();
+        let key = |id: &str| UsedPackageKey { id: id.into(), expires: 1 };
+        let (a, b, c) = (key("a"), key("b"), key("c"));
+        assert_eq!(state.put_new(&[&a, &b]).unwrap(), None);
+        assert_eq!(state.put_new(&[&c, &b]).unwrap(), Some("b".into()));
+        assert_eq!(state.all::<UsedPackageKey>().unwrap(), [a, b.clone()]);
+        state.remove_all::<UsedPackageKey>(&["a", "z"]).unwrap();
+        assert_eq!(state.all::<UsedPackageKey>().unwrap(), [b]);
     }
 
     #[test]

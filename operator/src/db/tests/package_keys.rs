@@ -89,6 +89,10 @@ async fn what_nobody_will_use_is_found() {
     let over = package_key::over(db.pool(), SECONDS, 0, 10).await.unwrap();
     assert_eq!(over, [Uuid::from_bytes([1; 16])], "its time ran out");
     assert!(package_key::over(db.pool(), SECONDS, 60, 10).await.unwrap().is_empty(), "a package may be late");
+    package_key::insert(db.pool(), &[new_key(2, soon), new_key(3, soon)]).await.unwrap();
+    assert_eq!(package_key::take_free(db.pool(), 1).await.unwrap().len(), 1);
+    assert_eq!(package_key::take_free(db.pool(), 9).await.unwrap().len(), 1);
+    assert!(package_key::take_free(db.pool(), 9).await.unwrap().is_empty(), "given ones stay");
     package_key::remove(db.pool(), &over).await.unwrap();
     assert!(package_key::over(db.pool(), SECONDS, 0, 10).await.unwrap().is_empty());
 }
