@@ -97,6 +97,13 @@ pub(crate) fn does_not_prove(report: &Report) -> Vec<String> {
             if entries.pending > 0 {
                 said.push(format!("the {} destructions that are not confirmed yet", entries.pending));
             }
+            if entries.repaired > 0 {
+                said.push(format!(
+                    "anything about earlier versions of {} keyshares: they came back by repair, and what the signer \
+                     held before is not shown destroyed",
+                    entries.repaired
+                ));
+            }
             if entries.long_lived_claims > 0 {
                 said.push(format!(
                     "that recorded packages of {} claims are not opened later: they were encrypted to a long-lived key",

@@ -44,7 +44,7 @@ pub struct Receipt {
     pub leaf_id: String,
     /// Which operation; empty for the making.
     pub operation_id: HexBytes,
-    /// What happened: "dkg", "deposit", "send", "claim", "renew", "retire", "abort".
+    /// What happened: "dkg", "deposit", "send", "claim", "renew", "retire", "abort", "repair".
     pub phase: String,
     /// Version that is destroyed.
     pub retired_version: u64,
@@ -119,7 +119,8 @@ impl Receipt {
     /// Whether the destruction that this reports is confirmed, where every root before `destroyed_before` is said to be
     /// destroyed. A key's first receipt retires nothing; the secrets of its making died under earlier roots.
     pub fn is_confirmed(&self, destroyed_before: u64) -> bool {
-        let root_is_gone = self.phase == "dkg" || self.root_epoch_before < destroyed_before;
+        let root_is_gone =
+            ["dkg", "repair"].contains(&self.phase.as_str()) || self.root_epoch_before < destroyed_before;
         self.root_epoch_after <= destroyed_before && root_is_gone
     }
 }

@@ -25,6 +25,8 @@ pub struct Entries {
     pub confirmed: u64,
     /// Destructions that are not confirmed yet.
     pub pending: u64,
+    /// Keyshares that came back by repair: of earlier versions this log says nothing.
+    pub repaired: u64,
     /// Claims whose packages were encrypted to a long-lived key.
     pub long_lived_claims: u64,
     /// By `delete_claim`: what destruction means on the device.
@@ -79,6 +81,10 @@ impl History {
         let live = self.live.get(&receipt.keyshare_id);
         let next = match receipt.phase.as_str() {
             "dkg" => made(live, receipt, &mut add),
+            "repair" => {
+                totals.repaired = totals.repaired.saturating_add(1);
+                repaired(live, receipt, &mut add)
+            }
             "abort" => aborted(live, receipt, &mut add),
             "deposit" | "send" | "claim" | "renew" | "retire" => replaced(live, receipt, &mut add),
             other => {
@@ -115,6 +121,21 @@ fn made(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, Str
     }
     if receipt.new_version != 0 {
         add(Reason::KeyshareBegin, format!("the keyshare begins with version {}", receipt.new_version));
+    }
+    if point(&receipt.new_public_share).is_none() {
+        add(Reason::EntryMalformed, "new_public_share is no point".to_owned());
+    }
+    next(receipt)
+}
+
+/// The log of a repaired signer begins with the version that the others made again.
+fn repaired(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {
+    if live.is_some() {
+        add(Reason::KeyshareRestarted, format!("keyshare {:?} is repaired after all", receipt.keyshare_id));
+        return None;
+    }
+    if receipt.retired_version != receipt.new_version {
+        add(Reason::VersionGap, "a repair changes no version".to_owned());
     }
     if point(&receipt.new_public_share).is_none() {
         add(Reason::EntryMalformed, "new_public_share is no point".to_owned());

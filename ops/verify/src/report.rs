@@ -244,6 +244,9 @@ impl Report {
         writeln!(f, "            {}", list(&entries.phases))?;
         writeln!(f, "            {} confirmed, {} pending", entries.confirmed, entries.pending)?;
         writeln!(f, "            delete_claim: {}", list(&entries.delete_claims))?;
+        if entries.repaired > 0 {
+            writeln!(f, "            {} keyshares that came back by repair", entries.repaired)?;
+        }
         if entries.long_lived_claims > 0 {
             writeln!(f, "            {} claims with a long-lived package key", entries.long_lived_claims)?;
         }

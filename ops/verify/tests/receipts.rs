@@ -199,6 +199,21 @@ fn a_keyshare_begins_with_its_making() {
 }
 
 #[test]
+fn d12_a_repaired_log_begins_late_and_does_not_hide_it() {
+    let repaired = || receipt(1, "repair", 4, 4, (0, 5), 0);
+    let world = World::new();
+    let mut receipts = vec![repaired(), receipt(1, "send", 4, 5, (5, 12), 7)];
+    place(&mut receipts);
+    world.publish(&receipts, &Said::default());
+    let report = world.verify();
+    assert_eq!(report.entries.as_ref().unwrap().repaired, 1);
+    assert!(report.does_not_prove.join("\n").contains("1 keyshares: they came back by repair"));
+    assert_eq!(judged(vec![repaired(), repaired()]), [Reason::KeyshareRestarted]);
+    assert_eq!(judged(vec![receipt(1, "repair", 3, 4, (0, 5), 0)]), [Reason::VersionGap]);
+    assert_eq!(judged(vec![receipt(1, "repair", 4, 4, (0, 0), 0)]), [Reason::EntryMalformed]);
+}
+
+#[test]
 fn only_the_newest_version_lives() {
     for live in [json!([1, 2]), json!([]), json!([1]), json!([2, 2])] {
         let mut receipts = story(6);

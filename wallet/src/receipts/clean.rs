@@ -68,6 +68,12 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
             // An aborted attempt dies without a new version.
             "abort" => continue,
             "dkg" if last.is_none() && receipt.new_version == 0 => verdict.version = Some(0),
+            // No lie: the operator says itself that it knows nothing of what it held before (D12).
+            receipt::REPAIR if last.is_none() && receipt.retired_version == receipt.new_version => {
+                problem =
+                    Some("the share was repaired: what the operator held before is not shown destroyed");
+                verdict.version = Some(receipt.new_version);
+            }
             _ if last.is_some() => {
                 if let Some(reason) = last.and_then(|last| gap(last, receipt)) {
                     problem = Some(reason);
@@ -250,6 +256,33 @@ mod tests {
         assert_eq!(
             problem(|l| l[1].tweak_commitment = other()),
             Some("the new share is not the retired one plus its tweak")
+        );
+    }
+
+    #[test]
+    fn d12_a_repaired_operator_is_followed_and_not_clean() {
+        let mut log = log();
+        log[1] = Receipt {
+            phase: receipt::REPAIR.into(),
+            retired_version: 1,
+            retired_public_share: Vec::new(),
+            tweak_commitment: Vec::new(),
+            root_epoch_after: 11,
+            ..log[1].clone()
+        };
+        log.remove(0);
+        let share = point(7).serialize();
+        let verdict = judge(&log, DESTROYED_BEFORE, Some(&share));
+        let repaired = Some("the share was repaired: what the operator held before is not shown destroyed");
+        assert_eq!((verdict.problem, verdict.version, verdict.steps.len()), (repaired, Some(2), 1));
+        // A repair in the midst of a log, and one that skips versions, are none.
+        let mut twice = log.clone();
+        twice.insert(1, Receipt { sequence: 11, ..log[0].clone() });
+        assert_eq!(judge(&twice, DESTROYED_BEFORE, Some(&share)).problem, Some("a version is missing"));
+        log[0].retired_version = 0;
+        assert_eq!(
+            judge(&log, DESTROYED_BEFORE, Some(&share)).problem,
+            Some("the receipts do not begin with the key's creation")
         );
     }
 
