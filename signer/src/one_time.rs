@@ -1,8 +1,8 @@
 //! Envelopes sealed to a one-time key of a signer: ECIES over secp256k1 with HKDF-SHA256 and AES-256-GCM.
 //!
 //! Key and nonce are HKDF without salt over the shared point (x ‖ y), its info the header, the recipient's key and
-//! what the envelope is for ([`package_key::binding`]). Both are fresh with every ephemeral key. The layout is
-//! [`package_key`]'s.
+//! what the envelope is for (`spark_rules::package_key::binding`). Both are fresh with every ephemeral key. The layout is
+//! `spark_rules::package_key`'s.
 
 use aes_gcm::{
     Aes256Gcm,

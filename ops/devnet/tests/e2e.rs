@@ -100,7 +100,7 @@ async fn x6_fifty_races_have_one_winner_each() -> anyhow::Result<()> {
             }
             // Each held what the other needed and both gave way; the leaf is still the sender's.
             tries += 1;
-            ensure!(tries < 5, "round {round}: nobody wins: {first:?} {second:?}");
+            ensure!(tries < 20, "round {round}: nobody wins: {first:?} {second:?}");
         }
         expected += sats;
     }
