@@ -71,6 +71,18 @@ pub struct Surroundings<'a> {
     pub deposit_depth: u32,
 }
 
+/// Files and ports are confined wherever the kernel can do it (Landlock, Linux 6.7). Elsewhere a signer of the
+/// development profile says what is missing and goes on.
+fn confinement() -> &'static str {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    if (numbers.next(), numbers.next()) >= (Some(6), Some(7)) {
+        "filesystem = \"enforce\"\nnetwork = \"enforce\"\n"
+    } else {
+        ""
+    }
+}
+
 impl Member {
     /// Tokens, certificates and ports for member `index`, in `dir`; its signer is the shipped one if so wished.
     pub fn new(
@@ -218,10 +230,9 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
 [hardening]
 core_dumps = "{core_dumps}"
 privileges = "enforce"
-filesystem = "enforce"
-network = "enforce"
 syscalls = "enforce"
-"#,
+{confinement}"#,
+            confinement = confinement(),
             second = self.second_device(),
             index = self.index,
             store = self.dir.join("signer.redb").display().to_string(),
