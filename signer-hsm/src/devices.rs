@@ -55,7 +55,7 @@ impl Fleet {
 
     /// What the vault opens with.
     pub fn devices(&self, first: impl Into<Devices>) -> Devices {
-        // One that retires opens nothing, but what it holds must be known.
+        // Also one that retires: it is a member until its roots are gone.
         self.devices
             .iter()
             .fold(first.into(), |devices, (id, device)| devices.with(*id, Arc::clone(&device.counted)))

@@ -1,9 +1,7 @@
 //! The devices of this signer while it runs, and what each of them has destroyed.
 
-use std::sync::Arc;
-
 use super::{Engine, EngineError, deletion_log};
-use crate::vault::{CommitError, DeviceId, DeviceState, DeviceStatus, RootToken};
+use crate::vault::{CommitError, DeviceId, DeviceState, DeviceStatus};
 
 /// One device, and how far its destructions are confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,11 +32,6 @@ impl Engine {
             }
         };
         Ok(txn.committed().devices().into_iter().map(report).collect())
-    }
-
-    /// Adds a device; it joins with [`Self::heal_devices`].
-    pub fn offer_device(&mut self, id: DeviceId, token: Arc<dyn RootToken>) {
-        self.vault.offer(id, token);
     }
 
     /// Begins to end a device's part.

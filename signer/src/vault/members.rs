@@ -154,8 +154,9 @@ impl Vault {
         self.devices.iter().find(|device| device.id == id)
     }
 
-    /// Offers a device, new or known, that [`Self::heal`] may let join. One that is there already is left alone.
-    pub fn offer(&mut self, id: DeviceId, token: Arc<dyn RootToken>) {
+    /// Offers a device as opening the vault with it would: [`Self::heal`] may let it join.
+    #[cfg(test)]
+    pub(super) fn offer(&mut self, id: DeviceId, token: Arc<dyn RootToken>) {
         if self.device(id).is_none() {
             self.devices.push(Device::away(id, token, None));
         }
@@ -226,7 +227,7 @@ impl Vault {
         Ok(())
     }
 
-    /// Ends a device's membership: its roots are confirmed to be gone, or a person says what became of it.
+    /// Ends a device's membership. Only for one whose roots are confirmed to be gone.
     pub fn forget(&mut self, id: DeviceId) -> Result<bool, CommitError> {
         if !self.members.contains_key(&id) || self.device(id).is_some_and(Device::is_serving) {
             return Ok(false);
