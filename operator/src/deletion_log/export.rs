@@ -59,5 +59,6 @@ fn entry_json(entry: &Receipt) -> serde_json::Value {
         "unix_seconds": entry.unix_seconds,
         "live_versions": entry.live_versions,
         "state": entry.state,
+        "package_keys": entry.package_keys.iter().map(hex::encode).collect::<Vec<_>>(),
     })
 }

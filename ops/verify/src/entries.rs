@@ -44,7 +44,7 @@ pub struct Receipt {
     pub leaf_id: String,
     /// Which operation; empty for the making.
     pub operation_id: HexBytes,
-    /// What happened: "dkg", "deposit", "send", "claim", "renew", "retire", "abort", "repair".
+    /// What happened: "dkg", "deposit", "send", "claim", "renew", "abort", "repair", "unused".
     pub phase: String,
     /// Version that is destroyed.
     pub retired_version: u64,
@@ -76,6 +76,8 @@ pub struct Receipt {
     pub salt: HexBytes,
     /// Place in the log.
     pub log_index: u64,
+    /// Of phase "unused": one-time package keys that nobody used, ascending.
+    pub package_keys: Vec<HexBytes>,
 }
 
 impl Receipt {
@@ -108,7 +110,12 @@ impl Receipt {
             .part(self.package_kind.as_bytes())
             .number(self.unix_seconds)
             .number(self.live_versions.len() as u64);
-        self.live_versions.iter().fold(head, |t, version| t.number(*version)).finish()
+        let versions = self.live_versions.iter().fold(head, |t, version| t.number(*version));
+        if self.phase != "unused" {
+            return versions.finish();
+        }
+        let keys = versions.number(self.package_keys.len() as u64);
+        self.package_keys.iter().fold(keys, |t, id| t.part(&id.0)).finish()
     }
 
     /// The record of the log: SHA-256(salt ‖ entry).

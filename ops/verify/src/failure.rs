@@ -76,6 +76,8 @@ reasons! {
     EntriesMissing = "ENTRIES_MISSING",
     /// A field of an entry has no legal value.
     EntryMalformed = "ENTRY_MALFORMED",
+    /// A one-time package key dies a second time.
+    PackageKeyRepeated = "PACKAGE_KEY_REPEATED",
     /// An entry is not in its place.
     EntryIndex = "ENTRY_INDEX",
     /// An entry is not the one that the log holds.

@@ -1,6 +1,6 @@
 //! The lives of keyshares as a log's entries tell them: every version destroyed once, none missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use secp256k1::PublicKey;
 use serde::Serialize;
@@ -27,6 +27,8 @@ pub struct Entries {
     pub pending: u64,
     /// Keyshares that came back by repair: of earlier versions this log says nothing.
     pub repaired: u64,
+    /// One-time package keys that died unused.
+    pub unused_package_keys: u64,
     /// Claims whose packages were encrypted to a long-lived key.
     pub long_lived_claims: u64,
     /// By `delete_claim`: what destruction means on the device.
@@ -44,6 +46,7 @@ struct Live {
 #[derive(Debug, Default)]
 pub struct History {
     live: BTreeMap<HexBytes, Live>,
+    dead: BTreeSet<HexBytes>,
     epochs: (u64, u64),
     totals: Entries,
 }
@@ -86,6 +89,10 @@ impl History {
                 repaired(live, receipt, &mut add)
             }
             "abort" => aborted(live, receipt, &mut add),
+            "unused" => {
+                unused(&mut self.dead, receipt, &mut add);
+                return;
+            }
             "deposit" | "send" | "claim" | "renew" | "retire" => replaced(live, receipt, &mut add),
             other => {
                 add(Reason::PhaseUnknown, format!("its phase is {other:?}"));
@@ -105,7 +112,8 @@ impl History {
 
     /// What all of them amount to.
     pub fn totals(self) -> Entries {
-        Entries { keyshares: self.live.len() as u64, ..self.totals }
+        let unused_package_keys = self.dead.len() as u64;
+        Entries { keyshares: self.live.len() as u64, unused_package_keys, ..self.totals }
     }
 }
 
@@ -156,6 +164,22 @@ fn aborted(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, 
         add(Reason::AbortChanges, format!("an aborted attempt changes version {}", live.version));
     }
     None
+}
+
+/// One-time package keys that nobody used: they have nothing to do with a keyshare.
+fn unused(dead: &mut BTreeSet<HexBytes>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) {
+    let keyshare = [&receipt.keyshare_id, &receipt.retired_public_share, &receipt.new_public_share];
+    let none = keyshare.iter().all(|bytes| bytes.0.is_empty())
+        && receipt.leaf_id.is_empty()
+        && receipt.live_versions.is_empty();
+    if !none || receipt.package_keys.is_empty() {
+        add(Reason::EntryMalformed, "an entry of unused package keys names none, or a keyshare".to_owned());
+    }
+    for id in &receipt.package_keys {
+        if !dead.insert(id.clone()) {
+            add(Reason::PackageKeyRepeated, format!("package key {id:?} died before"));
+        }
+    }
 }
 
 fn replaced(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {

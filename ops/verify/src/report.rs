@@ -250,6 +250,9 @@ impl Report {
         if entries.long_lived_claims > 0 {
             writeln!(f, "            {} claims with a long-lived package key", entries.long_lived_claims)?;
         }
+        if entries.unused_package_keys > 0 {
+            writeln!(f, "            {} package keys that died unused", entries.unused_package_keys)?;
+        }
         if entries.beyond > 0 {
             writeln!(f, "            {} lines beyond the checkpoint are ignored", entries.beyond)?;
         }

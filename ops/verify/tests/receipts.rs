@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Receipt, Said, World, place, point, receipt, run, story};
+use common::{Receipt, Said, World, place, point, receipt, run, story, unused};
 use serde_json::{Value, json};
 use spark_verify::{Error, Reason};
 
@@ -100,6 +100,30 @@ fn a_forged_receipt_is_found_whatever_field_is_changed() {
     }
     assert_eq!(shown(|r| drop(r[2].insert("salt".into(), "77".repeat(32).into()))), [Reason::EntryDiffers]);
     assert_eq!(shown(|r| drop(r[2].insert("state".into(), "confirmed".into()))), [], "signed by nobody");
+}
+
+#[test]
+fn package_keys_that_died_unused_are_counted_once() {
+    let with = |entries: &[Receipt]| [story(6), entries.to_vec()].concat();
+    let world = World::new();
+    let mut receipts = with(&[unused(&[1, 2]), unused(&[3])]);
+    place(&mut receipts);
+    world.publish(&receipts, &Said::default());
+    let report = world.verify();
+    assert!(report.holds);
+    assert!(report.to_string().contains("3 package keys that died unused"));
+    let entries = report.entries.unwrap();
+    assert_eq!((entries.read, entries.keyshares, entries.unused_package_keys), (8, 1, 3));
+
+    // Another key than the one in the log.
+    receipts[6].insert("package_keys".into(), json!(["77".repeat(16), "78".repeat(16)]));
+    world.write_entries(&receipts);
+    assert_eq!(world.reasons(), [Reason::EntryDiffers]);
+    assert_eq!(judged(with(&[unused(&[1, 2]), unused(&[2])])), [Reason::PackageKeyRepeated]);
+    assert_eq!(judged(with(&[unused(&[])])), [Reason::EntryMalformed]);
+    let mut of_a_keyshare = unused(&[1]);
+    of_a_keyshare.insert("keyshare_id".into(), "77".repeat(16).into());
+    assert_eq!(judged(with(&[of_a_keyshare])), [Reason::EntryMalformed]);
 }
 
 #[test]

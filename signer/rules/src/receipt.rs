@@ -13,6 +13,12 @@ use crate::transcript::Transcript;
 /// earlier life of the signer held nothing is shown.
 pub const REPAIR: &str = "repair";
 
+/// Phase of a receipt for one-time package keys that died unused (D14). It is of no keyshare and no leaf.
+pub const UNUSED: &str = "unused";
+
+/// Most package keys in one receipt.
+pub const MAX_PACKAGE_KEYS: usize = 256;
+
 /// A receipt or proof that does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiptError {
@@ -37,7 +43,25 @@ pub fn entry(receipt: &wire::Receipt) -> Vec<u8> {
     for version in &receipt.live_versions {
         t.u64(*version);
     }
+    if receipt.phase == UNUSED {
+        t.u64(receipt.package_keys.len() as u64);
+        for id in &receipt.package_keys {
+            t.bytes(id);
+        }
+    }
     t.finish().to_vec()
+}
+
+/// Whether a receipt of phase [`UNUSED`] speaks of package keys and of nothing else, and names each once.
+pub fn is_of_unused_keys(receipt: &wire::Receipt) -> bool {
+    let ids = &receipt.package_keys;
+    let named = !ids.is_empty() && ids.len() <= MAX_PACKAGE_KEYS && ids.iter().all(|id| id.len() == 16);
+    named
+        && ids.is_sorted_by(|a, b| a < b)
+        && receipt.keyshare_id.is_empty()
+        && receipt.leaf_id.is_empty()
+        && receipt.live_versions.is_empty()
+        && (receipt.retired_version, receipt.new_version) == (0, 0)
 }
 
 /// What the log stores: SHA-256(salt ‖ entry).

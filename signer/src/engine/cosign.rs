@@ -224,6 +224,13 @@ impl Shared {
             return Ok(Some(Contradiction::EpochWentBack.reason()));
         }
         watched.root_epoch = entry.root_epoch_before;
+        if entry.phase == receipt::UNUSED {
+            // Names of keys that no keyshare depends on: there is nothing to remember of them.
+            return match receipt::is_of_unused_keys(entry) {
+                true => Ok(None),
+                false => Err(EngineError::Malformed("entry of unused package keys")),
+            };
+        }
         let keyshare = KeyshareId::parse(&entry.keyshare_id)?;
         let live_key = [
             key(b"log-version/", operator).as_slice(),
@@ -280,7 +287,9 @@ fn bounded(entry: &Receipt) -> Result<(), EngineError> {
         && short(&entry.root_id_before)
         && short(entry.delete_claim.as_bytes())
         && short(entry.package_kind.as_bytes())
-        && entry.live_versions.len() <= 64;
+        && entry.live_versions.len() <= 64
+        && entry.package_keys.len() <= receipt::MAX_PACKAGE_KEYS
+        && entry.package_keys.iter().all(|id| short(id));
     if fits { Ok(()) } else { Err(EngineError::Malformed("entry")) }
 }
 

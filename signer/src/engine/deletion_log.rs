@@ -207,9 +207,11 @@ impl Shared {
             txn.put_record(&hash_key(first.saturating_add(offset)), hash.0.to_vec());
         }
         txn.put_record(&receipt_key(index), receipt.encode_to_vec());
-        let leaf = LeafId::parse(&receipt.leaf_id)?;
-        let by_leaf = [b"receipts-leaf/".as_slice(), leaf.as_bytes(), &index.to_be_bytes()].concat();
-        txn.put_record(&by_leaf, Vec::new());
+        if receipt.phase != receipt::UNUSED {
+            let leaf = LeafId::parse(&receipt.leaf_id)?;
+            let by_leaf = [b"receipts-leaf/".as_slice(), leaf.as_bytes(), &index.to_be_bytes()].concat();
+            txn.put_record(&by_leaf, Vec::new());
+        }
         txn.put_record(SIZE, index.saturating_add(1).to_be_bytes().to_vec());
         Ok(receipt)
     }

@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use bitcoin::secp256k1::PublicKey;
 use prost::Message as _;
 use rand_core::OsRng;
-use spark_proto::signer::v1 as wire;
+use spark_proto::{peer::v1::Receipt, signer::v1 as wire};
 use spark_rules::{
     operation::{Operation, Sealed},
     package_key::{self, Envelope, KIND_IDENTITY, KIND_ONE_TIME, KeyId, MAX_BATCH, ONE_TIME},
+    receipt::{MAX_PACKAGE_KEYS, UNUSED},
 };
 use zeroize::Zeroizing;
 
@@ -121,7 +122,23 @@ impl Shared {
         for id in &dying {
             destroy(txn, id)?;
         }
+        self.receipts_of_unused(txn, &mut dying)?;
         Ok((dying.len(), unused))
+    }
+
+    /// They open nothing that was sent, and an auditor shall not need to believe that.
+    fn receipts_of_unused(&self, txn: &mut Txn<'_>, dead: &mut [KeyId]) -> Result<(), EngineError> {
+        dead.sort_unstable();
+        for ids in dead.chunks(MAX_PACKAGE_KEYS) {
+            let receipt = Receipt {
+                phase: UNUSED.to_owned(),
+                package_kind: KIND_ONE_TIME.to_owned(),
+                package_keys: ids.iter().map(|id| id.to_vec()).collect(),
+                ..Receipt::default()
+            };
+            self.append_receipt(txn, receipt)?;
+        }
+        Ok(())
     }
 
     fn make_keys(&self, txn: &mut Txn<'_>, count: usize) -> Result<Vec<wire::PackageKey>, EngineError> {

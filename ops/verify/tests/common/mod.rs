@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use spark_verify::{Error, Location, Options, Reason, Report};
 use tempfile::TempDir;
 
-pub(crate) use receipts::{Receipt, place, point, receipt, record, story};
+pub(crate) use receipts::{Receipt, place, point, receipt, record, story, unused};
 
 pub(crate) type Hash = [u8; 32];
 

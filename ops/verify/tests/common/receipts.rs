@@ -50,6 +50,13 @@ pub(crate) fn record(receipt: &Receipt) -> Hash {
     for version in live {
         framed.number(version.as_u64().unwrap());
     }
+    if field(receipt, "phase") == "unused" {
+        let keys = receipt["package_keys"].as_array().cloned().unwrap_or_default();
+        framed.number(keys.len() as u64);
+        for key in keys {
+            framed.bytes(&hex::decode(key.as_str().unwrap()).unwrap());
+        }
+    }
     sha(&[&bytes("salt"), &sha(&[&framed.0])])
 }
 
@@ -79,6 +86,24 @@ pub(crate) fn receipt(
         "package_kind": if phase == "claim" { "identity" } else { "one-time" },
         "unix_seconds": 1_700_000_000,
         "live_versions": [new],
+        "state": "pending",
+    });
+    let Value::Object(map) = value else { panic!("an object") };
+    map
+}
+
+/// Package keys that died unused.
+pub(crate) fn unused(keys: &[u64]) -> Receipt {
+    let ids: Vec<String> = keys.iter().map(|key| format!("{key:032x}")).collect();
+    let value = json!({
+        "incarnation": "11".repeat(16),
+        "phase": "unused",
+        "root_id_before": "33".repeat(16),
+        "delete_claim": "device",
+        "package_kind": "one-time",
+        "unix_seconds": 1_700_000_000,
+        "live_versions": [],
+        "package_keys": ids,
         "state": "pending",
     });
     let Value::Object(map) = value else { panic!("an object") };

@@ -378,6 +378,38 @@ fn s7_a_version_that_is_retired_twice_stops_the_witness() {
     }
 }
 
+/// Package keys that died unused are of no keyshare: witnesses cosign the entry and keep nothing of it.
+#[test]
+fn s7_witnesses_follow_entries_of_unused_package_keys() {
+    let mut quorum = quorum();
+    let mut issue = |count, discard| {
+        let request_id = rand::random::<[u8; 16]>().to_vec();
+        let request = wire::IssuePackageKeysRequest { request_id, count, discard };
+        let Reply::PackageKeys(reply) = quorum.call(0, Request::IssuePackageKeys(request)).unwrap() else {
+            panic!()
+        };
+        reply
+    };
+    let keys: Vec<Vec<u8>> = (0..3).flat_map(|_| issue(100, Vec::new()).keys).map(|key| key.key_id).collect();
+    assert_eq!(issue(0, keys.clone()).destroyed, 300);
+    let before = follow(&mut quorum, 1);
+    assert!(!before.cosignature.is_empty());
+    let (mut entries, _) = page(&mut quorum, 0, before.size);
+    let unused: Vec<&Receipt> = entries.iter().filter(|entry| entry.phase == receipt::UNUSED).collect();
+    let told: Vec<usize> = unused.iter().map(|entry| entry.package_keys.len()).collect();
+    assert_eq!(told, [receipt::MAX_PACKAGE_KEYS, 300 - receipt::MAX_PACKAGE_KEYS]);
+    let records = quorum.read(1, |txn| txn.scan_records(b"log-version/").unwrap().len());
+    assert_eq!(records, 1, "the one key that was made");
+
+    // One that speaks of a keyshare, too, is followed by nobody.
+    let last = entries.last().unwrap().clone();
+    let next = Receipt { keyshare_id: vec![9; 16], log_index: before.size, ..last };
+    entries.push(next.clone());
+    let note = forge_log(&mut quorum, &entries);
+    let refused = cosign(&mut quorum, 1, before.size, vec![next], note);
+    assert!(matches!(refused, Err(EngineError::Malformed(_))), "{refused:?}");
+}
+
 /// Tiles and consistency proofs lead to the signed root.
 #[test]
 fn s7_tiles_and_consistency_proofs_agree_with_the_head() {

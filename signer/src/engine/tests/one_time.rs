@@ -8,7 +8,7 @@ use spark_rules::{
     ids::{LeafId, OperatorIndex, TransferId},
     package,
     package_key::{self, Envelope},
-    vote,
+    receipt, vote,
 };
 
 use super::{
@@ -256,6 +256,7 @@ fn d14_expired_and_discarded_keys_die_unused() {
     let swept = ask(&mut quorum, 2, request([1; 16], 0, Vec::new()), NOW + DAY).unwrap();
     assert_eq!((swept.destroyed, swept.stock, swept.keys.len()), (1, 0, 0));
     assert!(!lives(&mut quorum, 2, &expired[2]));
+    assert_eq!(died_unused(&mut quorum, 2), [expired[2].key_id.as_slice()]);
 
     let made = ask(&mut quorum, 0, request([2; 16], 3, Vec::new()), NOW).unwrap();
     assert_eq!((made.keys.len(), made.stock), (3, 4));
@@ -267,6 +268,7 @@ fn d14_expired_and_discarded_keys_die_unused() {
     let discarded = ask(&mut quorum, 0, request([3; 16], 0, ids), NOW).unwrap();
     assert_eq!((discarded.destroyed, discarded.stock), (1, 3));
     assert!(!lives(&mut quorum, 0, &made.keys[0]) && lives(&mut quorum, 0, &made.keys[1]));
+    assert_eq!(died_unused(&mut quorum, 0), [made.keys[0].key_id.as_slice()], "a key that never was has no receipt");
 
     // One that an operation holds is the operation's.
     let held = vec![made.keys[1].clone(), keys(&mut quorum)[1].clone(), keys(&mut quorum)[2].clone()];
@@ -278,6 +280,15 @@ fn d14_expired_and_discarded_keys_die_unused() {
     assert!(lives(&mut quorum, 0, &held[0]));
     finish(&mut quorum, &request_held);
     assert!(!lives(&mut quorum, 0, &held[0]));
+}
+
+/// Keys that the log of a signer says to have died unused.
+fn died_unused(quorum: &mut Quorum, member: usize) -> Vec<Vec<u8>> {
+    let size = quorum.read(member, |txn| crate::engine::deletion_log::size(txn).unwrap());
+    let asked = wire::ReadLogRequest { from: 0, until: size };
+    let Reply::Log(log) = quorum.call(member, Request::ReadLog(asked)).unwrap() else { panic!() };
+    let entries = log.entries.into_iter().filter(|entry| entry.phase == receipt::UNUSED);
+    entries.flat_map(|entry| entry.package_keys).collect()
 }
 
 #[test]
