@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "log/v1/log.proto",
     "packages/v1/packages.proto",
     "admin/v1/admin.proto",
+    "admin/v1/signer_admin.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

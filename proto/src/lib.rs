@@ -55,6 +55,11 @@ pub mod packages {
 pub mod admin {
     package!(/// Version 1.
         v1, "admin.v1.rs");
+    /// Of a signer, on its own host.
+    pub mod signer {
+        package!(/// Version 1.
+            v1, "admin.signer.v1.rs");
+    }
 }
 
 #[cfg(feature = "transport")]

@@ -12,6 +12,7 @@ use prost::Message as _;
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 
 const KNOWN: &[&str] = &[
+    "admin.signer.v1.LogPage.entries",
     "peer.v1.AbortRequest.operation_id",
     "peer.v1.CloseRequest.operation_id",
     "peer.v1.FinalSignature.signature",
@@ -137,7 +138,7 @@ fn bytes_fields() -> BTreeSet<String> {
     files
         .file
         .iter()
-        .filter(|file| matches!(file.package(), "signer.v1" | "peer.v1"))
+        .filter(|file| matches!(file.package(), "signer.v1" | "peer.v1" | "admin.signer.v1"))
         .flat_map(|file| file.message_type.iter().map(move |message| (file.package(), message)))
         .flat_map(|(package, message)| {
             message
@@ -171,7 +172,7 @@ fn no_method_of_the_signer_is_named_like_a_signing_oracle() {
     let methods: Vec<String> = files
         .file
         .iter()
-        .filter(|file| file.package() == "signer.v1")
+        .filter(|file| matches!(file.package(), "signer.v1" | "admin.signer.v1"))
         .flat_map(|file| &file.service)
         .flat_map(|service| service.method.iter().map(|method| method.name().to_owned()))
         .collect();

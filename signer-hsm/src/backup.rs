@@ -1,7 +1,10 @@
 //! A signed archive of a signer's public material.
 //!
 //! It holds what a person needs to set up a lost signer's repair and to prove its history, and no secret: shares,
-//! tweaks and roots never leave store and HSM. PINs are taken out of the configuration.
+//! tweaks and roots never leave store and HSM. PINs are taken out of the configuration. What is restored of it is read
+//! by people and auditors; no signer starts from it (S8).
+
+mod log;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +15,8 @@ use anyhow::{Context as _, bail, ensure};
 use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use spark_signer::vault::Token as _;
+
+pub use log::{CheckedLog, Marks, Seen, take};
 
 use crate::config::{Config, TlsKeySource};
 use crate::token::Pkcs11Token;
@@ -65,6 +70,8 @@ pub struct Summary {
     pub federation_public_key: String,
     /// Name and size in bytes.
     pub files: BTreeMap<String, usize>,
+    /// The deletion log, checked against its signed head; nothing if the archive has none.
+    pub log: Option<CheckedLog>,
 }
 
 fn message(content: &Content) -> anyhow::Result<Vec<u8>> {
@@ -78,8 +85,9 @@ fn plain_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }
 
-/// Makes an archive of the configuration, the federation file and `more` public files, signed in the HSM.
-pub fn create(config: &Config, more: &[PathBuf]) -> anyhow::Result<Archive> {
+/// Makes an archive of the configuration, the federation file, `more` public files and the `log` that [`take`] read,
+/// signed in the HSM.
+pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Archive> {
     let token = Pkcs11Token::open(&config.token)?;
     let mut files = BTreeMap::new();
     let text = fs::read_to_string(&config.path).with_context(|| config.path.display().to_string())?;
@@ -95,6 +103,9 @@ pub fn create(config: &Config, more: &[PathBuf]) -> anyhow::Result<Archive> {
         ensure!(size <= MAX_FILE, "{} is too large", path.display());
         add(&mut files, name, &fs::read(path).with_context(|| path.display().to_string())?)?;
     }
+    for (name, file) in log {
+        add(&mut files, name, file)?;
+    }
     let content = Content {
         version: VERSION,
         operator: config.operator,
@@ -104,6 +115,7 @@ pub fn create(config: &Config, more: &[PathBuf]) -> anyhow::Result<Archive> {
         delete_claim: token.profile().delete_claim.as_str().to_owned(),
         files,
     };
+    log::check(&content)?;
     let signature = hex::encode(token.sign_federation(&message(&content)?)?);
     Ok(Archive { content, signature })
 }
@@ -164,18 +176,20 @@ pub fn read(path: &Path, key: Option<&str>) -> anyhow::Result<Archive> {
 }
 
 impl Archive {
-    /// What it holds.
-    pub fn summary(&self) -> Summary {
-        Summary {
+    /// What it holds. A log that does not lead to its signed head is refused.
+    pub fn summary(&self) -> anyhow::Result<Summary> {
+        Ok(Summary {
             operator: self.content.operator,
             unix_seconds: self.content.unix_seconds,
             federation_public_key: self.content.federation_public_key.clone(),
             files: self.content.files.iter().map(|(name, hex)| (name.clone(), hex.len() / 2)).collect(),
-        }
+            log: log::check(&self.content)?,
+        })
     }
 
     /// Writes the files into a folder that is empty or does not exist.
     pub fn restore(&self, into: &Path) -> anyhow::Result<Vec<PathBuf>> {
+        log::check(&self.content)?;
         fs::create_dir_all(into).with_context(|| into.display().to_string())?;
         ensure!(fs::read_dir(into)?.next().is_none(), "{} is not empty", into.display());
         let mut written = Vec::new();

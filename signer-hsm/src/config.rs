@@ -52,15 +52,15 @@ pub struct Config {
     /// Repairs of peers that a person approved here; those peers are not waited for at start.
     #[serde(default)]
     pub approved_repairs: Vec<RepairApproval>,
-    /// Evidence against other operators' deletion logs that a person settled here, by its id in hex.
-    #[serde(default)]
-    pub settled_evidence: Vec<String>,
     /// Where the operator connects.
     pub listen: Option<SocketAddr>,
     /// Metrics and health, plain HTTP.
     pub http: Option<SocketAddr>,
     /// Certificates.
     pub tls: Option<TlsConfig>,
+    /// The socket for administration on this host.
+    #[serde(default)]
+    pub admin: AdminConfig,
     /// The two tokens.
     pub token: TokenConfig,
     /// What the process gives up.
@@ -81,6 +81,14 @@ pub struct RepairApproval {
     pub incarnation: String,
     /// Federation key in its HSM, 32 bytes hex.
     pub federation_key: String,
+}
+
+/// Administration on this host.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Unix socket; default: beside the store, with the ending `sock`.
+    pub socket: Option<PathBuf>,
 }
 
 /// Mutual TLS towards the operator.
@@ -185,6 +193,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The socket for administration.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.admin.socket.clone().unwrap_or_else(|| self.store.with_extension("sock"))
+    }
+
     /// What the process gives up.
     pub const fn hardening(&self) -> Hardening<'_> {
         Hardening::new(&self.hardening, self.profile)
@@ -279,6 +292,14 @@ mod tests {
         for bad in ["{ token = false }", "{ hsm = true }", "{}", "1"] {
             assert!(with(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_admin_socket_is_beside_the_store_or_where_it_is_put() {
+        assert_eq!(Config::parse(TEXT).unwrap().admin_socket(), Path::new("store.sock"));
+        let put = Config::parse(&format!("{TEXT}\n[admin]\nsocket = \"/run/s\"\n")).unwrap();
+        assert_eq!(put.admin_socket(), Path::new("/run/s"));
+        assert!(Config::parse(&format!("{TEXT}\n[admin]\nport = 1\n")).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
     io::{BufRead as _, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -153,7 +154,7 @@ impl Confirmer {
 
     /// Has it started by the process that may.
     async fn order(recipe: &Recipe) -> Result<Self, ConfirmerError> {
-        Self::greet(None, recipe.starter.confirmer()?, &recipe.pins).await
+        Self::greet(None, recipe.starter.confirmer()?, &recipe.pins.all()).await
     }
 
     async fn greet(
@@ -201,7 +202,50 @@ pub struct Recipe {
     /// Who starts it.
     pub starter: Starter,
     /// The devices and their PINs.
-    pub pins: Vec<(DeviceId, Zeroizing<String>)>,
+    pub pins: Pins,
+}
+
+/// The devices and their PINs; devices come and go. Clones share everything.
+#[derive(Clone, Default)]
+pub struct Pins(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    pins: Vec<(DeviceId, Zeroizing<String>)>,
+    /// Counts the changes.
+    version: u64,
+}
+
+impl Pins {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the PIN of a device.
+    pub fn set(&self, device: DeviceId, pin: Zeroizing<String>) {
+        let mut known = self.known();
+        known.pins.retain(|(of, _)| *of != device);
+        known.pins.push((device, pin));
+        known.version = known.version.wrapping_add(1);
+    }
+
+    fn all(&self) -> Vec<(DeviceId, Zeroizing<String>)> {
+        self.known().pins.clone()
+    }
+
+    fn version(&self) -> u64 {
+        self.known().version
+    }
+
+    fn devices(&self) -> Vec<DeviceId> {
+        self.known().pins.iter().map(|(device, _)| *device).collect()
+    }
+}
+
+impl std::fmt::Debug for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.devices()).finish()
+    }
 }
 
 impl std::fmt::Debug for Recipe {
@@ -213,13 +257,19 @@ impl std::fmt::Debug for Recipe {
 /// Confirms destructions as long as the engine lives. What cannot be confirmed stays pending and is tried again.
 pub async fn run(recipe: Recipe, worker: Worker, mut progress: watch::Receiver<Progress>) {
     let mut confirmer = None;
-    let mut devices: Vec<DeviceId> = recipe.pins.iter().map(|(device, _)| *device).collect();
+    let mut version = recipe.pins.version();
+    let mut devices = recipe.pins.devices();
     loop {
         let pending = match progress.wait_for(Progress::is_unconfirmed).await {
             Ok(progress) => progress.unconfirmed.clone(),
             Err(_) => return,
         };
         let mut pause = INTERVAL;
+        if recipe.pins.version() != version {
+            version = recipe.pins.version();
+            devices = recipe.pins.devices();
+            confirmer = None;
+        }
         // A device that does not answer must not keep the others from being looked at.
         for device in pending {
             if !devices.contains(&device) {

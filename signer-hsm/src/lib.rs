@@ -1,5 +1,6 @@
 //! The signer process: the engine of `spark-signer` over a PKCS#11 token and a redb file, behind mutual TLS.
 
+pub mod admin;
 pub mod backup;
 pub mod ceremony;
 pub mod config;

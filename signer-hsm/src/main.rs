@@ -38,6 +38,20 @@ enum Command {
     Doctor(cli::doctor::Command),
     /// Check the configuration file only.
     Check,
+    /// The running signer: where it stands.
+    Status(cli::status::Command),
+    /// The running signer's roots.
+    #[command(subcommand)]
+    Root(cli::root::Command),
+    /// The running signer forgets every key of its store and refuses all calls.
+    Seal(cli::seal::Seal),
+    /// The sealed signer opens its store again, by the HSM and with its peers' memory.
+    Unseal(cli::seal::Unseal),
+    /// The running signer's alarms.
+    #[command(subcommand)]
+    Alarms(cli::alarms::Command),
+    /// The devices with roots.
+    #[command(subcommand)]
     Device(cli::device::Command),
     /// Show tokens and this signer's objects.
     #[command(subcommand)]
@@ -72,6 +86,11 @@ fn main() -> anyhow::Result<()> {
         Command::Doctor(command) => cli::doctor::run(&config, &command)?,
         Command::Tls(command) => cli::tls::run(&config, command)?,
         Command::Device(command) => cli::device::run(&config, &command)?,
+        Command::Status(command) => cli::status::run(&config, &command)?,
+        Command::Root(command) => cli::root::run(&config, &command)?,
+        Command::Seal(command) => cli::seal::seal(&config, &command)?,
+        Command::Unseal(command) => cli::seal::unseal(&config, &command)?,
+        Command::Alarms(command) => cli::alarms::run(&config, command)?,
         Command::Token(command) => cli::token::run(&config, &command)?,
         Command::Conformance(command) => cli::conformance::run(command)?,
         Command::Backup(command) => cli::backup::run(&config, command)?,

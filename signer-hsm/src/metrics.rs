@@ -51,6 +51,7 @@ pub struct Metrics {
     secrets: IntGauge,
     locked: IntGauge,
     alarms: IntGaugeVec,
+    acknowledged: IntGaugeVec,
 }
 
 impl Metrics {
@@ -126,8 +127,14 @@ impl Metrics {
             )?,
             sequence: gauge(r, "sequence", "Number of the last commit.")?,
             secrets: gauge(r, "live_secrets", "Secrets in the vault.")?,
-            locked: gauge(r, "locked", "1 until the peers' memory was heard.")?,
+            locked: gauge(r, "locked", "1 until the peers' memory was heard, and while sealed.")?,
             alarms: gauges(r, "alarms_active", "Alarms that a person must look at.", &["kind"])?,
+            acknowledged: gauges(
+                r,
+                "alarms_acknowledged",
+                "Alarms that a person has acknowledged since the ceremony.",
+                &["kind"],
+            )?,
             registry,
         };
         let epoch = build.epoch.to_string();
@@ -143,6 +150,7 @@ impl Metrics {
         this.locked.set(1);
         for kind in ALARMS {
             this.alarms.with_label_values(&[kind]).set(0);
+            this.acknowledged.with_label_values(&[kind]).set(0);
         }
         for choice in [Choice::Yes, Choice::No, Choice::Abort] {
             this.votes.with_label_values(&[choice_label(choice)]);
@@ -207,6 +215,16 @@ impl Metrics {
             let active = engine.alarms().any(|alarm| alarm == *kind);
             self.alarms.with_label_values(&[kind]).set(i64::from(active));
         }
+        for (kind, count) in engine.acknowledged() {
+            self.acknowledged.with_label_values(&[kind]).set(gauge(count));
+        }
+    }
+
+    /// A person has closed the vault.
+    pub fn sealed(&self) {
+        self.locked.set(1);
+        self.nonces_open.set(0);
+        self.secrets.set(0);
     }
 
     fn devices(&self, reports: &[DeviceReport]) {

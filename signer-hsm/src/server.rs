@@ -1,6 +1,6 @@
 //! Starting and stopping the signer.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use spark_proto::{
@@ -9,7 +9,7 @@ use spark_proto::{
 };
 use spark_rules::{federation::Federation, ids::OperatorIndex};
 use spark_signer::{
-    engine::{Engine, Settings},
+    engine::{ApprovedRepair, Engine, Settings},
     vault::{Token, Vault},
 };
 use tokio::{
@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use crate::{
+    admin::{self, Admin},
     config::Config,
-    confirmer::{self, Recipe},
-    devices::Fleet,
+    confirmer::{self, Pins, Recipe},
+    devices::{self, Fleet},
     federation,
     hardening::{Places, Role},
     http,
@@ -38,59 +39,88 @@ const MAX_MESSAGE: usize = 32 << 20;
 /// The operator's replicas connect once and stay; whoever begins more handshakes waits.
 const HANDSHAKES: HandshakeLimits = HandshakeLimits { concurrent: 64, per_second: 50, burst: 100 };
 
-/// Opens token and store and checks that both belong to the federation's member. From then on `metrics` counts the
-/// token's calls.
-pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<(Engine, Federation, Fleet)> {
-    let path = config.federation.as_deref().context("configuration: federation is missing")?;
-    let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref()).map_err(|error| {
-        let reason = error.reason();
-        anyhow::Error::new(error).context(format!("{reason}: {}", path.display()))
-    })?;
-    anyhow::ensure!(
-        config.profile == Security::Production || federation.network() == bitcoin::Network::Regtest,
-        "profile \"development\" is for regtest only, and the federation is on {}",
-        federation.network()
-    );
-    let me = OperatorIndex::new(config.operator);
-    let member = federation.member(me).context("this operator is not in the federation file")?;
-    let token = Pkcs11Token::open(&config.token)?;
-    let fleet = Fleet::load(config, &token, metrics)?;
-    anyhow::ensure!(
-        fleet.delete_claim() != DeleteClaim::None || federation.network() != bitcoin::Network::Bitcoin,
-        "a token of this profile proves nothing of deletion: it holds no real money"
-    );
-    let delete_claim = fleet.delete_claim().as_str().to_owned();
-    anyhow::ensure!(
-        member.identity == token.identity_public_key(),
-        "identity key is not the federation file's"
-    );
-    anyhow::ensure!(
-        member.federation_keys.contains(&token.federation_public_key()),
-        "federation key is not the federation file's"
-    );
-    let store = RedbStore::open(&config.store)?;
-    let devices = fleet.devices(Arc::new(Observed::new(token, metrics.clone())));
-    let vault = Vault::open(devices, Box::new(store))?;
-    let approved_repairs = config.repairs()?;
-    let settled_evidence =
-        config.settled_evidence.iter().map(|id| evidence_id(id)).collect::<Result<_, _>>()?;
-    let settings =
-        Settings { federation: federation.clone(), me, delete_claim, approved_repairs, settled_evidence };
-    let mut engine = Engine::new(vault, settings);
-    for (operator, reason, id) in engine.distrusted()? {
-        tracing::error!(
-            operator = operator.get(),
-            reason,
-            evidence = hex::encode(id),
-            "deletion log contradicts itself: nothing that this operator coordinates gets a vote"
-        );
-    }
-    Ok((engine, federation, fleet))
+/// Everything that a vault opens with, so that it can be opened again.
+pub struct Opener {
+    token: Arc<Observed<Pkcs11Token>>,
+    fleet: Arc<Fleet>,
+    federation: Federation,
+    me: OperatorIndex,
+    approved_repairs: BTreeMap<OperatorIndex, ApprovedRepair>,
+    store: PathBuf,
 }
 
-fn evidence_id(text: &str) -> anyhow::Result<[u8; 32]> {
-    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-    bytes.with_context(|| format!("configuration: settled_evidence {text:?} is not 32 bytes of hex"))
+impl std::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opener").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Opener {
+    /// Opens the token and checks that it belongs to the federation's member. From then on `metrics` counts its calls.
+    pub fn new(config: &Config, metrics: &HsmMetrics, pins: Pins) -> anyhow::Result<Self> {
+        let path = config.federation.as_deref().context("configuration: federation is missing")?;
+        let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref()).map_err(|error| {
+            let reason = error.reason();
+            anyhow::Error::new(error).context(format!("{reason}: {}", path.display()))
+        })?;
+        anyhow::ensure!(
+            config.profile == Security::Production || federation.network() == bitcoin::Network::Regtest,
+            "profile \"development\" is for regtest only, and the federation is on {}",
+            federation.network()
+        );
+        let me = OperatorIndex::new(config.operator);
+        let member = federation.member(me).context("this operator is not in the federation file")?;
+        let token = Pkcs11Token::open(&config.token)?;
+        let real_money = federation.network() == bitcoin::Network::Bitcoin;
+        let fleet = Fleet::load(config, &token, metrics)?.with_real_money(real_money).with_pins(pins);
+        anyhow::ensure!(
+            fleet.delete_claim() != DeleteClaim::None || !real_money,
+            "a token of this profile proves nothing of deletion: it holds no real money"
+        );
+        anyhow::ensure!(
+            member.identity == token.identity_public_key(),
+            "identity key is not the federation file's"
+        );
+        anyhow::ensure!(
+            member.federation_keys.contains(&token.federation_public_key()),
+            "federation key is not the federation file's"
+        );
+        Ok(Self {
+            token: Arc::new(Observed::new(token, metrics.clone())),
+            fleet: Arc::new(fleet),
+            me,
+            approved_repairs: config.repairs()?,
+            store: config.store.clone(),
+            federation,
+        })
+    }
+
+    /// Opens the store. The engine is locked until the peers were heard.
+    pub fn engine(&self) -> anyhow::Result<Engine> {
+        let store = RedbStore::open(&self.store)?;
+        let vault = Vault::open(self.fleet.devices(Arc::clone(&self.token)), Box::new(store))?;
+        let settings = Settings {
+            federation: self.federation.clone(),
+            me: self.me,
+            delete_claim: self.fleet.delete_claim().as_str().to_owned(),
+            approved_repairs: self.approved_repairs.clone(),
+        };
+        let mut engine = Engine::new(vault, settings);
+        for (operator, reason, id) in engine.distrusted()? {
+            tracing::error!(
+                operator = operator.get(),
+                reason,
+                evidence = hex::encode(id),
+                "deletion log contradicts itself: nothing that this operator coordinates gets a vote"
+            );
+        }
+        Ok(engine)
+    }
+}
+
+/// The engine of a signer that does not run, locked.
+pub fn open(config: &Config, metrics: &HsmMetrics) -> anyhow::Result<Engine> {
+    Opener::new(config, metrics, Pins::default())?.engine()
 }
 
 /// Everything open, and every right given up that serving does not need.
@@ -99,12 +129,12 @@ struct Ready {
     recipe: Recipe,
     listener: std::net::TcpListener,
     web: Option<std::net::TcpListener>,
+    admin: std::os::unix::net::UnixListener,
     tls: Tls,
     client_roots: TrustRoots,
     hsm: HsmMetrics,
     engine: Engine,
-    federation: Federation,
-    fleet: Fleet,
+    opener: Opener,
 }
 
 /// The order matters. What starts programs is started first. Then PINs are read and sockets bound; from then on the
@@ -112,19 +142,22 @@ struct Ready {
 /// system calls that serving takes. No thread runs before.
 fn prepare(mut config: Config) -> anyhow::Result<Ready> {
     let starter = Starter::launch(&config.path).context("starter")?;
-    let pins = config.token.hold_roots_pins()?;
-    config.token.hold_keys_pin()?;
+    let pins = devices::hold_pins(&mut config.token)?;
+    config.token.keys.hold_pin(config.token.security)?;
     let listener = listen(config.listen.context("configuration: listen is missing")?)?;
     let web = config.http.map(listen).transpose()?;
+    let socket = config.admin_socket();
+    let admin = admin::listen(&socket).with_context(|| format!("admin.socket {}", socket.display()))?;
     config.hardening().confine(&Places::signer(&config)?)?;
     let hsm = HsmMetrics::new()?;
-    let (engine, federation, fleet) = open(&config, &hsm)?;
+    let opener = Opener::new(&config, &hsm, pins.clone())?;
+    let engine = opener.engine()?;
     let recipe = Recipe { starter, pins };
     let tls = Tls::open(&config)?;
     let client_ca = &config.tls.as_ref().context("configuration: tls is missing")?.client_ca;
     let client_roots = TrustRoots::from_pem_file(client_ca)?;
     config.hardening().filter(Role::Signer)?;
-    Ok(Ready { config, recipe, listener, web, tls, client_roots, hsm, engine, federation, fleet })
+    Ok(Ready { config, recipe, listener, web, admin, tls, client_roots, hsm, engine, opener })
 }
 
 /// SIGHUP renews certificate, key and allow-list. What cannot be read leaves them as they are.
@@ -155,8 +188,8 @@ pub fn start(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Resu
 }
 
 async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Ready { config, recipe, listener, web, tls, client_roots, hsm, mut engine, federation, fleet } =
-        ready;
+    let Ready { config, recipe, listener, web, admin, tls, client_roots, hsm, mut engine, opener } = ready;
+    let (federation, fleet) = (&opener.federation, Arc::clone(&opener.fleet));
     let build = BuildInfo {
         version: env!("CARGO_PKG_VERSION"),
         commit: option_env!("SPARK_COMMIT").unwrap_or("unknown"),
@@ -165,9 +198,16 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     };
     let metrics = Metrics::new(build, &hsm)?;
     metrics.engine(&mut engine);
-    let (worker, progress, thread) = Worker::start(engine, metrics.clone())?;
-    let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress));
-    let fleet = tokio::spawn(fleet.tend(worker.clone()));
+    let reopen = Box::new(move || opener.engine());
+    let (worker, progress, thread) = Worker::start(engine, reopen, metrics.clone())?;
+    let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress.clone()));
+    let office = Admin::new(config.operator, worker.weak(), progress, Arc::clone(&fleet));
+    let office = tokio::spawn(async move {
+        if let Err(error) = admin::serve(admin, office).await {
+            tracing::error!(%error, "administration ended");
+        }
+    });
+    let fleet = tokio::spawn(devices::tend(fleet, worker.clone()));
 
     let server_tls = ServerTls {
         identity: tls.identity().clone(),
@@ -209,6 +249,7 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     reloader.abort();
     confirmer.abort();
     fleet.abort();
+    office.abort();
     // Their end is the only news; they hold handles until then.
     let _ = confirmer.await;
     let _ = fleet.await;
@@ -217,6 +258,7 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     let engine = tokio::task::spawn_blocking(move || thread.join())
         .await?
         .map_err(|_| anyhow::anyhow!("engine panicked"))?;
-    anyhow::ensure!(!engine.vault().must_reopen(), "a commit was cut off; start the signer again");
+    let cut_off = engine.is_some_and(|engine| engine.vault().must_reopen());
+    anyhow::ensure!(!cut_off, "a commit was cut off; start the signer again");
     Ok(())
 }

@@ -62,7 +62,7 @@ const fn code_name(code: Code) -> &'static str {
     }
 }
 
-fn with_reason(mut status: Status, reason: &'static str) -> Status {
+pub(crate) fn with_reason(mut status: Status, reason: &'static str) -> Status {
     status.metadata_mut().insert(REASON, MetadataValue::from_static(reason));
     status
 }

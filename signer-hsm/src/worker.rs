@@ -7,8 +7,8 @@ use std::{
 };
 
 use spark_signer::{
-    engine::{Engine, EngineError, Reply, Request},
-    vault::DeviceId,
+    engine::{DeviceReport, Engine, EngineError, Reply, Request},
+    vault::{DeviceId, DeviceState},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -27,9 +27,16 @@ struct Call {
 /// What the thread does next.
 enum Job {
     Call(Box<Call>),
-    /// Something between two batches.
-    Care(Box<dyn FnOnce(&mut Engine) + Send>),
+    /// Something between two batches; with nothing while the signer is sealed.
+    Care(Box<dyn FnOnce(Option<&mut Engine>) + Send>),
+    /// Forgets the keys.
+    Seal(oneshot::Sender<()>),
+    /// Opens the vault again.
+    Unseal(oneshot::Sender<anyhow::Result<()>>),
 }
+
+/// Opens the vault again as a start does.
+pub type Reopen = Box<dyn FnMut() -> anyhow::Result<Engine> + Send>;
 
 /// Where the vault stands, for who follows it from outside of the engine's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub struct Progress {
     pub unconfirmed: Vec<DeviceId>,
     /// Whether the vault takes no changes yet.
     pub locked: bool,
+    /// Whether a person has closed the vault.
+    pub sealed: bool,
 }
 
 impl Progress {
@@ -54,9 +63,14 @@ impl Progress {
             tracing::error!(%error, "what is confirmed");
             Vec::new()
         });
-        let pending = reports.into_iter().filter(|report| report.member && report.destroyed_before < epoch);
+        // One that retires is looked at until it is seen to be empty.
+        let shown = |report: &DeviceReport| match report.status.state {
+            DeviceState::Retiring => report.destroyed_before == u64::MAX,
+            DeviceState::Serving | DeviceState::Away => report.destroyed_before >= epoch,
+        };
+        let pending = reports.into_iter().filter(|report| report.member && !shown(report));
         let unconfirmed = pending.map(|report| report.status.id).collect();
-        Self { epoch, unconfirmed, locked: engine.is_locked() }
+        Self { epoch, unconfirmed, locked: engine.is_locked(), sealed: false }
     }
 }
 
@@ -71,17 +85,41 @@ pub struct Worker {
 #[error("signer is overloaded or stopping")]
 pub struct Overloaded;
 
+/// Why something was not done between two batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// The engine's thread is gone or its queue is full.
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+    /// There is no engine.
+    #[error("signer is sealed")]
+    Sealed,
+}
+
+/// A handle that does not keep the engine's thread alive.
+#[derive(Debug, Clone)]
+pub struct WeakWorker(mpsc::WeakSender<Job>);
+
+impl WeakWorker {
+    /// The handle, for one call.
+    pub fn upgrade(&self) -> Result<Worker, Overloaded> {
+        self.0.upgrade().map(|calls| Worker { calls }).ok_or(Overloaded)
+    }
+}
+
 impl Worker {
-    /// Starts the thread. It ends when the last handle is dropped; the join handle gives the engine back.
+    /// Starts the thread. It ends when the last handle is dropped; the join handle gives the engine back, if there is
+    /// one: a sealed signer has none.
     pub fn start(
         mut engine: Engine,
+        reopen: Reopen,
         metrics: Metrics,
-    ) -> std::io::Result<(Self, watch::Receiver<Progress>, std::thread::JoinHandle<Engine>)> {
+    ) -> std::io::Result<(Self, watch::Receiver<Progress>, std::thread::JoinHandle<Option<Engine>>)> {
         let (calls, queue) = mpsc::channel(QUEUE);
         let (progress, seen) = watch::channel(Progress::of(&mut engine));
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || serve(engine, queue, &metrics, &progress))?;
+            .spawn(move || keep(engine, reopen, queue, &metrics, &progress))?;
         Ok((Self { calls }, seen, thread))
     }
 
@@ -110,34 +148,124 @@ impl Worker {
     pub async fn care<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Engine) -> T + Send + 'static,
-    ) -> Result<T, Overloaded> {
+    ) -> Result<T, NotDone> {
         let (reply, answer) = oneshot::channel();
-        let job = Job::Care(Box::new(move |engine| {
+        let job = Job::Care(Box::new(move |engine: Option<&mut Engine>| {
             // Who asked may have gone away.
-            let _ = reply.send(work(engine));
+            let _ = reply.send(engine.map(work));
         }));
         self.calls.try_send(job).map_err(|_| Overloaded)?;
+        answer.await.map_err(|_| Overloaded)?.ok_or(NotDone::Sealed)
+    }
+
+    /// Closes the vault: every key of it is wiped from memory, with all nonces and sessions. Calls are refused until
+    /// [`Self::unseal`]. Repeated, it changes nothing.
+    pub async fn seal(&self) -> Result<(), Overloaded> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.try_send(Job::Seal(reply)).map_err(|_| Overloaded)?;
         answer.await.map_err(|_| Overloaded)
     }
+
+    /// Opens the vault again; it is locked then, as after a start. Does nothing if it is open.
+    pub async fn unseal(&self) -> Result<anyhow::Result<()>, Overloaded> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.try_send(Job::Unseal(reply)).map_err(|_| Overloaded)?;
+        answer.await.map_err(|_| Overloaded)
+    }
+
+    /// A handle that does not keep the thread alive.
+    pub fn weak(&self) -> WeakWorker {
+        WeakWorker(self.calls.downgrade())
+    }
+}
+
+/// Open and sealed in turn, until the handles are gone or a commit is cut off.
+fn keep(
+    mut engine: Engine,
+    mut reopen: Reopen,
+    mut queue: mpsc::Receiver<Job>,
+    metrics: &Metrics,
+    progress: &watch::Sender<Progress>,
+) -> Option<Engine> {
+    loop {
+        let sealed = match serve(engine, &mut queue, metrics, progress) {
+            End::Over(engine) => return Some(*engine),
+            End::Sealed(sealed) => sealed,
+        };
+        metrics.sealed();
+        progress.send_modify(|progress| {
+            progress.unconfirmed.clear();
+            progress.locked = true;
+            progress.sealed = true;
+        });
+        tracing::warn!("the signer is sealed");
+        // Who asked may have gone away.
+        let _ = sealed.send(());
+        engine = wait(&mut queue, &mut reopen)?;
+        metrics.engine(&mut engine);
+        progress.send_replace(Progress::of(&mut engine));
+        tracing::warn!("the signer is unsealed; it works when its peers were heard");
+    }
+}
+
+/// Refuses everything until the vault opens again. Nothing if the handles are gone.
+fn wait(queue: &mut mpsc::Receiver<Job>, reopen: &mut Reopen) -> Option<Engine> {
+    loop {
+        // Who asked may have gone away.
+        match queue.blocking_recv()? {
+            Job::Call(call) => {
+                let _ = call.reply.send(Err(EngineError::SignerSealed));
+            }
+            Job::Care(work) => work(None),
+            Job::Seal(reply) => {
+                let _ = reply.send(());
+            }
+            Job::Unseal(reply) => match reopen() {
+                Ok(engine) => {
+                    let _ = reply.send(Ok(()));
+                    return Some(engine);
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+        }
+    }
+}
+
+/// Why an open vault is not served any more.
+enum End {
+    /// The handles are gone, or the engine is over.
+    Over(Box<Engine>),
+    /// A person closed it. The engine is gone.
+    Sealed(oneshot::Sender<()>),
 }
 
 fn serve(
     mut engine: Engine,
-    mut queue: mpsc::Receiver<Job>,
+    queue: &mut mpsc::Receiver<Job>,
     metrics: &Metrics,
     progress: &watch::Sender<Progress>,
-) -> Engine {
+) -> End {
     let mut next = None;
     while let Some(job) = next.take().or_else(|| queue.blocking_recv()) {
         let first = match job {
             Job::Call(call) => call,
             Job::Care(work) => {
-                work(&mut engine);
+                work(Some(&mut engine));
                 metrics.engine(&mut engine);
                 if settled(&mut engine, progress) {
                     continue;
                 }
                 break;
+            }
+            Job::Seal(reply) => {
+                drop(engine);
+                return End::Sealed(reply);
+            }
+            Job::Unseal(reply) => {
+                let _ = reply.send(Ok(()));
+                continue;
             }
         };
         let mut requests = vec![first.request];
@@ -174,7 +302,7 @@ fn serve(
         }
         engine.between_batches();
     }
-    engine
+    End::Over(Box::new(engine))
 }
 
 /// Says where the engine stands. False if it is over.
@@ -188,6 +316,6 @@ fn settled(engine: &mut Engine, progress: &watch::Sender<Progress>) -> bool {
     true
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

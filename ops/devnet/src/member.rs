@@ -253,8 +253,12 @@ syscalls = "enforce"
         if self.index != OF_TWO_DEVICES {
             return String::new();
         }
+        self.device(1, SECOND)
+    }
+
+    fn device(&self, id: u8, label: &str) -> String {
         format!(
-            "[[token.devices]]\nid = 1\nmodule = {:?}\nprofile = \"softhsm\"\nroots = {{ label = {SECOND:?}, pin = {{ file = {:?} }} }}\n",
+            "[[token.devices]]\nid = {id}\nmodule = {:?}\nprofile = \"softhsm\"\nroots = {{ label = {label:?}, pin = {{ file = {:?} }} }}\n",
             spark_softhsm::module_path().map(|path| path.display().to_string()).unwrap_or_default(),
             self.dir.join("pin").display().to_string(),
         )
@@ -265,6 +269,31 @@ syscalls = "enforce"
         let (key, value) = self.tokens.env();
         command.env(key, value).arg("--config").arg(self.dir.join("signer.toml"));
         Ok(command)
+    }
+
+    /// Runs a command of the signer's program on the member's host, as a person does; what it prints.
+    pub fn administer(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.signer_command()?.args(arguments).env("SPARK_LOG", "warn").output()?;
+        if !output.status.success() {
+            let (said, why) = (&output.stdout, &output.stderr);
+            bail!("{arguments:?}: {}{}", String::from_utf8_lossy(said), String::from_utf8_lossy(why));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Makes a token for a further device of the signer, names it in the configuration and prepares it; the signer runs
+    /// on, and hears of it when it is told.
+    pub fn buy_device(&self, id: u8, label: &str) -> anyhow::Result<()> {
+        self.tokens.init_token(label, "87654321", "12345678")?;
+        let path = self.dir.join("signer.toml");
+        let text = fs::read_to_string(&path)?;
+        let entry = self.device(id, label);
+        fs::write(&path, text.replace("[hardening]", &format!("{entry}[hardening]")))?;
+        let output = self.signer_command()?.args(["device", "prepare", &id.to_string()]).output()?;
+        if !output.status.success() {
+            bail!("device {id}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     /// Keys in the tokens and an empty vault; `identity` is imported if given (development keys of public suites).

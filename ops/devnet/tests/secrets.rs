@@ -302,7 +302,7 @@ fn child_reads_a_vault() -> anyhow::Result<()> {
 }
 
 fn read_vault(config: &Path) -> anyhow::Result<()> {
-    let (engine, ..) = server::open(&Config::load(config)?, &HsmMetrics::new()?)?;
+    let engine = server::open(&Config::load(config)?, &HsmMetrics::new()?)?;
     let vault: &Vault = engine.vault();
     let mut text = String::new();
     for line in fs::read_to_string(std::env::var(KEYS)?)?.lines() {

@@ -18,7 +18,7 @@ pub use verify::{Outcome, against_tokens, offline};
 
 use crate::{
     config::Config,
-    devices::Fleet,
+    devices::{DeviceError, Fleet},
     metrics::HsmMetrics,
     store::RedbStore,
     token::{IdentitySource, Inventory, generate_keys, prepare_device},
@@ -30,6 +30,9 @@ pub enum CeremonyError {
     /// Tokens.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// A further device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Counting calls.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),

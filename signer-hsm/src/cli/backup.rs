@@ -1,16 +1,19 @@
 //! `spark-signer backup`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use clap::Subcommand;
 use spark_signer_hsm::{backup, config::Config};
 
-use super::{load, print_json};
+use super::{load, print_json, running};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Write a signed archive of public material: configuration without PINs, federation file, transcripts. Never
-    /// shares: a backup of them would be dead one batch later.
+    /// Write a signed archive of public material: configuration without PINs, federation file, transcripts, and the
+    /// running signer's deletion log and marks. Never shares: a backup of them would be dead one batch later.
     Create {
         /// Archive to write. An existing file is not overwritten.
         #[arg(long)]
@@ -18,8 +21,11 @@ pub(crate) enum Command {
         /// More public files to take along: transcripts, tiles and checkpoints of the log.
         #[arg(long = "with")]
         more: Vec<PathBuf>,
+        /// Do not ask the running signer for log and marks. A signer that has no federation file yet is not asked.
+        #[arg(long)]
+        without_log: bool,
     },
-    /// Check an archive: signature and every file's digest.
+    /// Check an archive: its signature, and that its entries of the log lead to the root that the signer signed.
     Verify {
         /// The archive.
         file: PathBuf,
@@ -27,7 +33,7 @@ pub(crate) enum Command {
         #[arg(long)]
         key: Option<String>,
     },
-    /// Write an archive's files into an empty folder.
+    /// Write an archive's files into an empty folder, for people and auditors: no signer starts from them.
     Restore {
         /// The archive.
         file: PathBuf,
@@ -42,15 +48,20 @@ pub(crate) enum Command {
 
 pub(crate) fn run(config: &Path, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Create { out, more } => {
-            let config: Config = load(config)?;
+        Command::Create { out, more, without_log } => {
+            let path = config;
+            let config: Config = load(path)?;
             anyhow::ensure!(!out.exists(), "{} is not overwritten", out.display());
-            let archive = backup::create(&config, &more)?;
+            let log = match config.federation {
+                Some(_) if !without_log => backup::take(&mut running(path)?)?,
+                _ => BTreeMap::new(),
+            };
+            let archive = backup::create(&config, &more, &log)?;
             super::write_new(&out, &(serde_json::to_string_pretty(&archive)? + "\n"), 0o600)?;
             println!("{}", out.display());
             Ok(())
         }
-        Command::Verify { file, key } => print_json(&backup::read(&file, key.as_deref())?.summary()),
+        Command::Verify { file, key } => print_json(&backup::read(&file, key.as_deref())?.summary()?),
         Command::Restore { file, into, key } => {
             for path in backup::read(&file, key.as_deref())?.restore(&into)? {
                 println!("{}", path.display());

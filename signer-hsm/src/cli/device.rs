@@ -3,22 +3,73 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::Subcommand;
+use serde_json::json;
+use spark_proto::admin::signer::v1 as wire;
 use spark_signer_hsm::token::prepare_device;
 
-use super::load;
+use super::{
+    load, print_json, running,
+    status::{devices, show_devices},
+};
 
-/// Prepare a further device of the configuration to hold roots. Once per device; it joins when the signer runs.
-#[derive(Debug, Args)]
-pub(crate) struct Command {
-    /// Its number.
-    id: u8,
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Prepare a further device of the configuration to hold roots. Once per device, before it joins.
+    Prepare {
+        /// Its number.
+        id: u8,
+    },
+    /// The running signer reads its configuration again and lets this device join.
+    Add {
+        /// Its number.
+        id: u8,
+        /// For a machine.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The running signer ends this device's part: its roots are destroyed, and when that is confirmed it is forgotten.
+    /// Then take its entry out of the configuration.
+    Retire {
+        /// Its number.
+        id: u8,
+        /// For a machine.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The running signer's devices.
+    List {
+        /// For a machine.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
-    let config = load(config)?;
-    let device = config.token.devices.iter().find(|device| device.id == command.id);
-    prepare_device(device.context("configuration: no such device")?, config.token.security)?;
-    println!("ok");
+    let (list, as_json) = match command {
+        Command::Prepare { id } => {
+            let config = load(config)?;
+            let device = config.token.devices.iter().find(|device| device.id == *id);
+            prepare_device(device.context("configuration: no such device")?, config.token.security)?;
+            println!("ok");
+            return Ok(());
+        }
+        Command::Add { id, json } => {
+            (running(config)?.add_device(wire::AddDeviceRequest { device: (*id).into() })?, *json)
+        }
+        Command::Retire { id, json } => {
+            (running(config)?.retire_device(wire::RetireDeviceRequest { device: (*id).into() })?, *json)
+        }
+        Command::List { json } => (running(config)?.list_devices(wire::ListDevicesRequest {})?, *json),
+    };
+    if as_json {
+        print_json(&json!({ "devices": devices(&list.devices) }))?;
+    } else {
+        show_devices(&list.devices);
+    }
+    if let Command::Add { id, .. } = command {
+        let serves = |device: &wire::Device| device.id == u32::from(*id) && device.state == "serving";
+        anyhow::ensure!(list.devices.iter().any(serves), "device {id} does not serve");
+    }
     Ok(())
 }

@@ -69,8 +69,13 @@ impl Places {
         places.read.push(folder(&config.path));
         places.read.extend(config.hardening.read.iter().cloned());
         places.write.extend(config.hardening.write.iter().cloned());
+        places.read.extend(token.preload.iter().map(|module| folder(module)));
         for device in token.root_devices() {
-            places.read.push(folder(&device.module));
+            let module = folder(&device.module);
+            if token.may_be_missing(device.id) && !module.exists() {
+                continue;
+            }
+            places.read.push(module);
             let files = device.profile.host_files().map_err(HardeningError::of("filesystem"))?;
             if let Some((configuration, tokens)) = files {
                 places.read.push(configuration);

@@ -37,6 +37,9 @@ pub struct TokenConfig {
     /// one only if you know where it is.
     #[serde(default)]
     pub start_without: Vec<u8>,
+    /// Further PKCS#11 libraries to load at the start, for devices that may be added while the signer runs.
+    #[serde(default)]
+    pub preload: Vec<PathBuf>,
     /// What the operator states of the devices; a claim rests on it.
     #[serde(default)]
     pub facts: Facts,
@@ -122,6 +125,11 @@ impl std::fmt::Debug for PinSource {
 }
 
 impl TokenConfig {
+    /// Whether a device may be missing altogether when the signer starts.
+    pub fn may_be_missing(&self, device: u8) -> bool {
+        device != 0 && self.start_without.contains(&device)
+    }
+
     /// All devices in order, the first one as number 0.
     pub fn root_devices(&self) -> Vec<DeviceConfig> {
         let first = DeviceConfig {

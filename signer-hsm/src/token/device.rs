@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,27 @@ use super::roots;
 
 /// Least time between two starts of a library for one device.
 const ANEW: Duration = Duration::from_secs(30);
+
+/// Why a device's token cannot even be looked for.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its library does not load.
+    #[error("library: {0}")]
+    Module(TokenError),
+    /// There is no PIN.
+    #[error("PIN: {0}")]
+    Pin(TokenError),
+    /// The files that the library keeps its objects in are not there.
+    #[error("files: {0}")]
+    Files(TokenError),
+}
+
+impl From<LoadError> for TokenError {
+    fn from(error: LoadError) -> Self {
+        let (LoadError::Module(error) | LoadError::Pin(error) | LoadError::Files(error)) = error;
+        error
+    }
+}
 
 /// A token for roots behind PKCS#11. It need not be there: calls fail until it is.
 pub struct RootDevice {
@@ -37,10 +59,10 @@ impl fmt::Debug for RootDevice {
 
 impl RootDevice {
     /// Loads the module (once per process) and reads the PIN. Logs in at the first call.
-    pub fn load(config: &DeviceConfig, security: Security) -> Result<Self, TokenError> {
-        let module = Module::load(&config.module)?;
-        let link = Link::later(&module, &config.roots, security)?;
-        let files = config.profile.open_files()?;
+    pub fn load(config: &DeviceConfig, security: Security) -> Result<Self, LoadError> {
+        let module = Module::load(&config.module).map_err(LoadError::Module)?;
+        let link = Link::later(&module, &config.roots, security).map_err(LoadError::Pin)?;
+        let files = config.profile.open_files().map_err(LoadError::Files)?;
         Ok(Self {
             module,
             profile: config.profile,
@@ -76,6 +98,17 @@ impl RootDevice {
             }
             result => result,
         }
+    }
+
+    /// The same because a person asks for it, however lately the library was started.
+    pub fn revive_now(&self) -> Result<(), TokenError> {
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.revive()
+    }
+
+    /// A call into the library, with this number, does not come back before `ended` reaches it.
+    pub(super) fn note_hang(&self, ended: Arc<AtomicU64>, number: u64) {
+        self.module.note_hang(ended, number);
     }
 
     fn may_start_anew(&self) -> bool {

@@ -4,6 +4,7 @@
 //! thread changes objects; signing and derivation use a pool of sessions, and a session that saw an error
 //! is dropped.
 
+mod apart;
 mod ceremony;
 mod config;
 pub mod conformance;
@@ -28,9 +29,10 @@ use bitcoin::secp256k1::{PublicKey, ecdsa};
 use spark_signer::vault::{RootId, RootToken, Token, TokenError};
 use zeroize::Zeroizing;
 
+pub use apart::Apart;
 pub use ceremony::{IdentitySource, generate_keys, prepare_device};
 pub use config::{DeviceConfig, PinSource, Security, TokenConfig, TokenRef};
-pub use device::RootDevice;
+pub use device::{LoadError, RootDevice};
 pub use inventory::{Inventory, LibraryInfo, ObjectInfo, Purpose, TokenInfo, bears_attributes, slots};
 pub use keys::IdentityMethod;
 pub use observed::Observed;
@@ -43,6 +45,11 @@ pub use view::RootsView;
 use keys::Keys;
 use link::Link;
 use module::Module;
+
+/// Loads a library, once per process, so that devices behind it can be added later: a process that serves loads no code.
+pub fn preload(module: &std::path::Path) -> Result<(), TokenError> {
+    Module::load(module).map(drop)
+}
 
 /// An HSM behind PKCS#11.
 pub struct Pkcs11Token {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
@@ -18,6 +19,8 @@ pub(super) struct Module {
     /// Callers hold it shared for a whole operation; [`Module::reinitialize`] holds it alone.
     context: RwLock<Pkcs11>,
     links: Mutex<Vec<Weak<Link>>>,
+    /// Calls inside that were given up: each with its number, and the number of the last one of its thread that ended.
+    hanging: Mutex<Vec<(Arc<AtomicU64>, u64)>>,
 }
 
 impl Module {
@@ -31,7 +34,11 @@ impl Module {
         }
         let context = Pkcs11::new(&path).map_err(token_error)?;
         initialize(&context)?;
-        let module = Arc::new(Self { context: RwLock::new(context), links: Mutex::default() });
+        let module = Arc::new(Self {
+            context: RwLock::new(context),
+            links: Mutex::default(),
+            hanging: Mutex::default(),
+        });
         modules.insert(path, Arc::clone(&module));
         Ok(module)
     }
@@ -47,9 +54,24 @@ impl Module {
         links.push(Arc::downgrade(link));
     }
 
+    /// A call inside does not come back.
+    pub(super) fn note_hang(&self, ended: Arc<AtomicU64>, number: u64) {
+        self.hanging.lock().unwrap_or_else(PoisonError::into_inner).push((ended, number));
+    }
+
+    /// Whether one that was given up is still inside: who waits for it keeps all others out.
+    fn hangs(&self) -> bool {
+        let mut hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
+        hanging.retain(|(ended, number)| ended.load(Ordering::SeqCst) < *number);
+        !hanging.is_empty()
+    }
+
     /// Waits until nobody is inside, closes all sessions, finalises and initialises. Sessions go first:
     /// one closed later could hit a new session of the same number.
     pub(super) fn reinitialize(&self) -> Result<(), TokenError> {
+        if self.hangs() {
+            return Err(TokenError::Unavailable("a call into the library does not come back".into()));
+        }
         let context = self.context.write().unwrap_or_else(PoisonError::into_inner);
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         for link in links.iter().filter_map(Weak::upgrade) {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use spark_signer::vault::{DeviceId, RootId, TokenError};
+use spark_signer::vault::{RootId, TokenError};
 use zeroize::Zeroizing;
 
 use super::{
-    config::{DeviceConfig, PinSource, Security, TokenConfig},
+    config::{DeviceConfig, PinSource, Security, TokenRef},
     link::Link,
     module::Module,
     pin, roots,
@@ -40,24 +40,21 @@ impl RootsView {
     }
 }
 
-impl TokenConfig {
-    /// Reads the PIN of each device's roots token, once: a prompt or a descriptor gives it only once.
-    pub fn hold_roots_pins(&mut self) -> Result<Vec<(DeviceId, Zeroizing<String>)>, TokenError> {
-        let security = self.security;
-        let others = self.devices.iter_mut().map(|device| (device.id, &mut device.roots));
-        std::iter::once((0, &mut self.roots))
-            .chain(others)
-            .map(|(id, token)| {
-                let pin = pin::text(token, security)?;
-                token.pin = PinSource::Held(pin.clone());
-                Ok((DeviceId(id), pin))
-            })
-            .collect()
+impl TokenRef {
+    /// Reads the PIN, once: a prompt or a descriptor gives it only once, and later its file may be out of reach.
+    pub fn hold_pin(&mut self, security: Security) -> Result<Zeroizing<String>, TokenError> {
+        let pin = pin::text(self, security)?;
+        self.pin = PinSource::Held(pin.clone());
+        Ok(pin)
     }
+}
 
-    /// Reads the PIN of the keys token, once: later its file may be out of reach.
-    pub fn hold_keys_pin(&mut self) -> Result<(), TokenError> {
-        self.keys.pin = PinSource::Held(pin::text(&self.keys, self.security)?);
-        Ok(())
+impl DeviceConfig {
+    /// Whether another entry means the same token; how its PIN comes is of no account.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.module == other.module
+            && self.profile.name == other.profile.name
+            && self.roots.label == other.roots.label
+            && self.roots.serial == other.roots.serial
     }
 }

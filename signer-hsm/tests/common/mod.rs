@@ -27,6 +27,7 @@ pub fn existing() -> TokenConfig {
         keys: token("keys"),
         devices: Vec::new(),
         start_without: Vec::new(),
+        preload: Vec::new(),
         facts: Facts::default(),
         security: Security::Development,
     }

@@ -24,7 +24,7 @@ fn key(prefix: &[u8], operator: OperatorIndex) -> Vec<u8> {
     [prefix, &operator.get().to_be_bytes()].concat()
 }
 
-/// Why this signer trusts an operator's log no more, unless a person here has settled that.
+/// Why this signer trusts an operator's log no more. A person who settles that takes it away.
 pub(super) fn distrust(
     txn: &Txn<'_>,
     operator: OperatorIndex,
@@ -55,9 +55,7 @@ impl Shared {
     ) -> Result<Vec<(OperatorIndex, wire::Distrust)>, EngineError> {
         let mut found = Vec::new();
         for operator in self.federation.indices() {
-            if let Some(evidence) = distrust(txn, operator)?
-                && !self.settled.contains(&evidence_id(&evidence))
-            {
+            if let Some(evidence) = distrust(txn, operator)? {
                 found.push((operator, evidence));
             }
         }
@@ -67,10 +65,8 @@ impl Shared {
     /// Refuses what an operator coordinates whose log contradicts itself.
     pub(super) fn trusted(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<(), EngineError> {
         match distrust(txn, operator)? {
-            Some(evidence) if !self.settled.contains(&evidence_id(&evidence)) => {
-                Err(EngineError::Distrusted(operator.get()))
-            }
-            _ => Ok(()),
+            Some(_) => Err(EngineError::Distrusted(operator.get())),
+            None => Ok(()),
         }
     }
 
@@ -87,17 +83,7 @@ impl Shared {
         }
         let mut watched = self.watched(txn, operator)?;
         if let Some(evidence) = distrust(txn, operator)? {
-            if !self.settled.contains(&evidence_id(&evidence)) {
-                return Ok(refused(watched.frontier.size(), &evidence));
-            }
-            // Settled by a person: what was seen before is forgotten, and the log is followed from its beginning.
-            txn.delete_record(&key(b"log-distrust/", operator));
-            let life = watched.life.saturating_add(1);
-            let incarnation = watched.incarnation;
-            let anew =
-                wire::WatchedLog { life, incarnation: incarnation.clone(), ..wire::WatchedLog::default() };
-            txn.put_record(&key(b"log-watched/", operator), anew.encode_to_vec());
-            watched = Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life, incarnation };
+            return Ok(refused(watched.frontier.size(), &evidence));
         }
         if let Some(approved) = self.approved.get(&operator)
             && watched.incarnation != approved.incarnation.as_bytes()
@@ -175,6 +161,19 @@ impl Shared {
         let cosignature = witness::line(&self.federation, self.me, &public, time, &signature)
             .ok_or(EngineError::Malformed("cosignature"))?;
         Ok(wire::CosignLogResponse { size: head.size, cosignature, ..wire::CosignLogResponse::default() })
+    }
+
+    /// A person has settled the evidence: what was seen before is forgotten, and the log is followed from its beginning.
+    pub(super) fn settle(&self, txn: &mut Txn<'_>, operator: OperatorIndex) -> Result<(), EngineError> {
+        let watched = self.watched(txn, operator)?;
+        let anew = wire::WatchedLog {
+            life: watched.life.saturating_add(1),
+            incarnation: watched.incarnation,
+            ..wire::WatchedLog::default()
+        };
+        txn.delete_record(&key(b"log-distrust/", operator));
+        txn.put_record(&key(b"log-watched/", operator), anew.encode_to_vec());
+        Ok(())
     }
 
     fn watched(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<Watched, EngineError> {

@@ -1,7 +1,23 @@
 //! The devices of this signer while it runs, and what each of them has destroyed.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use super::{Engine, EngineError, deletion_log};
-use crate::vault::{CommitError, DeviceId, DeviceState, DeviceStatus};
+use crate::vault::{CommitError, DeviceId, DeviceState, DeviceStatus, RootToken, Vault};
+
+/// Devices whose part a person has ended. It outlives the restart and the membership, so that an entry that is left in
+/// the configuration does not bring one back.
+const RETIRED: &[u8] = b"device-retired/";
+
+fn retired_key(device: DeviceId) -> Vec<u8> {
+    [RETIRED, &[device.0]].concat()
+}
+
+pub(super) fn retired(vault: &Vault) -> BTreeSet<DeviceId> {
+    // It was read a moment ago, when the vault was opened.
+    let records = vault.scan_records(RETIRED, None, usize::MAX).unwrap_or_default();
+    records.iter().filter_map(|(key, _)| key.last().copied().map(DeviceId)).collect()
+}
 
 /// One device, and how far its destructions are confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +26,8 @@ pub struct DeviceReport {
     pub status: DeviceStatus,
     /// Whether nothing counts as destroyed before its roots are gone.
     pub member: bool,
+    /// Whether a person has ended its part.
+    pub retired: bool,
     /// Epoch before which every root is confirmed to be gone from it.
     pub destroyed_before: u64,
 }
@@ -27,6 +45,7 @@ impl Engine {
             let destroyed_before = members.iter().find(|(id, _)| *id == status.id).map(|(_, epoch)| *epoch);
             DeviceReport {
                 member: destroyed_before.is_some(),
+                retired: self.shared.retired.contains(&status.id),
                 destroyed_before: destroyed_before.unwrap_or(0),
                 status,
             }
@@ -34,9 +53,46 @@ impl Engine {
         Ok(txn.committed().devices().into_iter().map(report).collect())
     }
 
-    /// Begins to end a device's part.
+    /// Begins to end a device's part; it goes on over a restart. Device 0 has the keys that speak for the signer.
     pub fn retire_device(&mut self, id: DeviceId) -> Result<(), EngineError> {
+        self.shared.heard()?;
+        let devices = self.vault.devices();
+        if id == DeviceId(0) || !devices.iter().any(|device| device.id == id) {
+            return Err(EngineError::Device(id, "cannot retire"));
+        }
+        let serves = |device: &DeviceStatus| device.id != id && device.state == DeviceState::Serving;
+        if !devices.iter().any(serves) {
+            return Err(EngineError::Device(id, "is the last one that serves"));
+        }
+        if !self.shared.retired.contains(&id) {
+            let mut txn = self.vault.begin();
+            txn.put_record(&retired_key(id), vec![1]);
+            txn.commit().map_err(failed)?;
+            self.shared.retired.insert(id);
+        }
         self.vault.retire(id).map_err(failed)
+    }
+
+    /// Lets a new device, or one that was retired and forgotten, join while the signer runs. Repeated, it changes
+    /// nothing.
+    pub fn add_device(&mut self, id: DeviceId, token: Arc<dyn RootToken>) -> Result<(), EngineError> {
+        self.shared.heard()?;
+        if self.vault.devices().iter().any(|of| of.id == id && of.state == DeviceState::Retiring) {
+            return Err(EngineError::Device(id, "is retiring"));
+        }
+        if self.shared.retired.contains(&id) {
+            let mut txn = self.vault.begin();
+            txn.delete_record(&retired_key(id));
+            txn.commit().map_err(failed)?;
+            self.shared.retired.remove(&id);
+        }
+        self.vault.offer(id, token);
+        self.heal_devices(&[id])
+    }
+
+    /// What receipts say from now on of a destroyed key.
+    pub fn set_delete_claim(&mut self, claim: &str) {
+        claim.clone_into(&mut self.shared.delete_claim);
     }
 
     /// Lets these devices join that answer again, clears those that retire, and forgets these once their last root is
@@ -61,13 +117,15 @@ impl Engine {
     /// Raises or ends the alarms that speak of devices.
     pub(super) fn note_devices(&mut self) {
         if self.vault.destroy_pending().is_empty() {
-            self.shared.alarms.remove("destroy_pending");
+            self.shared.alarms.end("destroy_pending");
         }
-        let away = self.vault.devices().into_iter().any(|device| device.state == DeviceState::Away);
+        let retired = &self.shared.retired;
+        let away = |device: DeviceStatus| device.state == DeviceState::Away && !retired.contains(&device.id);
+        let away = self.vault.devices().into_iter().any(away);
         if away && !self.is_locked() {
             self.shared.alarm("device_away");
         } else {
-            self.shared.alarms.remove("device_away");
+            self.shared.alarms.end("device_away");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     nonce::NonceError,
     repair::RepairError,
     secret::SecretError,
-    vault::{TokenError, VaultError},
+    vault::{DeviceId, TokenError, VaultError},
 };
 
 /// Why a call is refused. [`EngineError::reason`] is stable.
@@ -29,6 +29,18 @@ pub enum EngineError {
     /// The peers' memory was not heard yet (D11).
     #[error("signer is locked until its peers confirm that it was not rolled back")]
     Locked,
+    /// A person has closed the vault; a person opens it again.
+    #[error("signer is sealed")]
+    SignerSealed,
+    /// What a person wants to acknowledge is not over.
+    #[error("alarm {0} ends with its cause")]
+    AlarmLasts(&'static str),
+    /// No alarm of this name and id is active.
+    #[error("no such alarm: {0}")]
+    NoAlarm(&'static str),
+    /// A device cannot do what is asked for.
+    #[error("device {0} {1}")]
+    Device(DeviceId, &'static str),
     /// A peer remembers more than this store holds.
     #[error(
         "store is behind what operator {witness} remembers: epoch {seen_epoch}, sequence {seen_sequence}"
@@ -167,6 +179,10 @@ impl EngineError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Locked => "SIGNER_LOCKED",
+            Self::SignerSealed => "SIGNER_SEALED",
+            Self::AlarmLasts(_) => "ALARM_LASTS",
+            Self::NoAlarm(_) => "ALARM_UNKNOWN",
+            Self::Device(..) => "DEVICE_STATE",
             Self::RolledBack { .. } => "ROLLBACK_DETECTED",
             Self::Malformed(_) | Self::Point(_) | Self::Id(_) => "FIELD_INVALID",
             Self::Unknown(_) => "UNKNOWN",
@@ -202,6 +218,7 @@ impl EngineError {
         matches!(
             self,
             Self::Locked
+                | Self::SignerSealed
                 | Self::Repairing
                 | Self::Commit(_)
                 | Self::Token(_)

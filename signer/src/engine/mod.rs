@@ -5,6 +5,7 @@
 //! except that nonces it touched are gone.
 
 mod abort;
+mod alarms;
 mod apply;
 mod bind;
 mod cosign;
@@ -18,6 +19,7 @@ mod package_keys;
 mod prepare;
 mod release;
 mod repair;
+mod rotate;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -36,9 +38,11 @@ use spark_rules::{
     vote::{Ballot, Position},
 };
 
+pub use alarms::{Acknowledge, Alarm};
 pub use devices::DeviceReport;
 pub use error::EngineError;
 pub use repair::ApprovedRepair;
+pub use rotate::{Mark, Marks, Rotated};
 
 use crate::{
     nonce::NonceBook,
@@ -178,8 +182,6 @@ pub struct Settings {
     pub delete_claim: String,
     /// Repairs that a person approved here (D12). Those peers are not waited for at start (D11).
     pub approved_repairs: BTreeMap<OperatorIndex, ApprovedRepair>,
-    /// Evidence against other operators' logs that a person settled here, by its id.
-    pub settled_evidence: BTreeSet<[u8; 32]>,
 }
 
 /// What the calls share besides the batch.
@@ -193,8 +195,8 @@ struct Shared {
     approved: BTreeMap<OperatorIndex, ApprovedRepair>,
     repairs: repair::Sessions,
     gate: witness::Gate,
-    settled: BTreeSet<[u8; 32]>,
-    alarms: BTreeSet<&'static str>,
+    alarms: alarms::Alarms,
+    retired: BTreeSet<DeviceId>,
     token: Arc<dyn Token>,
     incarnation: spark_rules::ids::Incarnation,
     now: u64,
@@ -224,6 +226,8 @@ impl Engine {
         let incarnation = vault.incarnation();
         let gate = witness::Gate::new();
         let repairs = repair::Sessions::new(&vault);
+        let alarms = alarms::Alarms::of(&vault);
+        let retired = devices::retired(&vault);
         let shared = Shared {
             federation: settings.federation,
             me: settings.me,
@@ -234,8 +238,8 @@ impl Engine {
             approved: settings.approved_repairs,
             repairs,
             gate,
-            settled: settings.settled_evidence,
-            alarms: BTreeSet::new(),
+            alarms,
+            retired,
             token,
             incarnation,
             now: 0,
@@ -250,7 +254,7 @@ impl Engine {
 
     /// Alarms that a person must look at, by stable name.
     pub fn alarms(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.shared.alarms.iter().copied()
+        self.shared.alarms.kinds()
     }
 
     /// Open nonces.
@@ -299,7 +303,7 @@ impl Engine {
         if !self.vault.destroy_pending().is_empty() && now >= self.retry_destroy_at {
             self.retry_destroy_at = now.saturating_add(RETRY_DESTROY_SECONDS);
             if self.vault.retry_destroy() {
-                self.shared.alarms.remove("destroy_pending");
+                self.shared.alarms.end("destroy_pending");
             }
         }
         let mut replies = Vec::with_capacity(requests.len());
@@ -336,6 +340,7 @@ impl Engine {
             }
             replies.push(reply);
         }
+        self.shared.alarms.keep(&mut txn);
         if txn.is_empty() {
             return replies;
         }
@@ -460,7 +465,7 @@ impl Shared {
 
     fn alarm(&mut self, name: &'static str) {
         debug_assert!(ALARMS.contains(&name), "{name} is not listed");
-        self.alarms.insert(name);
+        self.alarms.raise(name, self.now);
     }
 
     fn random<const N: usize>() -> [u8; N] {

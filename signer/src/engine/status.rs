@@ -28,7 +28,7 @@ impl Shared {
             federation_hash: self.federation.hash().to_vec(),
             keyshares_available: ledger::free_keyshares(txn, self.me)? as u64,
             nonces_open: self.nonces.len() as u64,
-            alarms: self.alarms.iter().map(|a| (*a).to_owned()).collect(),
+            alarms: self.alarms.kinds().map(str::to_owned).collect(),
         })
     }
 }

@@ -155,8 +155,7 @@ impl Vault {
     }
 
     /// Offers a device as opening the vault with it would: [`Self::heal`] may let it join.
-    #[cfg(test)]
-    pub(super) fn offer(&mut self, id: DeviceId, token: Arc<dyn RootToken>) {
+    pub fn offer(&mut self, id: DeviceId, token: Arc<dyn RootToken>) {
         if self.device(id).is_none() {
             self.devices.push(Device::away(id, token, None));
         }

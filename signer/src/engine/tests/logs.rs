@@ -13,7 +13,7 @@ use spark_rules::{
 
 use super::{Wallet, claim_request, deposit, operation, quorum::Quorum, send_request};
 use crate::{
-    engine::{EngineError, Reply, Request},
+    engine::{Acknowledge, EngineError, Reply, Request},
     vault::Token as _,
 };
 
@@ -200,8 +200,9 @@ fn caught(reason: &str, lie: impl FnOnce(&mut Quorum) -> (u64, Vec<Receipt>, Str
     assert_eq!(vote(&mut quorum, &mut request), "OPERATOR_DISTRUSTED");
 
     // Until a person acts: then the log is followed anew, from its beginning.
-    quorum.members[1].engine.shared.settled.insert(evidence);
+    settle(&mut quorum, evidence);
     assert!(quorum.members[1].engine.distrusted().unwrap().is_empty());
+    assert_eq!(quorum.members[1].engine.alarms().count(), 0);
     // The restart lost the nonces of this package, which is the only thing wrong with it now.
     assert_eq!(vote(&mut quorum, &mut request), "NONCE_UNKNOWN");
     assert!(!follow(&mut quorum, 1).cosignature.is_empty());
@@ -228,8 +229,33 @@ fn s7_a_settled_lie_is_no_licence() {
         let [(_, _, evidence)] = &engine.distrusted().unwrap()[..] else { panic!("forgotten: {seen:?}") };
         assert!(!seen.contains(evidence));
         seen.push(*evidence);
-        engine.shared.settled.insert(*evidence);
+        let evidence = *evidence;
+        settle(&mut quorum, evidence);
     }
+}
+
+/// A person at signer 1 settles evidence against operator 0.
+fn settle(quorum: &mut Quorum, evidence: [u8; 32]) {
+    let engine = &mut quorum.members[1].engine;
+    let said = Acknowledge {
+        kind: "log_distrusted".into(),
+        id: hex::encode(evidence),
+        operator: Some(0),
+        by: "carol".into(),
+        uid: 7,
+        reason: "operator 0 was repaired".into(),
+    };
+    let stranger = Acknowledge { operator: Some(2), ..said.clone() };
+    assert_eq!(engine.acknowledge(stranger, 5).unwrap_err().reason(), "ALARM_UNKNOWN");
+    let other = Acknowledge { id: "00".repeat(32), ..said.clone() };
+    assert_eq!(engine.acknowledge(other, 5).unwrap_err().reason(), "ALARM_UNKNOWN");
+    let silent = Acknowledge { reason: " ".into(), ..said.clone() };
+    assert_eq!(engine.acknowledge(silent, 5).unwrap_err().reason(), "FIELD_INVALID");
+    let record = engine.acknowledge(said.clone(), 5).unwrap();
+    assert!(record.evidence.is_some());
+    let epoch_and_sequence = engine.vault().position();
+    assert_eq!(engine.acknowledge(said, 9).unwrap(), record);
+    assert_eq!(engine.vault().position(), epoch_and_sequence);
 }
 
 fn follow_refused(quorum: &mut Quorum) -> String {

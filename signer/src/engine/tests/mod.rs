@@ -1,6 +1,7 @@
 //! Three signers in one process, over tokens and stores whose states can be copied and put back, and a wallet
 //! that builds real packages. Coordination is the test's.
 
+mod admin;
 mod attacks;
 mod deposits;
 mod flows;

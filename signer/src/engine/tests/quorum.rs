@@ -1,6 +1,6 @@
 //! A federation of engines and the coordinator's part.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::PublicKey;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire, spark};
@@ -470,7 +470,6 @@ fn open(federation: &Federation, index: usize, token: &MemoryToken, store: &Memo
             me: OperatorIndex::new(index as u16),
             delete_claim: "none".into(),
             approved_repairs: BTreeMap::new(),
-            settled_evidence: BTreeSet::new(),
         },
     )
 }

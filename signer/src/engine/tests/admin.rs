@@ -1,0 +1,92 @@
+//! What a person asks the running signer for.
+
+use super::{Wallet, deposit, quorum::Quorum};
+use crate::{
+    engine::{Acknowledge, EngineError, Request},
+    vault::{DeviceId, DeviceState, RootToken as _, memory::MemoryToken},
+};
+
+fn said(kind: &str, id: String) -> Acknowledge {
+    Acknowledge { kind: kind.into(), id, operator: None, by: "carol".into(), uid: 7, reason: "seen".into() }
+}
+
+#[test]
+fn a_root_rotates_once_for_each_epoch_that_is_named() {
+    let mut quorum = Quorum::new(2, 3);
+    deposit(&mut quorum, &Wallet::new(), 50_000);
+    let member = &mut quorum.members[0];
+    let epoch = member.engine.vault().epoch();
+    let rotated = member.engine.rotate_root(epoch).unwrap();
+    assert_eq!((rotated.before, rotated.after), (epoch, epoch + 1));
+    assert_eq!(member.token.roots().unwrap(), [member.engine.vault().root()]);
+    assert_eq!(member.engine.rotate_root(epoch).unwrap(), rotated, "a repeat changes nothing");
+    assert_eq!(member.engine.vault().epoch(), epoch + 1);
+    assert!(matches!(member.engine.rotate_root(epoch + 2), Err(EngineError::Malformed(_))));
+    let marks = member.engine.marks().unwrap();
+    assert_eq!((marks.position.root_epoch, marks.log_size), (epoch + 1, 1));
+    assert!(!marks.checkpoint.is_empty());
+    quorum.restart(0);
+    assert!(matches!(quorum.members[0].engine.rotate_root(epoch + 1), Err(EngineError::Locked)));
+}
+
+#[test]
+fn an_alarm_of_the_signers_own_lasts_until_a_person_acknowledges_it() {
+    let mut quorum = Quorum::new(2, 3);
+    let strange = || Request::ConfirmDestruction(DeviceId(0), [9; 32], Vec::new());
+    quorum.call(0, strange()).unwrap_err();
+    quorum.restart(0);
+    quorum.witness(0).unwrap();
+    let engine = &mut quorum.members[0].engine;
+    let [alarm] = &engine.list_alarms().unwrap()[..] else { panic!() };
+    assert_eq!((alarm.kind, alarm.acknowledgeable), ("confirmer_differs", true));
+    let id = alarm.id.clone();
+    for (kind, reason) in [("rebind", "ALARM_UNKNOWN"), ("no_alarm", "FIELD_INVALID")] {
+        assert_eq!(engine.acknowledge(said(kind, id.clone()), 9).unwrap_err().reason(), reason);
+    }
+    let record = engine.acknowledge(said(alarm.kind, id.clone()), 9).unwrap();
+    assert_eq!((record.by.as_str(), record.uid, record.unix_seconds), ("carol", 7, 9));
+    assert_eq!(engine.acknowledge(said("confirmer_differs", id), 11).unwrap(), record);
+    assert_eq!(engine.alarms().count(), 0);
+    quorum.restart(0);
+    let engine = &mut quorum.members[0].engine;
+    assert_eq!(engine.alarms().count(), 0);
+    assert_eq!(engine.acknowledged().collect::<Vec<_>>(), [("confirmer_differs", 1)]);
+    assert_eq!(engine.acknowledgements().unwrap(), [record]);
+    assert!(matches!(engine.acknowledge(said("rebind", "1".into()), 9), Err(EngineError::Locked)));
+    // It can come again.
+    quorum.witness(0).unwrap();
+    quorum.call(0, strange()).unwrap_err();
+    assert_eq!(quorum.members[0].engine.alarms().collect::<Vec<_>>(), ["confirmer_differs"]);
+}
+
+#[test]
+fn a_device_joins_and_retires_while_the_signer_works() {
+    let mut quorum = Quorum::new(2, 3);
+    deposit(&mut quorum, &Wallet::new(), 50_000);
+    let second = MemoryToken::spare(7);
+    let engine = &mut quorum.members[0].engine;
+    assert_eq!(engine.retire_device(DeviceId(1)).unwrap_err().reason(), "DEVICE_STATE");
+    for _ in 0..2 {
+        engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone())).unwrap();
+    }
+    let states: Vec<_> = engine.devices().unwrap().iter().map(|of| (of.status.state, of.member)).collect();
+    assert_eq!(states, [(DeviceState::Serving, true); 2]);
+    assert_eq!(second.roots().unwrap(), [engine.vault().root()]);
+    let epoch = engine.vault().epoch();
+    engine.rotate_root(epoch).unwrap();
+    assert_eq!(second.roots().unwrap(), [engine.vault().root()]);
+
+    assert_eq!(engine.retire_device(DeviceId(0)).unwrap_err().reason(), "DEVICE_STATE");
+    engine.retire_device(DeviceId(1)).unwrap();
+    engine.heal_devices(&[]).unwrap();
+    assert_eq!(second.roots().unwrap(), []);
+    let print = second.fingerprint().unwrap();
+    quorum.call(0, Request::ConfirmDestruction(DeviceId(1), print, Vec::new())).unwrap();
+    let engine = &mut quorum.members[0].engine;
+    engine.heal_devices(&[]).unwrap();
+    assert_eq!(engine.devices().unwrap().len(), 1, "forgotten");
+    assert_eq!(engine.alarms().count(), 0);
+    // It may come back, and only if it is asked for.
+    engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone())).unwrap();
+    assert_eq!(second.roots().unwrap(), [engine.vault().root()]);
+}
