@@ -40,12 +40,19 @@ pub(crate) fn health(
                 if status.locked {
                     return Err("locked: the peers' memory was not heard yet".to_owned());
                 }
+                let repair = status.repair.unwrap_or_default();
+                if repair.waiting {
+                    return Err(format!("under repair: {} items taken so far", repair.taken));
+                }
                 let (others, own): (Vec<String>, Vec<String>) =
                     status.alarms.into_iter().partition(|alarm| RAISED_BY_OTHERS.contains(&alarm.as_str()));
                 if !own.is_empty() {
                     return Err(format!("alarms: {}", own.join(", ")));
                 }
-                let keyshares = format!("{} keyshares", status.keyshares_available);
+                let mut keyshares = format!("{} keyshares", status.keyshares_available);
+                if repair.skipped > 0 {
+                    keyshares.push_str(&format!("; {} items are not repaired yet", repair.skipped));
+                }
                 Ok(if others.is_empty() {
                     keyshares
                 } else {

@@ -6,11 +6,12 @@ mod labels;
 
 use std::{sync::Arc, time::Duration};
 
-pub use labels::{LeafStatus, OpenState, OperationKind, Outcome, Phase, PoolState};
+pub use labels::{LeafStatus, OpenState, OperationKind, Outcome, Phase, PoolState, RepairItems};
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, core::Collector,
 };
+use spark_proto::signer::v1::RepairStatus;
 use tonic::Code;
 
 use crate::edge::TABLE;
@@ -74,6 +75,8 @@ struct Families {
     log_size: IntGauge,
     log_cosignatures: IntGauge,
     db_connections: IntGaugeVec,
+    repair_waiting: IntGauge,
+    repair_items: IntGaugeVec,
 }
 
 impl Metrics {
@@ -152,6 +155,13 @@ impl Metrics {
             log_size: gauge(r, "log_size", "Receipts in the published head of the deletion log.")?,
             log_cosignatures: gauge(r, "log_cosignatures", "Other operators' signers that cosigned it.")?,
             db_connections: gauges(r, "db_connections", "Database connections.", &["state"])?,
+            repair_waiting: gauge(r, "repair_waiting", "1 while the own signer waits for its repair.")?,
+            repair_items: gauges(
+                r,
+                "repair_items",
+                "Items that the own signer's repair took, and that its last run left out.",
+                &["state"],
+            )?,
         };
         let epoch = build.epoch.to_string();
         gauges(r, "build_info", "Always 1.", &["version", "commit", "network", "epoch"])?
@@ -251,6 +261,15 @@ impl Metrics {
         self.families.log_cosignatures.set(witnesses.try_into().unwrap_or(i64::MAX));
     }
 
+    /// How far the own signer's repair is.
+    pub fn repair(&self, status: &RepairStatus) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.families.repair_waiting.set(status.waiting.into());
+        for (state, items) in [(RepairItems::Taken, status.taken), (RepairItems::LeftOut, status.skipped)] {
+            self.families.repair_items.with_label_values(&[state.label()]).set(gauge(items));
+        }
+    }
+
     /// Connections of the pool.
     pub fn db_connections(&self, state: PoolState, count: i64) {
         self.families.db_connections.with_label_values(&[state.label()]).set(count);
@@ -278,6 +297,9 @@ impl Families {
         for status in LeafStatus::ALL {
             self.leaves.with_label_values(&[status.label()]);
             self.leaf_value.with_label_values(&[status.label()]);
+        }
+        for state in RepairItems::ALL {
+            self.repair_items.with_label_values(&[state.label()]);
         }
         for state in PoolState::ALL {
             self.db_connections.with_label_values(&[state.label()]);

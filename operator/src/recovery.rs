@@ -1,21 +1,23 @@
 //! Start and failover: the signer's journal is the truth, Postgres follows it (D10), and the peers' memory decides
 //! whether the signer may work at all (D11).
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::OperationId,
+    leaf::LeafRecord,
     vote::{Position, VoteError},
 };
 use uuid::Uuid;
 
 use crate::{
     call::CallError,
-    db::{DbError, operation::AttemptId, projection},
+    db::{DbError, operation::AttemptId, projection, signed},
     deposit_address::{AddressError, DepositAddresses},
     keypool::{self, KeypoolError},
     op::{Engine, EngineError},
+    repair::RepairError,
 };
 
 /// Entries read in one call.
@@ -42,6 +44,12 @@ pub enum RecoveryError {
     /// The signer's position is malformed.
     #[error(transparent)]
     Position(#[from] VoteError),
+    /// The own signer's repair is interrupted.
+    #[error("repair of the own signer: {0}")]
+    Repair(#[from] RepairError),
+    /// These tables followed another life of the signer, and this one was not repaired from the others.
+    #[error("these tables followed another signer of this operator, and nobody repaired this one")]
+    OtherLife,
     /// The signer's journal is behind what these tables have seen: one of the two was restored.
     #[error("signer's journal ends at {head}, but these tables followed it to {seen}")]
     Behind {
@@ -64,7 +72,8 @@ pub struct Recovered {
 }
 
 /// Unlocks the signer with the peers' memory: asks, carries the question to every peer, hands over the answers.
-/// Does nothing when the signer is already unlocked.
+/// Does nothing when the signer is already unlocked. Whose answer it can do without is the signer's to say: it does not
+/// wait for a peer that a person approved for repair.
 pub async fn unlock(engine: &Engine) -> Result<wire::GetStatusResponse, RecoveryError> {
     let signers = engine.signers();
     let status = signers.own().get_status(wire::GetStatusRequest {}).await?;
@@ -72,8 +81,19 @@ pub async fn unlock(engine: &Engine) -> Result<wire::GetStatusResponse, Recovery
         return Ok(status);
     }
     let question = signers.own().ask_witness(wire::AskWitnessRequest {}).await?;
-    let answers =
-        try_join_all(signers.peers().map(|(_, peer)| peer.answer_witness(question.clone()))).await?;
+    let asked = signers.peers().map(|(index, peer)| {
+        let question = question.clone();
+        async move { (index, peer.answer_witness(question).await) }
+    });
+    let mut answers = Vec::new();
+    for (index, answer) in join_all(asked).await {
+        match answer {
+            Ok(answer) => answers.push(answer),
+            Err(error) => {
+                tracing::info!(peer = index.get(), %error, "did not say what it remembers of the own signer");
+            }
+        }
+    }
     Ok(signers.own().accept_witness(wire::AcceptWitnessRequest { answers }).await?)
 }
 
@@ -88,7 +108,13 @@ pub async fn follow_journal(
     let incarnation = *position.incarnation.as_bytes();
     let mut after = match projection::get(engine.db().pool()).await? {
         Some((seen, sequence)) if seen == incarnation => sequence,
-        _ => 0,
+        Some(_) if status.repair.as_ref().is_some_and(|repair| repair.repaired) => {
+            tracing::warn!("the own signer was repaired: its journal is followed from its beginning");
+            projection::begin_life(engine.db(), &incarnation).await?;
+            0
+        }
+        Some(_) => return Err(RecoveryError::OtherLife),
+        None => 0,
     };
     let mut recovered = Recovered::default();
     loop {
@@ -101,6 +127,7 @@ pub async fn follow_journal(
             match entry.kind.as_str() {
                 "keys" => keys(engine, entry).await?,
                 "bound" => bound(addresses, entry).await?,
+                "repaired" => repaired(engine, addresses, entry).await?,
                 _ => project(engine, entry, &mut recovered).await?,
             }
         }
@@ -110,6 +137,49 @@ pub async fn follow_journal(
         projection::set(engine.db().pool(), &incarnation, last).await?;
         after = last;
     }
+}
+
+/// What a later run of the own signer's repair brought, after this entry of its journal.
+pub async fn follow_repaired(
+    engine: &Engine,
+    addresses: &DepositAddresses,
+    mut after: u64,
+) -> Result<(), RecoveryError> {
+    loop {
+        let request = wire::ReadJournalRequest { after, limit: PAGE };
+        let page = engine.signers().own().read_journal(request).await?;
+        let Some(last) = page.entries.last().map(|e| e.sequence) else { return Ok(()) };
+        for entry in page.entries.iter().filter(|entry| entry.kind == "repaired") {
+            repaired(engine, addresses, entry).await?;
+        }
+        after = last;
+    }
+}
+
+/// A keyshare that the signer got back, with its address and its leaf. The leaf's row is served again if it says the same
+/// as the signer.
+async fn repaired(
+    engine: &Engine,
+    addresses: &DepositAddresses,
+    entry: &wire::JournalEntry,
+) -> Result<(), RecoveryError> {
+    let content = wire::RepairKeyshare::decode(entry.operation.as_slice())?;
+    let batch = wire::DkgConfirmResponse { keyshares: content.keyshare.into_iter().collect() };
+    keypool::record(engine.db(), engine.federation(), Uuid::nil().as_bytes(), &batch).await?;
+    if let Some(binding) = &content.binding {
+        addresses.adopt(binding).await?;
+    }
+    match engine.adopt(entry).await {
+        Ok(()) => {}
+        Err(EngineError::Db(error)) => return Err(error.into()),
+        Err(error) => tracing::error!(%error, "a repaired leaf cannot be followed"),
+    }
+    for bytes in &entry.leaves {
+        let leaf = LeafRecord::decode(bytes).map_err(|_| DbError::Corrupt("journal.leaves"))?;
+        let version = signed("leaf.version", leaf.version)?;
+        projection::has_leaf(engine.db().pool(), leaf.leaf_id.uuid(), version).await?;
+    }
+    Ok(())
 }
 
 /// Keyshares of a batch. They are unused until an entry binds them.

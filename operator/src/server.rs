@@ -34,7 +34,9 @@ use crate::{
     op::{Engine, Settings},
     package_keys::{PackageKeyService, Stock},
     peer::{PeerClient, PeerService, Signers},
-    recovery, rpc,
+    recovery::{self, RecoveryError},
+    repair::Repair,
+    rpc,
     sampler::Sampler,
     signer_client::SignerClient,
 };
@@ -187,10 +189,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         Ok(())
     });
 
+    let repair = Repair::new(signers.clone(), &federation, metrics.clone());
     tokio::pin!(shutdown);
     let started = tokio::select! {
         () = &mut shutdown => false,
-        result = recover(&engine, &addresses) => { result?; true }
+        result = recover(&engine, &addresses, &repair) => { result?; true }
     };
     if started {
         // After recovery: a block says nothing about addresses that these tables have lost.
@@ -237,6 +240,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         let (keeper, until) = (engine.clone(), wait(&stopping));
         tasks.spawn(async move {
             keep_unlocked(&keeper, until).await;
+            Ok(())
+        });
+        let (follower, places, until) = (engine.clone(), addresses.clone(), wait(&stopping));
+        tasks.spawn(async move {
+            repair.run(&follower, &places, until).await;
             Ok(())
         });
         let (announcer, until) = (engine.clone(), wait(&stopping));
@@ -319,12 +327,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     Ok(())
 }
 
-/// Unlocks the signer with the peers' memory and follows its journal; tries again until it works, unless the
-/// signer was rolled back.
-async fn recover(engine: &Engine, addresses: &DepositAddresses) -> anyhow::Result<()> {
+/// Unlocks the signer with the peers' memory, has it repaired if it waits for that, and follows its journal; tries
+/// again until it works, unless these tables are not the signer's.
+async fn recover(engine: &Engine, addresses: &DepositAddresses, repair: &Repair) -> anyhow::Result<()> {
     loop {
         let attempt = async {
             recovery::unlock(engine).await?;
+            repair.complete().await?;
             recovery::follow_journal(engine, addresses).await
         };
         match attempt.await {
@@ -332,7 +341,9 @@ async fn recover(engine: &Engine, addresses: &DepositAddresses) -> anyhow::Resul
                 tracing::info!(?recovered, "recovered");
                 return Ok(());
             }
-            Err(error @ recovery::RecoveryError::Behind { .. }) => return Err(error.into()),
+            Err(error @ (RecoveryError::Behind { .. } | RecoveryError::OtherLife)) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 tracing::info!(%error, "not recovered yet");
                 tokio::time::sleep(RETRY).await;

@@ -85,4 +85,16 @@ calls! {
     read_log: ReadLogRequest -> ReadLogResponse;
     /// As witness of another operator's log.
     cosign_log: CosignLogRequest -> CosignLogResponse;
+    /// Repair of the own signer: the next page.
+    repair_open: RepairOpenRequest -> RepairTicket;
+    /// Repair of another signer: the page as this one has it.
+    repair_list: RepairTicket -> RepairListing;
+    /// Repair of another signer: deltas of the weighted shares, encrypted.
+    repair_split: RepairListingSet -> RepairDeltas;
+    /// Repair of another signer: their sums, encrypted.
+    repair_sum: RepairDeltaSet -> RepairSum;
+    /// Repair of the own signer: what the others answered.
+    repair_finish: RepairFinishRequest -> RepairProgress;
+    /// Repair of another signer: it has the page.
+    repair_close: RepairProgress -> RepairCloseResponse;
 }

@@ -122,4 +122,10 @@ calls! {
     read_tile: wire::ReadTileRequest => ReadTile, Tile(wire::ReadTileResponse);
     read_log: wire::ReadLogRequest => ReadLog, Log(wire::ReadLogResponse);
     cosign_log: wire::CosignLogRequest => CosignLog, Cosigned(wire::CosignLogResponse);
+    repair_open: wire::RepairOpenRequest => RepairOpen, RepairTicket(wire::RepairTicket);
+    repair_list: wire::RepairTicket => RepairList, RepairListing(wire::RepairListing);
+    repair_split: wire::RepairListingSet => RepairSplit, RepairDeltas(wire::RepairDeltas);
+    repair_sum: wire::RepairDeltaSet => RepairSum, RepairSum(wire::RepairSum);
+    repair_finish: wire::RepairFinishRequest => RepairFinish, RepairProgress(wire::RepairProgress);
+    repair_close: wire::RepairProgress => RepairClose, RepairClosed(wire::RepairCloseResponse);
 }

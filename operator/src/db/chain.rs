@@ -165,7 +165,8 @@ pub async fn mempool_spenders(ex: impl PgExecutor<'_>) -> Result<Vec<Vec<u8>>, D
 }
 
 /// Leaves among these on which no vote may be YES (D21): one of their outputs is spent, in a block or in the mempool,
-/// or an output above them by another transaction than the node's own, which would only move the tree on chain.
+/// or an output above them by another transaction than the node's own, which would only move the tree on chain. And
+/// those that the own signer lacks since it was repaired.
 pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
     Ok(sqlx::query_scalar(
         "WITH RECURSIVE path (leaf_id, node_id) AS ( \
@@ -177,7 +178,9 @@ pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uu
          WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE') \
          UNION \
          SELECT p.leaf_id FROM path p JOIN mempool_spend e ON e.leaf_id = p.node_id \
-         WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE')",
+         WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE') \
+         UNION \
+         SELECT leaf_id FROM unrepaired_leaf WHERE leaf_id = ANY($1)",
     )
     .bind(leaf_ids)
     .fetch_all(ex)

@@ -30,16 +30,19 @@ pub struct BalanceRow {
 }
 
 /// True while this operator coordinates the operation that wrote the leaf's present state and has not heard from all
-/// others that they applied it: the coordinator shows an outcome last (OPERATION.md D7).
+/// others that they applied it: the coordinator shows an outcome last (OPERATION.md D7). Also while the own signer,
+/// repaired, lacks the leaf (D10).
 macro_rules! unsettled {
     ($leaf:literal) => {
         concat!(
-            "EXISTS (SELECT 1 FROM leaf_history h JOIN operation o ON o.op_id = h.op_id AND o.attempt = h.attempt \
+            "(EXISTS (SELECT 1 FROM unrepaired_leaf u WHERE u.leaf_id = ",
+            $leaf,
+            ".leaf_id) OR EXISTS (SELECT 1 FROM leaf_history h JOIN operation o ON o.op_id = h.op_id AND o.attempt = h.attempt \
              WHERE h.leaf_id = ",
             $leaf,
             ".leaf_id AND h.version = ",
             $leaf,
-            ".version AND o.role = 'COORDINATOR' AND o.state = 'APPLIED')"
+            ".version AND o.role = 'COORDINATOR' AND o.state = 'APPLIED'))"
         )
     };
 }

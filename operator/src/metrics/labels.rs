@@ -75,6 +75,15 @@ label_enum! {
     }
 }
 label_enum! {
+    /// What a repair did with items of the others' ledgers.
+    RepairItems {
+        /// Stored in the own signer.
+        Taken = "taken",
+        /// Busy, or too few agree on it.
+        LeftOut = "left_out",
+    }
+}
+label_enum! {
     /// States of leaves.
     LeafStatus {
         /// Deposit not final.

@@ -178,11 +178,13 @@ impl Engine {
         self.release(attempt, &row, &mut tally, certificate).await
     }
 
-    /// Votes that are already stored.
+    /// Votes that are already stored. Those of an earlier federation file count no more, and are asked for again.
     pub(super) async fn tally(&self, row: &OperationRow) -> Result<Tally<'_>, EngineError> {
         let mut tally = Tally::new(self.federation(), row.id.op, row.id.attempt, row.named.clone());
         for (_, _, body) in vote::of_attempt(self.db().pool(), row.id).await? {
-            tally.record(&wire::Vote::decode(body.as_slice())?)?;
+            if let Err(error) = tally.record(&wire::Vote::decode(body.as_slice())?) {
+                tracing::debug!(%error, operation = %row.id, "a stored vote holds no more");
+            }
         }
         Ok(tally)
     }

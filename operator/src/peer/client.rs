@@ -91,6 +91,14 @@ peer_calls! {
     answer_witness: signer::WitnessQuestion => signer::WitnessAnswer;
     /// The peer's signer as witness of the own log.
     cosign_log: signer::CosignLogRequest => signer::CosignLogResponse;
+    /// Repair of the own signer: the page as the peer's signer has it.
+    repair_list: signer::RepairTicket => signer::RepairListing;
+    /// Repair of the own signer: a helper's deltas, encrypted.
+    repair_split: signer::RepairListingSet => signer::RepairDeltas;
+    /// Repair of the own signer: a helper's sums, encrypted.
+    repair_sum: signer::RepairDeltaSet => signer::RepairSum;
+    /// Repair of the own signer: it has the page.
+    repair_close: signer::RepairProgress => signer::RepairCloseResponse;
 }
 
 /// The signers of all members: the own one directly, the others through their operators.

@@ -270,4 +270,33 @@ impl Peer for PeerService {
         }
         Ok(Response::new(reply))
     }
+
+    async fn repair_list(&self, request: Request<signer::RepairTicket>) -> Reply<signer::RepairListing> {
+        let caller = self.caller(&request)?;
+        same(caller, request.get_ref().lost)?;
+        let own = self.engine.signers().own();
+        own.repair_list(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
+
+    async fn repair_split(&self, request: Request<signer::RepairListingSet>) -> Reply<signer::RepairDeltas> {
+        self.caller(&request)?;
+        let own = self.engine.signers().own();
+        own.repair_split(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
+
+    async fn repair_sum(&self, request: Request<signer::RepairDeltaSet>) -> Reply<signer::RepairSum> {
+        self.caller(&request)?;
+        let own = self.engine.signers().own();
+        own.repair_sum(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
+
+    async fn repair_close(
+        &self,
+        request: Request<signer::RepairProgress>,
+    ) -> Reply<signer::RepairCloseResponse> {
+        let caller = self.caller(&request)?;
+        same(caller, request.get_ref().lost)?;
+        let own = self.engine.signers().own();
+        own.repair_close(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
 }

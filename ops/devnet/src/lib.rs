@@ -15,6 +15,7 @@ pub mod network;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod replace;
 pub mod rpc;
 pub mod rpcfront;
 pub mod stamp;

@@ -36,12 +36,14 @@ pub struct Member {
     signer_program: PathBuf,
     readable: bool,
     dir: PathBuf,
-    tokens: TokenDir,
+    pub(crate) tokens: TokenDir,
     operator_tls: PemFiles,
     operator_spki: [u8; 32],
     signer_tls: PemFiles,
-    signer_certificate: PathBuf,
-    signer_spki: [u8; 32],
+    pub(crate) signer_certificate: PathBuf,
+    pub(crate) signer_spki: [u8; 32],
+    /// Repairs that people here approved: lines of the signer's configuration.
+    pub(crate) approved: String,
     signer_port: Port,
     signer_http: Port,
     peer_port: Port,
@@ -52,6 +54,17 @@ pub struct Member {
     open_port: Port,
     pub(crate) signer: Option<Process>,
     pub(crate) operator: Option<Process>,
+}
+
+/// What a ceremony made, as its transcript says it.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// For the federation file.
+    pub entry: MemberEntry,
+    /// Of the signer, 16 bytes hex.
+    pub incarnation: String,
+    /// 32 bytes hex.
+    pub federation_key: String,
 }
 
 /// What the operator of a member connects to.
@@ -92,11 +105,7 @@ impl Member {
         open_port: Port,
         shipped: bool,
     ) -> anyhow::Result<Self> {
-        let tokens = TokenDir::create(&dir.join("tokens"))?;
-        let labels = ["roots", "keys"].into_iter().chain((index == OF_TWO_DEVICES).then_some(SECOND));
-        for label in labels {
-            tokens.init_token(label, "87654321", "12345678")?;
-        }
+        let tokens = new_tokens(index, &dir.join("tokens"))?;
         write_private(&dir.join("pin"), b"12345678")?;
         let operator = authority.issue(&format!("operator-{index}"))?;
         let signer = authority.issue(&format!("signer-{index}"))?;
@@ -112,6 +121,7 @@ impl Member {
             signer_tls: signer.write(&dir, "signer")?,
             signer_certificate: dir.join("signer-token.pem"),
             signer_spki: [0; 32],
+            approved: String::new(),
             signer_port: Port::lease()?,
             signer_http: Port::lease()?,
             peer_port: Port::lease()?,
@@ -127,7 +137,7 @@ impl Member {
     }
 
     /// A key for the signer's listener in its token, and a certificate for it.
-    fn make_tls_key(&mut self, authority: &Authority) -> anyhow::Result<()> {
+    pub(crate) fn make_tls_key(&mut self, authority: &Authority) -> anyhow::Result<()> {
         fs::write(self.dir.join("signer.toml"), self.signer_config(None, Path::new("")))?;
         let output = self.signer_command()?.args(["tls", "generate", "--name", "localhost"]).output()?;
         if !output.status.success() {
@@ -231,7 +241,9 @@ keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
 core_dumps = "{core_dumps}"
 privileges = "enforce"
 syscalls = "enforce"
-{confinement}"#,
+{confinement}
+{approved}"#,
+            approved = self.approved,
             confinement = confinement(),
             second = self.second_device(),
             index = self.index,
@@ -297,7 +309,7 @@ syscalls = "enforce"
     }
 
     /// Keys in the tokens and an empty vault; `identity` is imported if given (development keys of public suites).
-    pub fn ceremony(&self, ca: &Path, identity: Option<&str>) -> anyhow::Result<MemberEntry> {
+    pub fn ceremony(&self, ca: &Path, identity: Option<&str>) -> anyhow::Result<Made> {
         fs::write(self.dir.join("signer.toml"), self.signer_config(None, ca))?;
         let mut command = self.signer_command()?;
         command.arg("ceremony");
@@ -317,13 +329,15 @@ syscalls = "enforce"
         let field = |name: &str| -> anyhow::Result<String> {
             Ok(transcript.get(name).and_then(|v| v.as_str()).context("ceremony's transcript")?.to_owned())
         };
-        Ok(MemberEntry {
+        let entry = MemberEntry {
             identity_public_key: field("identity_public_key")?,
             federation_public_keys: vec![field("federation_public_key")?],
             tls_spki_sha256: vec![hex::encode(self.operator_spki)],
             peer_address: self.peer_address(),
             public_address: self.mutual_url(),
-        })
+        };
+        let federation_key = field("federation_public_key")?;
+        Ok(Made { entry, incarnation: field("incarnation")?, federation_key })
     }
 
     /// Signs the federation file with this member's HSM.
@@ -446,6 +460,16 @@ identity_burst = 100000
         process.wait_ready(START, || answers(url.clone())).await?;
         Ok(())
     }
+}
+
+/// Fresh tokens for member `index`, in `dir`.
+pub(crate) fn new_tokens(index: u16, dir: &Path) -> anyhow::Result<TokenDir> {
+    let tokens = TokenDir::create(dir)?;
+    let labels = ["roots", "keys"].into_iter().chain((index == OF_TWO_DEVICES).then_some(SECOND));
+    for label in labels {
+        tokens.init_token(label, "87654321", "12345678")?;
+    }
+    Ok(tokens)
 }
 
 /// True if a GET is answered with 200.

@@ -106,13 +106,14 @@ pub struct OperatorEndpoints {
 /// A running network. Dropped, it leaves nothing running; a temporary folder is removed, too.
 #[derive(Debug)]
 pub struct Devnet {
-    members: Vec<Member>,
+    pub(crate) members: Vec<Member>,
     // Declared after what depends on them: fields are dropped in order.
     front: RpcFront,
     bitcoind: Bitcoind,
     cluster: Cluster,
     faucet: std::sync::Arc<Faucet>,
-    endpoints: Endpoints,
+    pub(crate) authority: Authority,
+    pub(crate) endpoints: Endpoints,
     options: Options,
     login: PathBuf,
     _state: StateDir,
@@ -164,7 +165,7 @@ impl Devnet {
         }
         let mut entries = Vec::new();
         for (member, known) in members.iter().zip(development(&options)) {
-            entries.push(member.ceremony(&ca, known)?);
+            entries.push(member.ceremony(&ca, known)?.entry);
         }
         let identities: Vec<String> = entries.iter().map(|e| e.identity_public_key.clone()).collect();
 
@@ -209,8 +210,18 @@ impl Devnet {
                 })
                 .collect(),
         };
-        let mut this =
-            Self { members, front, bitcoind, cluster, faucet, endpoints, options, login, _state: state };
+        let mut this = Self {
+            members,
+            front,
+            bitcoind,
+            cluster,
+            faucet,
+            authority,
+            endpoints,
+            options,
+            login,
+            _state: state,
+        };
         progress("signers");
         for index in 0..this.members.len() {
             this.start_signer(index).await?;

@@ -21,6 +21,8 @@ use tonic_health::pb::{
 /// Families that are zero while nothing is wrong. All others must have moved in the test below: one that is
 /// registered and never fed fails it.
 const ZERO_IN_GOOD_TIMES: &[&str] = &[
+    "spark_operator_repair_items",
+    "spark_operator_repair_waiting",
     "spark_signer_hsm_errors_total",
     "spark_signer_alarms_active",
     "spark_signer_alarms_acknowledged",

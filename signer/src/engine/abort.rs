@@ -9,7 +9,7 @@ use spark_proto::{
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
     operation::Operation,
-    vote::{Ballot, Choice, Kind, ProofOfAbort},
+    vote::{Ballot, Choice, Kind, Position, ProofOfAbort},
 };
 
 use super::{
@@ -34,12 +34,20 @@ impl Shared {
             None => (Kind::Send, BTreeSet::new(), None),
             Some(attempt) => match attempt.phase {
                 Phase::Refused => {
-                    return Ok(wire::SignAbortResponse { vote: Some(attempt.word().clone()) });
+                    let mut vote = attempt.word().clone();
+                    if !self.is_of_this_epoch(&vote)? {
+                        let kind = attempt.vote.kind;
+                        vote = self.sign_word(txn, id, request.attempt, kind, BTreeSet::new())?;
+                        let record = Attempt { abort: Some(vote.clone()), ..attempt };
+                        ledger::put_attempt(txn, &id, request.attempt, &record);
+                    }
+                    return Ok(wire::SignAbortResponse { vote: Some(vote) });
                 }
                 // Over already, by a proof that may not have needed this signer's word. Another coordinator of the
                 // same attempt may need it.
                 Phase::Aborted => {
-                    if Choice::of(attempt.word()).is_some_and(Choice::aborts) {
+                    let aborts = Choice::of(attempt.word()).is_some_and(Choice::aborts);
+                    if aborts && self.is_of_this_epoch(attempt.word())? {
                         return Ok(wire::SignAbortResponse { vote: Some(attempt.word().clone()) });
                     }
                     let vote =
@@ -49,7 +57,7 @@ impl Shared {
                     return Ok(wire::SignAbortResponse { vote: Some(vote) });
                 }
                 Phase::Prepared => {
-                    let operation = self.stored_operation(txn, &attempt)?;
+                    let operation = self.operation_to_end(txn, &attempt)?;
                     (operation.kind, operation.named.clone(), Some((attempt, operation)))
                 }
                 phase => return Err(EngineError::Decided(phase.name())),
@@ -103,7 +111,7 @@ impl Shared {
         }
         let mut dropped = Vec::new();
         if !attempt.request.is_empty() {
-            let operation = self.stored_operation(txn, &attempt)?;
+            let operation = self.operation_to_end(txn, &attempt)?;
             let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
             ProofOfAbort::verify(proof, &self.federation, id, request.attempt, &operation.named)?;
             self.remember_votes(txn, &proof.votes)?;
@@ -135,6 +143,12 @@ impl Shared {
         ledger::put_attempt(txn, &id, request.attempt, &attempt);
         journal::append(txn, entry("aborted", &id, request.attempt, &attempt.vote, None, Vec::new()))?;
         Ok(wire::AbortResponse { position: Some(self.position(txn).to_wire()) })
+    }
+
+    /// A word given under an earlier federation file counts no more: it is given again.
+    fn is_of_this_epoch(&self, vote: &Vote) -> Result<bool, EngineError> {
+        let position = Position::parse(vote.position.as_ref())?;
+        Ok(position.federation_epoch == self.federation.epoch())
     }
 
     fn sign_word(

@@ -112,6 +112,16 @@ pub enum EngineError {
     /// No person here approved this signer's repair, with this incarnation and this key.
     #[error("the repair of operator {0} is not approved here in this form")]
     NotApproved(u16),
+    /// The repaired signer's log would have the name of the lost one's.
+    #[error(
+        "operator {operator} was lost under epoch {epoch} of the federation file: its repair needs a later one"
+    )]
+    RepairEpoch {
+        /// Whose repair.
+        operator: u16,
+        /// Under which its lost life signed last.
+        epoch: u64,
+    },
     /// This signer, or the leaf, is being repaired.
     #[error("under repair; try again later")]
     Repairing,
@@ -200,6 +210,7 @@ impl EngineError {
             Self::Commit(_) => "NOT_DURABLE",
             Self::Generation(_) | Self::Dkg(_) => "KEY_GENERATION",
             Self::NotApproved(_) => "REPAIR_NOT_APPROVED",
+            Self::RepairEpoch { .. } => "REPAIR_EPOCH",
             Self::Repairing => "REPAIRING",
             Self::Repair(_) | Self::RepairValue(_) => "REPAIR",
             Self::Operation(e) => e.reason(),

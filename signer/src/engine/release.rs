@@ -100,6 +100,19 @@ impl Shared {
         let request = peer::Operation::decode(attempt.request.as_slice())?;
         View::ask(txn, |view| Operation::derive(&request, view, &self.federation))
     }
+
+    /// As [`Self::stored_operation`], to end it: also one of an earlier federation file, which nothing but an abort can
+    /// come of any more.
+    pub(super) fn operation_to_end(
+        &self,
+        txn: &Txn<'_>,
+        attempt: &Attempt,
+    ) -> Result<Operation, EngineError> {
+        use prost::Message as _;
+        let mut request = peer::Operation::decode(attempt.request.as_slice())?;
+        request.federation_epoch = self.federation.epoch();
+        View::ask(txn, |view| Operation::derive(&request, view, &self.federation))
+    }
 }
 
 /// The final signatures of all stages below, verified: exactly one for each of their jobs.

@@ -29,6 +29,7 @@ impl Shared {
             keyshares_available: ledger::free_keyshares(txn, self.me)? as u64,
             nonces_open: self.nonces.len() as u64,
             alarms: self.alarms.kinds().map(str::to_owned).collect(),
+            repair: Some(self.repair_status(txn)?),
         })
     }
 }

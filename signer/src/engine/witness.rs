@@ -22,6 +22,11 @@ fn seen_key(peer: OperatorIndex) -> Vec<u8> {
     [b"seen/".as_slice(), &peer.get().to_be_bytes()].concat()
 }
 
+fn seen_of(txn: &Txn<'_>, peer: OperatorIndex) -> Result<Option<wire::SeenStatement>, EngineError> {
+    let Some(bytes) = txn.record(&seen_key(peer))? else { return Ok(None) };
+    Ok(Some(wire::SeenStatement::decode(bytes.as_slice())?))
+}
+
 /// Locked until the peers were heard.
 #[derive(Debug)]
 pub(super) struct Gate {
@@ -44,7 +49,12 @@ impl Gate {
 }
 
 /// Names the asker: an answer to one signer is none to another that asked with the same nonce.
-fn answer_payload(asker: OperatorIndex, nonce: &[u8], seen: Option<&wire::SeenStatement>) -> Vec<u8> {
+fn answer_payload(
+    asker: OperatorIndex,
+    nonce: &[u8],
+    seen: Option<&wire::SeenStatement>,
+    repair: bool,
+) -> Vec<u8> {
     let mut payload = asker.get().to_be_bytes().to_vec();
     payload.extend_from_slice(nonce);
     match seen {
@@ -54,6 +64,7 @@ fn answer_payload(asker: OperatorIndex, nonce: &[u8], seen: Option<&wire::SeenSt
         }
         None => payload.push(0),
     }
+    payload.push(repair.into());
     payload
 }
 
@@ -90,10 +101,10 @@ impl Shared {
             // A person here believes that this life of the signer is over.
             return Err(EngineError::NotApproved(asker.signer.get()));
         }
-        let seen = match txn.record(&seen_key(asker.signer))? {
-            Some(bytes) => Some(wire::SeenStatement::decode(bytes.as_slice())?),
-            None => None,
-        };
+        let seen = seen_of(txn, asker.signer)?;
+        if approved.is_some() {
+            self.check_repair_epoch(seen.as_ref(), &asker)?;
+        }
         // What an earlier life said is no mark for an approved new one.
         let seen = seen.filter(|seen| {
             let position = Position::parse(seen.position.as_ref());
@@ -103,7 +114,8 @@ impl Shared {
             self.remember(txn, &asker, statement, &question.signature)?;
         }
         let position = self.committed_position(txn);
-        let payload = answer_payload(asker.signer, &question.nonce, seen.as_ref());
+        let repair = approved.is_some();
+        let payload = answer_payload(asker.signer, &question.nonce, seen.as_ref(), repair);
         let signature = self.sign_statement(&position, ANSWER, &payload)?;
         Ok(wire::WitnessAnswer {
             witness: self.me.get().into(),
@@ -111,7 +123,23 @@ impl Shared {
             seen,
             position: Some(position.to_wire()),
             signature,
+            repair,
         })
+    }
+
+    /// A repair goes with a later federation file than the one of the life that was lost, as far as this signer saw it:
+    /// only then the repaired signer's log has another origin, and is no shrunk one.
+    fn check_repair_epoch(
+        &self,
+        seen: Option<&wire::SeenStatement>,
+        asker: &Position,
+    ) -> Result<(), EngineError> {
+        let Some(seen) = seen else { return Ok(()) };
+        let lost = Position::parse(seen.position.as_ref())?;
+        if lost.incarnation == asker.incarnation || lost.federation_epoch < self.federation.epoch() {
+            return Ok(());
+        }
+        Err(EngineError::RepairEpoch { operator: asker.signer.get(), epoch: lost.federation_epoch })
     }
 
     /// Unlocks if enough peers answered this process's question and none is ahead.
@@ -130,7 +158,7 @@ impl Shared {
             position.verify(
                 &self.federation,
                 ANSWER,
-                &answer_payload(self.me, &answer.nonce, answer.seen.as_ref()),
+                &answer_payload(self.me, &answer.nonce, answer.seen.as_ref(), answer.repair),
                 &answer.signature,
             )?;
             // A witness that answers with anything but this signer's own words was not heard.
@@ -138,13 +166,17 @@ impl Shared {
                 let Some(seen) = self.own_statement(seen) else { continue };
                 self.check_not_ahead(position.signer, &own, &seen)?;
             }
-            heard.insert(position.signer, position);
+            heard.insert(position.signer, answer.repair);
         }
         let all = usize::from(self.federation.quorum()).saturating_sub(1);
         let excused = self.approved.keys().filter(|p| !heard.contains_key(p)).count();
         let need = all.saturating_sub(excused);
         if heard.len() < need {
             return Err(VoteError::Short { have: heard.len(), need }.into());
+        }
+        // What all of them approved is this signer's repair: an empty ledger neither votes nor makes keys before.
+        if !heard.is_empty() && heard.values().all(|repair| *repair) {
+            self.repairs.expect();
         }
         self.gate.locked = false;
         Ok(())
@@ -211,9 +243,10 @@ impl Shared {
         {
             return Ok(());
         }
-        let key = seen_key(position.signer);
-        if let Some(bytes) = txn.record(&key)? {
-            let known = wire::SeenStatement::decode(bytes.as_slice())?;
+        if let Some(known) = seen_of(txn, position.signer)? {
+            if self.check_repair_epoch(Some(&known), position).is_err() {
+                return Ok(());
+            }
             let known = Position::parse(known.position.as_ref())?;
             // A signer's new life is believed only where a person approved its repair: an old statement of a former
             // life must not take the mark down.
@@ -232,7 +265,7 @@ impl Shared {
             statement,
             signature: signature.to_vec(),
         };
-        txn.put_record(&key, seen.encode_to_vec());
+        txn.put_record(&seen_key(position.signer), seen.encode_to_vec());
         Ok(())
     }
 }

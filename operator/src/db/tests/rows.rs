@@ -12,7 +12,7 @@ use crate::db::{
     headers::{self, HeaderRow},
     leaf::SignedTxRow,
     operation::{self, State},
-    projection,
+    package_key, projection, query_node,
     receipt::{self, ReceiptRow},
     testing,
     transfer::{self, Filter, TransferLeafRow, TransferRow},
@@ -363,9 +363,47 @@ async fn receipts_events_messages_and_projection() {
     assert_eq!(projection::get(db.pool()).await.unwrap(), Some(([1; 16], 5)));
     projection::set(db.pool(), &[2; 16], 1).await.unwrap();
     assert_eq!(projection::get(db.pool()).await.unwrap(), Some(([2; 16], 1)));
+    projection::begin_life(&db, &[3; 16]).await.unwrap();
+    assert_eq!(projection::get(db.pool()).await.unwrap(), Some(([3; 16], 0)));
     db.ping().await.unwrap();
     db.close().await;
     assert!(db.ping().await.is_err());
+}
+
+/// D10: a repaired signer's tables serve nothing on a leaf before its journal names it at the same version, and give out
+/// no key of the lost signer's.
+#[tokio::test]
+async fn d10_a_new_life_of_the_signer_puts_every_leaf_aside() {
+    let db = testing::database().await;
+    let (leaf, other) = (with_leaf(&db, 1).await, with_leaf(&db, 2).await);
+    let key = package_key::NewKey {
+        key_id: Uuid::from_bytes([4; 16]),
+        statement: vec![1],
+        expires: i64::from(u32::MAX),
+    };
+    package_key::insert(db.pool(), &[key]).await.unwrap();
+    let version = leaf::get(db.pool(), leaf).await.unwrap().unwrap().version;
+    projection::set(db.pool(), &[1; 16], 9).await.unwrap();
+    // Cut off and begun again: the same.
+    for _ in 0..2 {
+        projection::begin_life(&db, &[2; 16]).await.unwrap();
+        assert_eq!(projection::get(db.pool()).await.unwrap(), Some(([2; 16], 0)));
+        assert_eq!(projection::unrepaired(db.pool()).await.unwrap(), 2);
+    }
+    let keys: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM package_key").fetch_one(db.pool()).await.unwrap();
+    assert_eq!(keys, 0);
+    let mut frozen = chain::frozen(db.pool(), &[leaf, other]).await.unwrap();
+    frozen.sort_unstable();
+    assert_eq!(frozen, [leaf, other]);
+    let row = leaf::get(db.pool(), leaf).await.unwrap().unwrap();
+    let shown = async || query_node::owned(db.pool(), &row.owner_identity, &[], 9, 0).await.unwrap().len();
+    assert_eq!(shown().await, 0);
+    projection::has_leaf(db.pool(), leaf, version + 1).await.unwrap();
+    assert_eq!(projection::unrepaired(db.pool()).await.unwrap(), 2, "another version is no agreement");
+    projection::has_leaf(db.pool(), leaf, version).await.unwrap();
+    assert_eq!(chain::frozen(db.pool(), &[leaf, other]).await.unwrap(), [other]);
+    assert_eq!(shown().await, 1);
 }
 
 /// What metrics show of leaves: statuses, what an undecided operation holds, what the chain forbids.

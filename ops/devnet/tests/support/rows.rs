@@ -36,6 +36,7 @@ const MOVING: &[&str] = &[
     "outbox",
     "package_key",
     "projection",
+    "unrepaired_leaf",
     "watched_outpoint",
 ];
 

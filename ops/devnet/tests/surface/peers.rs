@@ -44,5 +44,9 @@ pub(super) fn voices(other: u32) -> Vec<(&'static str, Voice)> {
             "CosignLog",
             Named(signer::CosignLogRequest { operator: other, ..Default::default() }.encode_to_vec()),
         ),
+        ("RepairList", Named(signer::RepairTicket { lost: other, ..Default::default() }.encode_to_vec())),
+        ("RepairSplit", Carried("carries messages that signers signed")),
+        ("RepairSum", Carried("carries messages that signers signed")),
+        ("RepairClose", Named(signer::RepairProgress { lost: other, ..Default::default() }.encode_to_vec())),
     ]
 }

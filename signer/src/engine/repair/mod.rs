@@ -92,17 +92,29 @@ pub(super) struct Sessions {
     helping: BTreeMap<OperatorIndex, Helping>,
     /// This signer's own ledger is not complete.
     incomplete: bool,
+    /// The own repair has begun, in this process or before.
+    begun: bool,
 }
 
 impl Sessions {
     /// None open. Reads how far the own repair came; what cannot be read is not complete.
     pub(super) fn new(vault: &Vault) -> Self {
-        let incomplete = match vault.record(STATE) {
-            Ok(None) => false,
-            Ok(Some(bytes)) => !wire::RepairState::decode(bytes.as_slice()).is_ok_and(|state| state.done),
-            Err(_) => true,
+        let (begun, incomplete) = match vault.record(STATE) {
+            Ok(None) => (false, false),
+            Ok(Some(bytes)) => (
+                true,
+                wire::RepairState::decode(bytes.as_slice()).map_or(true, |state| is_incomplete(&state)),
+            ),
+            Err(_) => (true, true),
         };
-        Self { incomplete, ..Self::default() }
+        Self { incomplete, begun, ..Self::default() }
+    }
+
+    /// The others approved the repair of this life: until it is done, nothing else is.
+    pub(super) const fn expect(&mut self) {
+        if !self.begun {
+            self.incomplete = true;
+        }
     }
 
     /// Whether this signer is under repair: half a ledger neither votes nor releases.
@@ -114,6 +126,12 @@ impl Sessions {
     pub(super) fn locks(&self, leaf: &LeafId, now: u64) -> bool {
         self.helping.values().any(|session| now < session.ends && session.locked.contains(leaf))
     }
+}
+
+/// A first run that is not over; of a later one, what was taken lacks the tables that follow. A later run that has taken
+/// nothing yet holds nothing up, whoever began it.
+const fn is_incomplete(state: &wire::RepairState) -> bool {
+    !state.done && (!state.repaired || state.taken_in_run > 0)
 }
 
 fn session_id(bytes: &[u8]) -> Result<[u8; 16], EngineError> {

@@ -16,12 +16,12 @@ use super::{
     agreement::{Agreed, AgreedKey, commitments},
     delta_transcript,
     helper::scalars,
-    progress_payload, session_id, sum_payload, ticket_payload,
+    is_incomplete, progress_payload, session_id, sum_payload, ticket_payload,
 };
 use crate::{
     ecies,
     engine::{
-        EngineError, Shared,
+        EngineError, Shared, journal,
         ledger::{self, Keyshare},
         prepare::keyshare_secret,
     },
@@ -45,8 +45,8 @@ pub(in crate::engine) fn was_repaired(txn: &Txn<'_>, id: &KeyshareId) -> Result<
 }
 
 impl Shared {
-    /// Opens the next page. From the first one on this signer neither votes nor releases, until all are stored; after
-    /// that it begins anew, for what was skipped.
+    /// Opens the next page. From the first one on this signer neither votes nor releases, until all are stored. After
+    /// that it begins anew, for what was skipped, and votes until a page brings something.
     pub(in crate::engine) fn repair_open(
         &mut self,
         txn: &mut Txn<'_>,
@@ -63,12 +63,19 @@ impl Shared {
         let state = match state(txn)? {
             Some(state) if state.session_id == id => return Err(EngineError::Repair("the page is stored")),
             Some(state) if !state.done => state,
-            _ => {
-                let anew = wire::RepairState::default();
+            former => {
+                let former = former.unwrap_or_default();
+                let anew = wire::RepairState {
+                    repaired: former.repaired,
+                    taken_in_all: former.taken_in_all,
+                    left_out: former.left_out,
+                    ..wire::RepairState::default()
+                };
                 txn.put_record(STATE, anew.encode_to_vec());
                 anew
             }
         };
+        let incomplete = is_incomplete(&state);
         let encryption = SecretScalar::random(&mut OsRng);
         let position = if txn.is_empty() { self.committed_position(txn) } else { self.position(txn) };
         let mut ticket = wire::RepairTicket {
@@ -84,7 +91,8 @@ impl Shared {
         };
         self.helpers(&ticket)?;
         ticket.signature = self.sign_statement(&position, TICKET, &ticket_payload(&ticket))?;
-        self.repairs.incomplete = true;
+        self.repairs.incomplete = incomplete;
+        self.repairs.begun = true;
         self.repairs.own = Some(Own { ticket: ticket.clone(), encryption });
         Ok(ticket)
     }
@@ -119,12 +127,30 @@ impl Shared {
         }
         state.taken = taken;
         state.skipped = agreed.skipped;
+        state.taken_in_all = state.taken_in_all.saturating_add(taken);
+        state.taken_in_run = state.taken_in_run.saturating_add(taken);
+        state.skipped_in_run = state.skipped_in_run.saturating_add(agreed.skipped);
+        if state.done {
+            state.repaired = true;
+            state.left_out = state.skipped_in_run;
+        }
         txn.put_record(STATE, state.encode_to_vec());
         let progress = self.progress(txn, &state)?;
         // The one-time key dies with the page (D14).
         self.repairs.own = None;
-        self.repairs.incomplete = !state.done;
+        self.repairs.incomplete = is_incomplete(&state);
         Ok(progress)
+    }
+
+    /// How far the own repair is.
+    pub(in crate::engine) fn repair_status(&self, txn: &Txn<'_>) -> Result<wire::RepairStatus, EngineError> {
+        let state = state(txn)?.unwrap_or_default();
+        Ok(wire::RepairStatus {
+            waiting: self.repairs.incomplete,
+            repaired: state.repaired,
+            taken: state.taken_in_all,
+            skipped: if state.repaired { state.left_out } else { state.skipped_in_run },
+        })
     }
 
     fn progress(
@@ -233,6 +259,15 @@ impl Shared {
         if !fits {
             return Err(EngineError::Repair("leaf and keyshare do not belong together"));
         }
+        // The operator's tables follow: what is not in the journal of this life, they may not serve (D10).
+        let content = wire::RepairKeyshare { leaf: Vec::new(), ..key.content.clone() };
+        let entry = wire::JournalEntry {
+            kind: "repaired".to_owned(),
+            operation: content.encode_to_vec(),
+            leaves: key.leaf.iter().map(spark_rules::leaf::LeafRecord::encode).collect(),
+            ..wire::JournalEntry::default()
+        };
+        journal::append(txn, entry)?;
         let Some((bound, binding)) = bound.zip(keyshare.binding) else { return Ok(()) };
         ledger::bind_keyshare(txn, &bound, &binding, owner);
         if let Some(leaf) = &key.leaf {

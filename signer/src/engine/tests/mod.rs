@@ -290,7 +290,7 @@ fn operation(quorum: &mut Quorum, request: peer::operation::Request) -> peer::Op
     let mut operation = peer::Operation {
         operation_id: Vec::new(),
         attempt: 0,
-        federation_epoch: 1,
+        federation_epoch: quorum.federation.epoch(),
         coordinator: 0,
         request: Some(request),
     };

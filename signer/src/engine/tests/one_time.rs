@@ -268,7 +268,11 @@ fn d14_expired_and_discarded_keys_die_unused() {
     let discarded = ask(&mut quorum, 0, request([3; 16], 0, ids), NOW).unwrap();
     assert_eq!((discarded.destroyed, discarded.stock), (1, 3));
     assert!(!lives(&mut quorum, 0, &made.keys[0]) && lives(&mut quorum, 0, &made.keys[1]));
-    assert_eq!(died_unused(&mut quorum, 0), [made.keys[0].key_id.as_slice()], "a key that never was has no receipt");
+    assert_eq!(
+        died_unused(&mut quorum, 0),
+        [made.keys[0].key_id.as_slice()],
+        "a key that never was has no receipt"
+    );
 
     // One that an operation holds is the operation's.
     let held = vec![made.keys[1].clone(), keys(&mut quorum)[1].clone(), keys(&mut quorum)[2].clone()];

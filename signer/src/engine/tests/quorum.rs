@@ -52,6 +52,7 @@ pub(super) struct OneTime {
 
 pub(super) struct Quorum {
     pub(super) federation: Federation,
+    entry: FederationEntry,
     pub(super) members: Vec<Member>,
     keyshares: Vec<wire::PublicKeyshare>,
     next: usize,
@@ -101,7 +102,7 @@ impl Quorum {
                 Member { engine, token, store }
             })
             .collect();
-        let mut this = Self { federation, members, keyshares: Vec::new(), next: 0, one_time: None };
+        let mut this = Self { federation, entry, members, keyshares: Vec::new(), next: 0, one_time: None };
         this.unlock();
         this.generate(8);
         this
@@ -142,6 +143,13 @@ impl Quorum {
         let Member { token, store, .. } = &self.members[member];
         let engine = open(&self.federation, member, token, store);
         self.members[member].engine = engine;
+    }
+
+    /// All members take the next epoch of the federation file: restarted, and locked.
+    pub(super) fn next_epoch(&mut self) {
+        self.entry.epoch += 1;
+        self.federation = self.entry.check().unwrap();
+        (0..self.members.len()).for_each(|member| self.restart(member));
     }
 
     /// A member's store and device are lost; a new signer on its spare device takes its place, empty and locked. Returns

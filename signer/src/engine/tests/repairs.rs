@@ -65,13 +65,22 @@ impl Case {
 
     fn approved(t: u16, n: u16) -> Self {
         let mut this = Self::lost(t, n);
-        let approval = approval(&this.quorum);
-        for other in this.others() {
-            let approved = &mut this.quorum.members[other].engine.shared.approved;
-            approved.insert(OperatorIndex::new(LOST as u16), approval.clone());
-        }
+        this.approve();
         this.quorum.witness(LOST).unwrap();
         this
+    }
+
+    /// The next federation file, with the repair approved by the others, who are unlocked.
+    fn approve(&mut self) {
+        self.quorum.next_epoch();
+        let approval = approval(&self.quorum);
+        for other in self.others() {
+            let approved = &mut self.quorum.members[other].engine.shared.approved;
+            approved.insert(OperatorIndex::new(LOST as u16), approval.clone());
+        }
+        for other in self.others() {
+            self.quorum.witness(other).unwrap();
+        }
     }
 
     fn others(&self) -> Vec<usize> {
@@ -368,6 +377,60 @@ fn d12_old_material_stays_useless() {
     case.quorum.witness(LOST).unwrap();
 }
 
+/// What all others approved the repair of waits for it from its first start on, whatever its host asks.
+#[test]
+fn d12_an_approved_signer_waits_for_its_repair() {
+    let mut case = Case::approved(2, 3);
+    let status = |case: &mut Case| match case.quorum.call(LOST, Request::GetStatus(Default::default())) {
+        Ok(Reply::Status(status)) => status.repair.unwrap(),
+        _ => panic!(),
+    };
+    assert_eq!(status(&mut case), wire::RepairStatus { waiting: true, ..Default::default() });
+    let start = || Request::DkgStart(wire::DkgStartRequest::default());
+    assert!(matches!(case.quorum.call(LOST, start()), Err(EngineError::Repairing)));
+    let (taken, _) = case.repair(64);
+    let done = wire::RepairStatus { waiting: false, repaired: true, taken, skipped: 0 };
+    assert_eq!(status(&mut case), done);
+    // A host that begins another run, and none of the others' hosts answers: it votes on.
+    case.open(64).unwrap();
+    assert_eq!(status(&mut case), done);
+    // Not again with the next start, though the approval stays.
+    case.quorum.restart(LOST);
+    case.quorum.witness(LOST).unwrap();
+    assert_eq!(status(&mut case), done);
+    let repaired = |kind: &wire::JournalEntry| kind.kind == "repaired";
+    let Ok(Reply::ReadJournal(journal)) =
+        case.quorum.call(LOST, Request::ReadJournal(wire::ReadJournalRequest { after: 0, limit: 100 }))
+    else {
+        panic!()
+    };
+    let keys = case.records(LOST, "key/").len();
+    assert_eq!(journal.entries.iter().filter(|entry| repaired(entry)).count(), keys);
+}
+
+/// With the federation file of the lost life its log would look like a shrunk one: refused, and the mark stays.
+#[test]
+fn d12_a_repair_goes_with_a_new_federation_file() {
+    let mut case = Case::lost(2, 3);
+    let right = approval(&case.quorum);
+    let approve = |case: &mut Case| {
+        for other in case.others() {
+            let approved = &mut case.quorum.members[other].engine.shared.approved;
+            approved.insert(OperatorIndex::new(LOST as u16), right.clone());
+        }
+    };
+    approve(&mut case);
+    for _ in 0..2 {
+        let error = case.quorum.witness(LOST).unwrap_err();
+        assert!(matches!(error, EngineError::RepairEpoch { operator: 1, epoch: 1 }), "{error:?}");
+        assert_eq!(error.reason(), "REPAIR_EPOCH");
+    }
+    assert!(matches!(case.open(64), Err(EngineError::Locked)));
+    case.approve();
+    case.quorum.witness(LOST).unwrap();
+    case.repair(64);
+}
+
 /// Without approval the peers hold a new signer for an old one that was rolled back.
 #[test]
 fn d11_a_new_incarnation_needs_approval() {
@@ -472,11 +535,7 @@ fn d12_an_open_operation_comes_first() {
         assert_eq!(case.quorum.prepare(other, &request).vote.unwrap().choice(), peer::Choice::Yes);
     }
     case.lost = std::mem::replace(&mut case.quorum.members[LOST], lost);
-    let approval = approval(&case.quorum);
-    for other in [0, 2] {
-        let approved = &mut case.quorum.members[other].engine.shared.approved;
-        approved.insert(OperatorIndex::new(LOST as u16), approval.clone());
-    }
+    case.approve();
     case.quorum.witness(LOST).unwrap();
     let (_, skipped) = case.repair(64);
     assert!(skipped >= 1);
@@ -606,11 +665,7 @@ fn d12_witnesses_follow_the_new_log() {
     let new = std::mem::replace(&mut case.quorum.members[LOST], case.lost);
     assert!(!follow(&mut case.quorum, 0).cosignature.is_empty());
     case.lost = std::mem::replace(&mut case.quorum.members[LOST], new);
-    for other in [0, 2] {
-        let approval = approval(&case.quorum);
-        let approved = &mut case.quorum.members[other].engine.shared.approved;
-        approved.insert(OperatorIndex::new(LOST as u16), approval);
-    }
+    case.approve();
     case.quorum.witness(LOST).unwrap();
     case.repair(64);
     for other in [0, 2] {
