@@ -78,6 +78,7 @@ pub const TABLE: &[Method] = &[
     method(LOG, "GetCheckpoint", Rule::Session),
     method(LOG, "GetReceipts", Rule::Session),
     method(LOG, "ProveConsistency", Rule::Session),
+    costly(LOG, "WatchLeaves", Rule::Session, 10),
     costly(PACKAGES, "ReserveKey", Rule::Session, 2),
     method(AUTHN, "get_challenge", Rule::Open),
     method(AUTHN, "verify_challenge", Rule::Open),

@@ -50,6 +50,7 @@ const READS: &[&str] = &[
     "GetCheckpoint",
     "ProveConsistency",
     "GetReceipts",
+    "WatchLeaves",
     "get_signing_operator_list",
     "query_all_transfers",
     "query_balance",
