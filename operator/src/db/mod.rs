@@ -10,6 +10,7 @@ pub mod confirm;
 pub mod delivery;
 mod error;
 pub mod event;
+pub mod event_cursor;
 pub mod follow;
 pub mod headers;
 pub mod keyshare;

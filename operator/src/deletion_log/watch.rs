@@ -316,5 +316,4 @@ fn ending() -> Refused {
 }
 
 #[cfg(test)]
-#[path = "watch_tests.rs"]
 mod tests;

@@ -104,7 +104,7 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "query_user_signed_refunds", Rule::Unimplemented),
     method(SPARK, "query_unused_deposit_addresses", Rule::SessionEquals(field(1, "identity_public_key"))),
     method(SPARK, "query_static_deposit_addresses", Rule::Unimplemented),
-    method(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key"))),
+    costly(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key")), 4),
     method(SPARK, "initiate_static_deposit_utxo_refund", Rule::Unimplemented),
     method(SPARK, "exit_single_node_trees", Rule::Unimplemented),
     method(SPARK, "cooperative_exit_v2", Rule::Unimplemented),

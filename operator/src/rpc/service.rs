@@ -190,7 +190,7 @@ impl SparkService for Api {
         let session = Session::of(&request)?;
         let identity =
             input::own_identity("identity_public_key", &request.get_ref().identity_public_key, &session)?;
-        Ok(Response::new(self.parts.events.subscribe(identity.serialize())?))
+        Ok(Response::new(self.parts.events.subscribe(identity.serialize()).await?))
     }
 
     async fn initiate_static_deposit_utxo_refund(
