@@ -70,7 +70,7 @@ impl Wallet {
             leaves.chunks(BATCH).map(move |batch| Box::pin(self.news_of(operator, batch)))
         });
         stream::select_all(streams)
-            .filter_map(|leaf| async move { leaves.iter().position(|known| *known == leaf) })
+            .filter_map(move |leaf| async move { leaves.iter().position(|known| *known == leaf) })
     }
 
     fn news_of<'w>(
