@@ -147,7 +147,7 @@ async fn who_comes_back_hears_what_it_missed() {
     // A newcomer hears nothing old.
     let old = testing::put_transfer(&db, 9, 7, 1, 2).await;
     insert(&db, 2, "TRANSFER", old).await;
-    let _settled = connected(&first, 1).await;
+    let other = connected(&first, 1).await;
     timeout(Duration::from_secs(10), async {
         while first.shared.settled() == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -157,7 +157,7 @@ async fn who_comes_back_hears_what_it_missed() {
     .expect("read");
     let mut stream = connected(&first, 2).await;
     assert!(transfers(&mut stream).await.is_empty());
-    drop((stream, _settled));
+    drop((stream, other));
     quiet(&first).await;
     let missed = testing::put_transfer(&db, 10, 8, 1, 2).await;
     insert(&db, 2, "TRANSFER", missed).await;

@@ -1,9 +1,7 @@
 //! Cursors of streams of events.
 
-use uuid::Uuid;
-
 use super::*;
-use crate::db::{event, event_cursor};
+use crate::db::{event, event_cursor, testing::database};
 
 #[tokio::test]
 async fn no_device_begins_later_than_it_ended() {
