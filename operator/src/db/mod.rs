@@ -26,6 +26,7 @@ pub mod receipt;
 pub(crate) mod testing;
 pub mod transfer;
 pub mod vote;
+pub mod wallet_setting;
 pub mod work;
 
 use std::time::Duration;

@@ -10,6 +10,8 @@ pub(super) const FOR_ALL: &[(&str, &str)] = &[
     ("GetCheckpoint", "the log's head is public"),
     ("ReserveKey", "a fresh one-time key, for whoever asks; nobody is named"),
     ("ProveConsistency", "the log's hashes are public"),
+    ("update_wallet_setting", "nobody is named: a session changes its own setting"),
+    ("query_wallet_setting", "nobody is named: a session sees its own setting"),
     ("get_signing_operator_list", "who the operators are is public"),
 ];
 
