@@ -52,6 +52,8 @@ pub struct Config {
     pub providers: Vec<PublicKey>,
     /// Life of a session.
     pub session_ttl: Duration,
+    /// Days for which events wait for wallets that are away.
+    pub event_retention_days: u16,
     /// Look of log lines.
     pub log_format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.

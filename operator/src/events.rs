@@ -3,32 +3,46 @@
 //! One reader per process follows the table and hands each row to the streams of its identity. What a stream says is
 //! read when it says it: a transfer that is not claimable or a leaf that is not AVAILABLE is never announced. An
 //! identity has a few streams at most, and beyond it its oldest ends.
+//!
+//! Where streams ended is remembered (`db::event_cursor`), so a wallet that comes back is told what it missed. Some of
+//! it may have been told before.
 
 mod cursor;
+mod marks;
+mod retention;
+mod stream;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
-use spark_proto::spark::{
-    self, ConnectedEvent, DepositEvent, HeartbeatEvent, SubscribeToEventsResponse, TransferEvent,
-    subscribe_to_events_response::Event as Wire,
-};
+use spark_proto::spark::{self, DepositEvent, TransferEvent, subscribe_to_events_response::Event as Wire};
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 use uuid::Uuid;
 
-use self::cursor::Cursor;
+pub use retention::retain;
+
+use self::{
+    cursor::Cursor,
+    marks::Marks,
+    stream::{Message, Stream},
+};
 use crate::{
     convert::{ConvertError, Converter},
-    db::{Db, DbError, event, event::EventRow, query_event, query_node, query_transfer, transfer},
-    status::{Reason, Refused},
+    db::{
+        Db, DbError, event, event::EventRow, event_cursor, query_event, query_node, query_transfer, transfer,
+    },
+    status::Refused,
+    streams::Places,
 };
 
 /// How often the table is looked at where nobody in this process wakes the reader.
@@ -60,20 +74,31 @@ struct Shared {
     db: Db,
     converter: Converter,
     network: spark::Network,
+    places: Places,
     listeners: Mutex<HashMap<[u8; 33], Listeners>>,
     wake: Notify,
+    /// Every row up to it was handed to the streams, or will never appear.
+    settled: AtomicI64,
 }
 
 impl Events {
     /// Starts the reader at the present end of the table.
     pub async fn start(db: Db, converter: Converter, network: spark::Network) -> Result<Self, DbError> {
+        event_cursor::end_all(db.pool()).await?;
         let head = event::head(db.pool()).await?;
         let mut cursor = Cursor::before(head);
         for row in query_event::above(db.pool(), cursor.newest(), &[], BATCH * 2).await? {
             cursor.take(row.seq, Instant::now());
         }
-        let shared =
-            Arc::new(Shared { db, converter, network, listeners: Mutex::default(), wake: Notify::new() });
+        let shared = Arc::new(Shared {
+            db,
+            converter,
+            network,
+            places: Places::new(PER_IDENTITY, STREAMS),
+            listeners: Mutex::default(),
+            wake: Notify::new(),
+            settled: AtomicI64::new(cursor.settled()),
+        });
         tokio::spawn(read(Arc::downgrade(&shared), cursor));
         Ok(Self { shared })
     }
@@ -85,33 +110,35 @@ impl Events {
 
     /// Streams open now.
     pub fn streams(&self) -> usize {
-        self.shared.listeners().values().map(Vec::len).sum()
+        self.shared.places.count()
     }
 
-    /// A new stream of an identity, which the caller has authorised. `connected` comes first and at once.
+    /// A new stream of an identity, which the caller has authorised. `connected` comes first and at once, then what
+    /// was missed since the identity's last streams ended.
     ///
     /// # Errors
-    /// When this process has as many streams as it may.
-    pub fn subscribe(
-        &self,
-        identity: [u8; 33],
-    ) -> Result<ReceiverStream<Result<SubscribeToEventsResponse, Status>>, Refused> {
+    /// When this process has as many streams as it may, or the database does not answer.
+    pub async fn subscribe(&self, identity: [u8; 33]) -> Result<ReceiverStream<Message>, Refused> {
+        let shared = &self.shared;
+        let place = shared.places.take(identity)?;
         let (events, inbox) = mpsc::channel(BACKLOG);
-        if self.streams() >= STREAMS {
-            return Err(Refused::new(
-                Reason::Draining,
-                "too many event streams; subscribe at another operator",
-            ));
-        }
-        let mut listeners = self.shared.listeners();
-        let mine = listeners.entry(identity).or_default();
-        if mine.len() >= PER_IDENTITY {
-            mine.remove(0);
-        }
-        mine.push(events);
-        drop(listeners);
+        shared.listeners().entry(identity).or_default().push(events);
+        // After it is listed: what is not settled now comes into the inbox, or stands in the table already.
+        let settled = shared.settled();
+        let id = Uuid::new_v4();
+        let from = event_cursor::open(shared.db.pool(), id, &identity, settled).await?;
         let (out, stream) = mpsc::channel(4);
-        tokio::spawn(serve(Arc::downgrade(&self.shared), inbox, out));
+        let stream_of = Stream {
+            shared: Arc::downgrade(shared),
+            db: shared.db.clone(),
+            id,
+            identity,
+            inbox,
+            out,
+            marks: Marks::from(from.unwrap_or(settled)),
+            replayed: HashSet::new(),
+        };
+        tokio::spawn(stream_of.run(place, from));
         Ok(ReceiverStream::new(stream))
     }
 }
@@ -133,6 +160,10 @@ impl Shared {
                 all.remove(&identity);
             }
         }
+    }
+
+    fn settled(&self) -> i64 {
+        self.settled.load(Ordering::Acquire)
     }
 
     fn forget_closed(&self) {
@@ -160,6 +191,18 @@ impl Shared {
             })),
             _ => Err(ConvertError::Column("event_log.kind")),
         }
+    }
+
+    /// The same for a row that may have been said before. A wallet that hears late that leaves went away must not take
+    /// those for gone that came back since.
+    async fn missed(&self, row: &EventRow) -> Result<Option<Wire>, ConvertError> {
+        if row.kind == "SENDER_TRANSFER"
+            && let Ok(id) = Uuid::from_slice(&row.body)
+            && query_event::came_back(self.db.pool(), id, &row.identity).await?
+        {
+            return Ok(None);
+        }
+        self.event(row).await
     }
 
     async fn deposit(&self, leaf: Uuid, owner: &[u8]) -> Result<Option<Wire>, ConvertError> {
@@ -212,160 +255,12 @@ async fn look(shared: &Shared, cursor: &mut Cursor) -> Result<(), DbError> {
             }
         }
         cursor.settle(now);
+        shared.settled.store(cursor.settled(), Ordering::Release);
         if !full {
             return Ok(());
         }
     }
 }
 
-/// One stream, until the wallet leaves, falls behind, or the process ends.
-async fn serve(
-    shared: Weak<Shared>,
-    mut inbox: mpsc::Receiver<Arc<EventRow>>,
-    out: mpsc::Sender<Result<SubscribeToEventsResponse, Status>>,
-) {
-    let say = |event| Ok(SubscribeToEventsResponse { event: Some(event) });
-    if out.send(say(Wire::Connected(ConnectedEvent {}))).await.is_err() {
-        return;
-    }
-    let mut heartbeat = interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    heartbeat.reset();
-    loop {
-        let message = tokio::select! {
-            () = out.closed() => return,
-            _ = heartbeat.tick() => say(Wire::Heartbeat(HeartbeatEvent {})),
-            row = inbox.recv() => match (row, shared.upgrade()) {
-                (Some(row), Some(shared)) => match shared.event(&row).await {
-                    Ok(Some(event)) => say(event),
-                    Ok(None) => continue,
-                    Err(error) => Err(Refused::internal(&error).into()),
-                },
-                _ => Err(Refused::new(Reason::Draining, "stream ended; subscribe again").into()),
-            },
-        };
-        let last = message.is_err();
-        if out.send(message).await.is_err() || last {
-            return;
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use spark_rules::leaf::LeafStatus;
-    use tokio::time::timeout;
-    use tokio_stream::StreamExt as _;
-
-    use super::*;
-    use crate::{db::testing::database, rpc::testing};
-
-    type Stream = ReceiverStream<Result<SubscribeToEventsResponse, Status>>;
-
-    async fn events(db: &Db) -> Events {
-        let converter = Converter::new(&testing::federation(3, 2));
-        Events::start(db.clone(), converter, spark::Network::Regtest).await.unwrap()
-    }
-
-    async fn next(stream: &mut Stream) -> Wire {
-        let message = timeout(Duration::from_secs(10), stream.next()).await.expect("in time").expect("open");
-        message.unwrap().event.unwrap()
-    }
-
-    async fn insert(db: &Db, identity: u8, kind: &str, id: Uuid) {
-        event::insert(db.pool(), &testing::key(identity).serialize(), kind, id.as_bytes()).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn connected_comes_first_and_heartbeats_follow() {
-        let db = database().await;
-        let events = events(&db).await;
-        let started = Instant::now();
-        let mut stream = events.subscribe(testing::key(1).serialize()).unwrap();
-        assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
-        assert!(started.elapsed() < Duration::from_secs(1));
-        assert!(matches!(next(&mut stream).await, Wire::Heartbeat(_)));
-        assert!(started.elapsed() < Duration::from_secs(8));
-    }
-
-    #[tokio::test]
-    async fn every_stream_of_an_identity_hears_and_no_other() {
-        let db = database().await;
-        let events = events(&db).await;
-        let mut receivers =
-            [2, 2, 1, 3].map(|identity| events.subscribe(testing::key(identity).serialize()).unwrap());
-        for stream in &mut receivers {
-            assert!(matches!(next(stream).await, Wire::Connected(_)));
-        }
-        let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
-        insert(&db, 2, "TRANSFER", id).await;
-        insert(&db, 1, "SENDER_TRANSFER", id).await;
-        events.wake();
-        let [first, second, sender, stranger] = &mut receivers;
-        for stream in [first, second] {
-            let Wire::ReceiverTransfer(event) = next(stream).await else { panic!("receiver_transfer") };
-            let transfer = event.transfer.unwrap();
-            assert_eq!((transfer.id, transfer.leaves.len()), (id.to_string(), 1));
-            assert_eq!(transfer.status, spark::TransferStatus::SenderKeyTweaked as i32);
-        }
-        assert!(matches!(next(sender).await, Wire::SenderTransfer(_)));
-        assert!(matches!(next(stranger).await, Wire::Heartbeat(_)), "nothing but a heartbeat");
-    }
-
-    #[tokio::test]
-    async fn an_identity_has_a_few_streams_and_its_oldest_ends() {
-        let db = database().await;
-        let events = events(&db).await;
-        let key = testing::key(1).serialize();
-        let mut oldest = events.subscribe(key).unwrap();
-        assert!(matches!(next(&mut oldest).await, Wire::Connected(_)));
-        let _others: Vec<_> = (0..PER_IDENTITY).map(|_| events.subscribe(key).unwrap()).collect();
-        assert_eq!(events.streams(), PER_IDENTITY);
-        let ended =
-            timeout(Duration::from_secs(10), oldest.next()).await.expect("in time").expect("a reason");
-        assert_eq!(ended.unwrap_err().code(), tonic::Code::Unavailable);
-    }
-
-    #[tokio::test]
-    async fn what_is_no_longer_so_is_not_said() {
-        let db = database().await;
-        let events = events(&db).await;
-        let mut stream = events.subscribe(testing::key(2).serialize()).unwrap();
-        assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
-        // A transfer that is claimed, and a deposit that is not confirmed.
-        let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
-        testing::put_claim(&db, id, 7, 2).await;
-        insert(&db, 2, "TRANSFER", id).await;
-        let creating = testing::record(8, 2, 0, LeafStatus::Creating);
-        testing::put_leaf(&db, &creating).await;
-        insert(&db, 2, "DEPOSIT", creating.leaf_id.uuid()).await;
-        // One that is.
-        let available = testing::record(6, 2, 0, LeafStatus::Available);
-        testing::put_leaf(&db, &available).await;
-        insert(&db, 2, "DEPOSIT", available.leaf_id.uuid()).await;
-        events.wake();
-        let Wire::Deposit(event) = next(&mut stream).await else { panic!("deposit") };
-        let node = event.deposit.unwrap();
-        assert_eq!((node.id, node.status.as_str()), (available.leaf_id.to_string(), "AVAILABLE"));
-    }
-
-    #[tokio::test]
-    async fn another_replicas_rows_are_found_without_a_wake_and_closed_streams_are_forgotten() {
-        let db = database().await;
-        let events = events(&db).await;
-        let mut stream = events.subscribe(testing::key(2).serialize()).unwrap();
-        assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
-        let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
-        insert(&db, 2, "TRANSFER", id).await;
-        assert!(matches!(next(&mut stream).await, Wire::ReceiverTransfer(_)));
-        assert_eq!(events.streams(), 1);
-        drop(stream);
-        timeout(Duration::from_secs(5), async {
-            while events.streams() > 0 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        })
-        .await
-        .expect("forgotten");
-    }
-}
+mod tests;

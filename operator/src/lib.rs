@@ -26,4 +26,5 @@ pub mod sampler;
 pub mod server;
 pub mod signer_client;
 pub mod status;
+pub mod streams;
 pub mod telemetry;

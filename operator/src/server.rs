@@ -27,7 +27,7 @@ use crate::{
     deletion_log::{LogFiles, LogService, Publisher},
     deposit_address::DepositAddresses,
     edge::{Edge, Quotas, TlsMaterial, public_service, signer_channel},
-    events::Events,
+    events::{self, Events},
     http,
     keypool::Keypool,
     metrics::{BuildInfo, Metrics},
@@ -223,6 +223,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         let pool = Keypool::new(db.clone(), Arc::clone(&federation), signers.clone(), POOL);
         tasks.spawn(async move {
             pool.run(until).await;
+            Ok(())
+        });
+        let (events_db, days, until) = (db.clone(), config.event_retention_days, wait(&stopping));
+        tasks.spawn(async move {
+            events::retain(events_db, days, until).await;
             Ok(())
         });
         let until = wait(&stopping);

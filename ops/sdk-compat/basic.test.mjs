@@ -1,17 +1,17 @@
 // Deposit, transfer and automatic claim as a foreign wallet sees them.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { SparkWalletEvent } from "@buildonspark/spark-sdk";
-import { DEPOSIT_CONFIRMATIONS, eventually, mine, nextEvent, openWallet, pay } from "./devnet.mjs";
+import { SparkReadonlyClient, SparkWalletEvent } from "@buildonspark/spark-sdk";
+import { DEPOSIT_CONFIRMATIONS, eventually, mine, nextEvent, openWallet, options, pay } from "./devnet.mjs";
 
 const AMOUNT = 100_000;
 
-let alice, bob, bobMnemonic, leafId;
+let alice, aliceMnemonic, bob, bobMnemonic, leafId;
 
 const available = async (wallet) => (await wallet.getBalance()).satsBalance.available;
 
 before(async () => {
-  ({ wallet: alice } = await openWallet());
+  ({ wallet: alice, mnemonic: aliceMnemonic } = await openWallet());
   ({ wallet: bob, mnemonic: bobMnemonic } = await openWallet());
 });
 
@@ -89,4 +89,16 @@ test("a wallet that was away claims when it comes back", async () => {
 test("spending what is not there is refused before anything happens", async () => {
   await assert.rejects(alice.transfer({ amountSats: AMOUNT, receiverSparkAddress: await bob.getSparkAddress() }));
   assert.equal(await available(bob), BigInt(AMOUNT));
+});
+
+test("another wallet reads what is opened to it, and nothing else", async () => {
+  const ownerIdentityPublicKey = await bob.getIdentityPublicKey();
+  assert.deepEqual(await bob.getWalletSettings(), { ownerIdentityPublicKey, privateEnabled: true });
+  const reader = await SparkReadonlyClient.createWithMasterKey(options(), aliceMnemonic);
+  const address = await bob.getSparkAddress();
+  await assert.rejects(reader.getAvailableBalance(address));
+  assert.equal((await bob.setPrivacyEnabled(false)).privateEnabled, false);
+  assert.equal(await reader.getAvailableBalance(address), BigInt(AMOUNT));
+  assert.equal((await bob.setPrivacyEnabled(true)).privateEnabled, true);
+  await assert.rejects(reader.getAvailableBalance(address));
 });

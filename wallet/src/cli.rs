@@ -60,6 +60,9 @@ pub(crate) enum Command {
         /// Wait until something comes.
         #[arg(long)]
         wait: bool,
+        /// Then wait until what was claimed is final, and show how it becomes so.
+        #[arg(long)]
+        until_final: bool,
         /// Most seconds to wait.
         #[arg(long, default_value_t = 600)]
         timeout: u64,
@@ -85,6 +88,12 @@ pub(crate) enum Command {
     Receipts {
         /// Leaf id.
         leaf: Option<String>,
+        /// Wait until all are final, and show how they become so.
+        #[arg(long)]
+        wait: bool,
+        /// Most seconds to wait.
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
     },
     /// Check everything that operators say: leaves, receipts, and that their deletion logs only grew and are
     /// witnessed. Exit code 1 if something does not hold.

@@ -41,6 +41,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     sessions: RawSessions,
     #[serde(default)]
+    events: RawEvents,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -179,6 +181,18 @@ impl Default for RawSessions {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RawEvents {
+    retention_days: u16,
+}
+
+impl Default for RawEvents {
+    fn default() -> Self {
+        Self { retention_days: 7 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct RawLog {
     format: LogFormat,
     filter: String,
@@ -243,6 +257,10 @@ impl RawConfig {
             // Wallets drop a token up to a minute early.
             faults.add("sessions.ttl", "must be between 2 minutes and 24 hours");
         }
+        let retention = self.events.retention_days;
+        if !(1..=365).contains(&retention) {
+            faults.add("events.retention_days", "must be between 1 and 365");
+        }
         match (network, operator, signer, url, bitcoind) {
             (Some(network), Some(operator), Some(signer), Some(url), Some(bitcoind))
                 if faults.0.is_empty() =>
@@ -266,6 +284,7 @@ impl RawConfig {
                     limits,
                     providers,
                     session_ttl: ttl,
+                    event_retention_days: retention,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })

@@ -65,6 +65,7 @@ fn good_file_and_defaults() {
     assert_eq!(config.chain.deposit_depth.get(), 3);
     assert_eq!(config.chain.max_reorg.get(), 100);
     assert_eq!(config.session_ttl, Duration::from_secs(900));
+    assert_eq!(config.event_retention_days, 7);
     assert_eq!(config.database.url, SecretRef::File("/conf/database-url".into()));
     assert_eq!(config.database.max_connections.get(), 20);
     assert!(config.providers.is_empty());
@@ -77,6 +78,7 @@ fn every_section_can_be_set() {
         "{GOOD}\n[chain]\ndeposit_depth = 1\nmax_reorg = 10\nstart_height = 7\npoll = \"500ms\"\nmax_tip_age = \"24h\"\n\
          [limits]\naddress_per_second = 9\naddress_burst = 10\nidentity_per_second = 11\nidentity_burst = 12\n\
          [providers]\nidentity_keys = [\"{key}\"]\n[sessions]\nttl = \"5m\"\n\
+         [events]\nretention_days = 30\n\
          [log]\nformat = \"json\"\nfilter = \"debug\"\n"
     );
     let config = parse(&more).unwrap();
@@ -85,6 +87,7 @@ fn every_section_can_be_set() {
     assert_eq!(config.limits.address_burst.get(), 10);
     assert_eq!(config.providers[0].to_string(), key);
     assert_eq!(config.session_ttl, Duration::from_secs(300));
+    assert_eq!(config.event_retention_days, 30);
     assert_eq!(config.log_format, LogFormat::Json);
 }
 
@@ -125,6 +128,7 @@ fn bad_values_are_explained() {
         ("[tls]", "[chain]\ndeposit_depth = 0\n[tls]", "chain.deposit_depth: must be at least 1"),
         ("[tls]", "[chain]\ndeposit_depth = 101\n[tls]", "chain.deposit_depth: must not exceed"),
         ("[tls]", "[sessions]\nttl = \"1m\"\n[tls]", "sessions.ttl: must be between"),
+        ("[tls]", "[events]\nretention_days = 0\n[tls]", "events.retention_days: must be between"),
         ("[tls]", "[limits]\nidentity_burst = 3\n[tls]", "limits.identity_burst: must be at least"),
         ("[tls]", "[providers]\nidentity_keys = [\"02ff\"]\n[tls]", "providers.identity_keys[0]: must be"),
     ] {

@@ -32,7 +32,7 @@ pub async fn insert(
         .await?)
 }
 
-/// Events of an identity after a cursor.
+/// Events of an identity after a cursor, oldest first; of too many the newest.
 pub async fn after(
     ex: impl PgExecutor<'_>,
     identity: &[u8],
@@ -40,7 +40,9 @@ pub async fn after(
     limit: i64,
 ) -> Result<Vec<EventRow>, DbError> {
     Ok(sqlx::query_as(
-        "SELECT seq, identity, kind, body FROM event_log WHERE identity = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        "SELECT seq, identity, kind, body FROM ( \
+             SELECT seq, identity, kind, body FROM event_log WHERE identity = $1 AND seq > $2 \
+             ORDER BY seq DESC LIMIT $3) AS newest ORDER BY seq",
     )
     .bind(identity)
     .bind(seq)

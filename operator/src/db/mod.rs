@@ -10,6 +10,7 @@ pub mod confirm;
 pub mod delivery;
 mod error;
 pub mod event;
+pub mod event_cursor;
 pub mod follow;
 pub mod headers;
 pub mod keyshare;
@@ -25,6 +26,7 @@ pub mod receipt;
 pub(crate) mod testing;
 pub mod transfer;
 pub mod vote;
+pub mod wallet_setting;
 pub mod work;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! New events of all identities, for the one reader that feeds every stream of this process.
 
 use sqlx::PgExecutor;
+use uuid::Uuid;
 
 use super::{DbError, event::EventRow};
 
@@ -18,5 +19,20 @@ pub async fn above(
     .bind(gaps)
     .bind(limit)
     .fetch_all(ex)
+    .await?)
+}
+
+/// Whether a leaf of this transfer is its sender's again, or on its way back.
+pub async fn came_back(ex: impl PgExecutor<'_>, transfer: Uuid, sender: &[u8]) -> Result<bool, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM transfer_leaf sent JOIN leaf l USING (leaf_id) WHERE sent.transfer_id = $1 AND ( \
+             (l.owner_identity = $2 AND l.version > sent.leaf_version) OR EXISTS ( \
+                 SELECT 1 FROM transfer_leaf tl JOIN transfer t USING (transfer_id) \
+                 WHERE tl.leaf_id = l.leaf_id AND t.transfer_id <> $1 AND t.receiver = $2 \
+                 AND t.status IN (2, 3, 4, 9, 10))))",
+    )
+    .bind(transfer)
+    .bind(sender)
+    .fetch_one(ex)
     .await?)
 }

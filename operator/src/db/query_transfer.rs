@@ -26,6 +26,8 @@ pub struct Listing {
     pub created_before: Option<i64>,
     /// Oldest first.
     pub ascending: bool,
+    /// Who reads as a stranger, 33 bytes: only transfers of which both sides have opened theirs to it.
+    pub stranger: Option<Vec<u8>>,
 }
 
 /// A leaf of a transfer: as the receiver of the transfer must see it, and as it is now.
@@ -74,6 +76,10 @@ macro_rules! page {
              AND (cardinality($6::smallint[]) = 0 OR kind = ANY($6)) \
              AND ($7::bigint IS NULL OR created_at > timestamptz 'epoch' + $7 * interval '1 microsecond') \
              AND ($8::bigint IS NULL OR created_at < timestamptz 'epoch' + $8 * interval '1 microsecond') \
+             AND ($11::bytea IS NULL OR NOT EXISTS ( \
+                 SELECT 1 FROM (VALUES (sender), (receiver)) AS side (identity) WHERE side.identity <> $11 \
+                 AND NOT EXISTS (SELECT 1 FROM wallet_setting s WHERE s.identity = side.identity \
+                     AND (NOT s.private OR s.master = $11)))) \
              AND NOT EXISTS (SELECT 1 FROM transfer_leaf tl JOIN leaf l USING (leaf_id) \
                  WHERE tl.transfer_id = transfer.transfer_id AND ",
             unsettled!("l"),
@@ -107,6 +113,7 @@ pub async fn page(
         .bind(listing.created_before)
         .bind(limit)
         .bind(offset)
+        .bind(&listing.stranger)
         .fetch_all(ex)
         .await?)
 }

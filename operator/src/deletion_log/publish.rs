@@ -48,6 +48,18 @@ pub struct Head {
     since: Instant,
 }
 
+#[cfg(test)]
+impl Head {
+    /// A head that nobody signed.
+    pub(super) fn unsigned(size: u64, destroyed_before: u64, witnesses: usize) -> Self {
+        use spark_rules::checkpoint::Extension;
+        let extension = Extension { destroyed_before, log_size: size, ..Extension::default() };
+        let (text, signed) = (Vec::new(), String::new());
+        let checkpoint = Checkpoint { size, root: [0; 32], extension, text, signed };
+        Self { note: String::new(), checkpoint, witnesses, since: Instant::now() }
+    }
+}
+
 /// The newest head. Clones see the same.
 #[derive(Debug, Clone)]
 pub struct Published(watch::Receiver<Option<Arc<Head>>>);
@@ -63,6 +75,18 @@ impl Published {
     /// None until the first one.
     pub fn newest(&self) -> Option<Arc<Head>> {
         self.0.borrow().clone()
+    }
+
+    /// Sees every new one.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Arc<Head>>> {
+        self.0.clone()
+    }
+
+    /// Heads as a test likes.
+    #[cfg(test)]
+    pub(super) fn by_hand() -> (watch::Sender<Option<Arc<Head>>>, Self) {
+        let (newest, seen) = watch::channel(None);
+        (newest, Self(seen))
     }
 }
 

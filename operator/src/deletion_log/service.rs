@@ -3,20 +3,25 @@
 use std::sync::Arc;
 
 use spark_proto::{
-    log::v1::deletion_log_server::DeletionLog,
+    log::v1::{WatchLeavesRequest, WatchLeavesResponse, deletion_log_server::DeletionLog},
     signer::v1::{
         GetCheckpointRequest, GetCheckpointResponse, GetReceiptsRequest, GetReceiptsResponse,
         ProveConsistencyRequest, ProveConsistencyResponse,
     },
 };
 use spark_rules::ids::LeafId;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::publish::{Head, Published};
+use super::{
+    publish::{Head, Published},
+    theirs::Theirs,
+    watch::Watch,
+};
 use crate::{
     authn::Session,
     call::CallError,
-    db::{Db, leaf},
+    db::Db,
     signer_client::SignerClient,
     status::{Reason, Refused},
 };
@@ -27,12 +32,14 @@ pub struct LogService {
     db: Db,
     signer: SignerClient,
     published: Published,
+    watch: Watch,
 }
 
 impl LogService {
     /// Over the own tables, the own signer, and what was published.
-    pub const fn new(db: Db, signer: SignerClient, published: Published) -> Self {
-        Self { db, signer, published }
+    pub fn new(db: Db, signer: SignerClient, published: Published) -> Self {
+        let watch = Watch::start(db.clone(), Arc::new(signer.clone()), published.clone());
+        Self { db, signer, published, watch }
     }
 
     /// One head for all answers: what the signer says in between has no cosignatures.
@@ -81,10 +88,7 @@ impl DeletionLog for LogService {
         let request = request.into_inner();
         let id =
             LeafId::parse(&request.leaf_id).map_err(|_| Refused::field("leaf_id", "is not a leaf id"))?;
-        let identity = session.identity.serialize();
-        let last =
-            leaf::last_owned_version(self.db.pool(), id.uuid(), &identity).await.map_err(Refused::from)?;
-        let last = last.and_then(|version| u64::try_from(version).ok()).ok_or_else(Refused::not_owner)?;
+        let theirs = Theirs::of(&self.db, &id, &session.identity.serialize()).await?;
         let head = self.head()?;
         let mut reply = GetReceiptsResponse { checkpoint: head.note.clone(), ..Default::default() };
         if head.checkpoint.size == 0 {
@@ -93,13 +97,20 @@ impl DeletionLog for LogService {
         let request = GetReceiptsRequest { tree_size: head.checkpoint.size, ..request };
         let found = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
         (reply.receipts, reply.proofs) = (found.receipts, found.proofs);
-        // What became of the leaf after it was theirs is for its later owners only.
-        let theirs: Vec<bool> =
-            reply.receipts.iter().map(|receipt| receipt.retired_version <= last).collect();
-        let mut keep = theirs.iter();
+        let shown: Vec<bool> = reply.receipts.iter().map(|receipt| theirs.includes(receipt)).collect();
+        let mut keep = shown.iter();
         reply.receipts.retain(|_| keep.next().copied().unwrap_or(false));
-        let mut keep = theirs.iter();
+        let mut keep = shown.iter();
         reply.proofs.retain(|_| keep.next().copied().unwrap_or(false));
         Ok(Response::new(reply))
+    }
+    type WatchLeavesStream = ReceiverStream<Result<WatchLeavesResponse, Status>>;
+
+    async fn watch_leaves(
+        &self,
+        request: Request<WatchLeavesRequest>,
+    ) -> Result<Response<Self::WatchLeavesStream>, Status> {
+        let session = Session::of(&request)?;
+        Ok(Response::new(self.watch.subscribe(&session, &request.get_ref().leaf_ids).await?))
     }
 }

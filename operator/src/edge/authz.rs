@@ -5,13 +5,11 @@
 pub enum Rule {
     /// Anyone.
     Open,
-    /// Any session. The handler limits the answer to what concerns the session's identity.
+    /// Any session. The handler limits the answer to what concerns the session's identity, or an identity that lets
+    /// it read.
     Session,
     /// The request names an identity key in this field, and it must be the session's.
     SessionEquals(Field),
-    /// If any of these fields is there, it must be the session's identity; if none is, the handler limits the
-    /// answer as under [`Rule::Session`].
-    SessionEqualsIfNamed(&'static [Field]),
     /// Not offered.
     Unimplemented,
 }
@@ -65,12 +63,6 @@ const fn costly(service: &'static str, name: &'static str, rule: Rule, cost: u32
     Method { service, name, rule, cost }
 }
 
-const PARTICIPANTS: &[Field] = &[
-    field(1, "receiver_identity_public_key"),
-    field(2, "sender_identity_public_key"),
-    field(60, "sender_or_receiver_identity_public_key"),
-];
-
 /// Every method of every public service.
 pub const TABLE: &[Method] = &[
     method(HEALTH, "Check", Rule::Open),
@@ -78,6 +70,7 @@ pub const TABLE: &[Method] = &[
     method(LOG, "GetCheckpoint", Rule::Session),
     method(LOG, "GetReceipts", Rule::Session),
     method(LOG, "ProveConsistency", Rule::Session),
+    costly(LOG, "WatchLeaves", Rule::Session, 10),
     costly(PACKAGES, "ReserveKey", Rule::Session, 2),
     method(AUTHN, "get_challenge", Rule::Open),
     method(AUTHN, "verify_challenge", Rule::Open),
@@ -87,8 +80,8 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "start_deposit_tree_creation", Rule::Unimplemented),
     costly(SPARK, "finalize_deposit_tree_creation", Rule::SessionEquals(field(1, "identity_public_key")), 4),
     method(SPARK, "finalize_transfer_with_transfer_package", Rule::Unimplemented),
-    method(SPARK, "query_pending_transfers", Rule::SessionEqualsIfNamed(PARTICIPANTS)),
-    method(SPARK, "query_all_transfers", Rule::SessionEqualsIfNamed(PARTICIPANTS)),
+    method(SPARK, "query_pending_transfers", Rule::Session),
+    method(SPARK, "query_all_transfers", Rule::Session),
     method(SPARK, "claim_transfer_tweak_keys", Rule::Unimplemented),
     method(SPARK, "store_preimage_share", Rule::Unimplemented),
     method(SPARK, "store_preimage_share_v2", Rule::Unimplemented),
@@ -98,12 +91,12 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "query_htlc", Rule::Unimplemented),
     costly(SPARK, "renew_leaf", Rule::Session, 4),
     method(SPARK, "get_signing_operator_list", Rule::Session),
-    method(SPARK, "query_nodes", Rule::SessionEqualsIfNamed(&[field(1, "owner_identity_pubkey")])),
-    method(SPARK, "query_balance", Rule::SessionEquals(field(1, "identity_public_key"))),
+    method(SPARK, "query_nodes", Rule::Session),
+    method(SPARK, "query_balance", Rule::Session),
     method(SPARK, "query_user_signed_refunds", Rule::Unimplemented),
-    method(SPARK, "query_unused_deposit_addresses", Rule::SessionEquals(field(1, "identity_public_key"))),
+    method(SPARK, "query_unused_deposit_addresses", Rule::Session),
     method(SPARK, "query_static_deposit_addresses", Rule::Unimplemented),
-    method(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key"))),
+    costly(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key")), 4),
     method(SPARK, "initiate_static_deposit_utxo_refund", Rule::Unimplemented),
     method(SPARK, "exit_single_node_trees", Rule::Unimplemented),
     method(SPARK, "cooperative_exit_v2", Rule::Unimplemented),
@@ -119,8 +112,8 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "get_utxos_for_identity", Rule::Unimplemented),
     method(SPARK, "query_spark_invoices", Rule::Unimplemented),
     method(SPARK, "initiate_swap_primary_transfer", Rule::Unimplemented),
-    method(SPARK, "update_wallet_setting", Rule::Unimplemented),
-    method(SPARK, "query_wallet_setting", Rule::Unimplemented),
+    costly(SPARK, "update_wallet_setting", Rule::Session, 4),
+    method(SPARK, "query_wallet_setting", Rule::Session),
     method(SPARK, "query_spark_transaction_volumes", Rule::Unimplemented),
     method(TOKEN, "start_transaction", Rule::Unimplemented),
     method(TOKEN, "commit_transaction", Rule::Unimplemented),
@@ -209,16 +202,10 @@ mod tests {
     fn named_fields_exist_and_are_bytes() {
         for (service, name, input) in public_methods() {
             let method = lookup(&format!("/{service}/{name}")).unwrap();
-            let fields = match method.rule {
-                Rule::SessionEquals(field) => vec![field],
-                Rule::SessionEqualsIfNamed(fields) => fields.to_vec(),
-                Rule::Open | Rule::Session | Rule::Unimplemented => continue,
-            };
-            for field in fields {
-                let described = message(&input).field.into_iter().find(|f| f.name() == field.name).unwrap();
-                assert_eq!(u32::try_from(described.number()), Ok(field.number), "{name}.{}", field.name);
-                assert_eq!(described.r#type(), Type::Bytes, "{name}.{}", field.name);
-            }
+            let Rule::SessionEquals(field) = method.rule else { continue };
+            let described = message(&input).field.into_iter().find(|f| f.name() == field.name).unwrap();
+            assert_eq!(u32::try_from(described.number()), Ok(field.number), "{name}.{}", field.name);
+            assert_eq!(described.r#type(), Type::Bytes, "{name}.{}", field.name);
         }
     }
 

@@ -18,7 +18,7 @@ use tower::{Layer, Service};
 
 use super::{
     MAX_REQUEST_BYTES,
-    authz::{Field, Rule, lookup},
+    authz::{Rule, lookup},
     quota::Quotas,
     wire,
 };
@@ -137,29 +137,22 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Refused> {
 }
 
 fn authorize(rule: Rule, session: &Session, body: &[u8]) -> Result<(), Refused> {
-    let one;
-    let (fields, needed): (&[Field], bool) = match rule {
+    let field = match rule {
         Rule::Open | Rule::Session => return Ok(()),
-        Rule::SessionEquals(field) => {
-            one = [field];
-            (&one, true)
-        }
-        Rule::SessionEqualsIfNamed(fields) => (fields, false),
+        Rule::SessionEquals(field) => field,
         Rule::Unimplemented => return Err(Refused::new(Reason::Unimplemented, "not offered")),
     };
     let malformed = |error: wire::WireError| Refused::field("request", error.to_string());
     let message = wire::unframe(body).map_err(malformed)?;
-    for field in fields {
-        let values = wire::bytes_fields(message, field.number).map_err(malformed)?;
-        if needed && values.is_empty() {
-            return Err(Refused::field(field.name, "is missing"));
-        }
-        for value in values {
-            let key = PublicKey::from_slice(value)
-                .map_err(|_| Refused::field(field.name, "must be a secp256k1 public key"))?;
-            if key != session.identity {
-                return Err(Refused::not_owner());
-            }
+    let values = wire::bytes_fields(message, field.number).map_err(malformed)?;
+    if values.is_empty() {
+        return Err(Refused::field(field.name, "is missing"));
+    }
+    for value in values {
+        let key = PublicKey::from_slice(value)
+            .map_err(|_| Refused::field(field.name, "must be a secp256k1 public key"))?;
+        if key != session.identity {
+            return Err(Refused::not_owner());
         }
     }
     Ok(())

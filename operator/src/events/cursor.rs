@@ -24,6 +24,11 @@ impl Cursor {
         self.newest
     }
 
+    /// Up to where nothing can appear any more.
+    pub(super) fn settled(&self) -> i64 {
+        self.gaps.first_key_value().map_or(self.newest, |(missing, _)| missing.saturating_sub(1))
+    }
+
     pub(super) fn gaps(&self) -> Vec<i64> {
         self.gaps.keys().copied().collect()
     }
@@ -60,14 +65,14 @@ mod tests {
         let mut cursor = Cursor::before(0);
         assert!(cursor.take(1, now));
         assert!(cursor.take(4, now));
-        assert_eq!(cursor.gaps(), [2, 3]);
+        assert_eq!((cursor.gaps(), cursor.settled()), (vec![2, 3], 1));
         assert!(cursor.take(3, now));
         assert!(!cursor.take(3, now));
         assert!(!cursor.take(4, now));
         cursor.settle(now + SETTLE);
         assert!(cursor.gaps().is_empty());
         assert!(!cursor.take(2, now), "given up");
-        assert_eq!(cursor.newest(), 4);
+        assert_eq!((cursor.newest(), cursor.settled()), (4, 4));
     }
 
     #[test]

@@ -47,8 +47,9 @@ impl Api {
         request: spark::QueryUnusedDepositAddressesRequest,
     ) -> Result<spark::QueryUnusedDepositAddressesResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
-        let identity = input::own_identity("identity_public_key", &request.identity_public_key, session)?;
         let page = Page::parse(request.limit, request.offset)?;
+        let named = &request.identity_public_key;
+        let identity = self.readable("identity_public_key", named, session).await?.owner;
         let rows =
             address::unused(self.parts.db.pool(), &identity.serialize(), true, page.fetch(), page.offset())
                 .await?;

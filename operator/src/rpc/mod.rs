@@ -13,6 +13,7 @@ mod package;
 mod page;
 mod refusal;
 mod service;
+mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Api {
-    /// Leaves of the session's identity, or named nodes that concern it; what concerns others is left out as if it
+    /// Leaves of an identity about which the session may read, or named nodes that concern the session's own; what concerns others is left out as if it
     /// did not exist.
     pub(super) async fn nodes(
         &self,
@@ -31,10 +31,11 @@ impl Api {
                 (query_node::visible(pool, &ids, &identity, &statuses).await?, -1)
             }
             owner => {
+                let mut whose = identity;
                 if let Some(Source::OwnerIdentityPubkey(owner)) = owner {
-                    input::own_identity("owner_identity_pubkey", owner, session)?;
+                    whose = self.readable("owner_identity_pubkey", owner, session).await?.owner.serialize();
                 }
-                page.cut(query_node::owned(pool, &identity, &statuses, page.fetch(), page.offset()).await?)
+                page.cut(query_node::owned(pool, &whose, &statuses, page.fetch(), page.offset()).await?)
             }
         };
         if request.include_parents {
@@ -56,8 +57,9 @@ impl Api {
         request: spark::QueryBalanceRequest,
     ) -> Result<spark::QueryBalanceResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
-        let identity = input::own_identity("identity_public_key", &request.identity_public_key, session)?;
-        let rows = query_node::balance(self.parts.db.pool(), &identity.serialize()).await?;
+        let named = &request.identity_public_key;
+        let readable = self.readable("identity_public_key", named, session).await?;
+        let rows = query_node::balance(self.parts.db.pool(), &readable.owner.serialize()).await?;
         let node_balances: std::collections::BTreeMap<String, u64> = rows
             .into_iter()
             .map(|row| (row.leaf_id.as_hyphenated().to_string(), row.value.unsigned_abs()))

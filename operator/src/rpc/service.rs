@@ -190,7 +190,7 @@ impl SparkService for Api {
         let session = Session::of(&request)?;
         let identity =
             input::own_identity("identity_public_key", &request.get_ref().identity_public_key, &session)?;
-        Ok(Response::new(self.parts.events.subscribe(identity.serialize())?))
+        Ok(Response::new(self.parts.events.subscribe(identity.serialize()).await?))
     }
 
     async fn initiate_static_deposit_utxo_refund(
@@ -302,16 +302,18 @@ impl SparkService for Api {
 
     async fn update_wallet_setting(
         &self,
-        _: Request<spark::UpdateWalletSettingRequest>,
+        request: Request<spark::UpdateWalletSettingRequest>,
     ) -> Result<Response<spark::UpdateWalletSettingResponse>, Status> {
-        Err(Refused::unimplemented("update_wallet_setting").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.update_setting(&session, request).await?))
     }
 
     async fn query_wallet_setting(
         &self,
-        _: Request<spark::QueryWalletSettingRequest>,
+        request: Request<spark::QueryWalletSettingRequest>,
     ) -> Result<Response<spark::QueryWalletSettingResponse>, Status> {
-        Err(Refused::unimplemented("query_wallet_setting").into())
+        let session = Session::of(&request)?;
+        Ok(Response::new(self.setting(&session).await?))
     }
 
     async fn query_spark_transaction_volumes(

@@ -1,12 +1,13 @@
 //! Queries of transfers.
 
+use secp256k1::PublicKey;
 use spark_proto::spark::{
     self, TransferStatus as Status,
     transfer_filter::{Participant, TimeFilter},
 };
 use uuid::Uuid;
 
-use super::{Api, input, page::Page};
+use super::{Api, input, page::Page, settings::Readable};
 use crate::{
     authn::Session,
     convert::{self, by_transfer},
@@ -44,10 +45,31 @@ impl Api {
     ) -> Result<spark::QueryTransfersResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
         let page = Page::parse(request.limit, request.offset)?;
-        let listing = listing(session, &request, scope)?;
+        let readable = self.participant(session, &request).await?;
+        let mut listing = listing(&readable.owner, &request, scope)?;
+        if readable.as_stranger {
+            listing.stranger = Some(session.identity.serialize().to_vec());
+        }
         let rows = query_transfer::page(self.parts.db.pool(), &listing, page.fetch(), page.offset()).await?;
         let (rows, offset) = page.cut(rows);
         Ok(spark::QueryTransfersResponse { transfers: self.shown(&rows).await?, offset })
+    }
+
+    /// Whose transfers a query is about: nobody named is the session itself.
+    async fn participant(
+        &self,
+        session: &Session,
+        request: &spark::TransferFilter,
+    ) -> Result<Readable, Refused> {
+        let (field, key) = match &request.participant {
+            Some(Participant::SenderIdentityPublicKey(key)) => ("sender_identity_public_key", key),
+            Some(Participant::ReceiverIdentityPublicKey(key)) => ("receiver_identity_public_key", key),
+            Some(Participant::SenderOrReceiverIdentityPublicKey(key)) => {
+                ("sender_or_receiver_identity_public_key", key)
+            }
+            None => return Ok(Readable { owner: session.identity, as_stranger: false }),
+        };
+        self.readable(field, key, session).await
     }
 
     /// A transfer in which the identity takes part.
@@ -72,24 +94,13 @@ impl Api {
     }
 }
 
-fn listing(session: &Session, request: &spark::TransferFilter, scope: Scope) -> Result<Listing, Refused> {
-    let own = |field, key: &[u8]| {
-        input::own_identity(field, key, session).map(|key| Some(key.serialize().to_vec()))
-    };
+/// Transfers in which `owner` takes part, in the part that the request names.
+fn listing(owner: &PublicKey, request: &spark::TransferFilter, scope: Scope) -> Result<Listing, Refused> {
+    let owner = Some(owner.serialize().to_vec());
     let (sender, receiver) = match &request.participant {
-        Some(Participant::SenderIdentityPublicKey(key)) => (own("sender_identity_public_key", key)?, None),
-        Some(Participant::ReceiverIdentityPublicKey(key)) => {
-            (None, own("receiver_identity_public_key", key)?)
-        }
-        Some(Participant::SenderOrReceiverIdentityPublicKey(key)) => {
-            let key = own("sender_or_receiver_identity_public_key", key)?;
-            (key.clone(), key)
-        }
-        // Nobody sees transfers of others, so nobody named is the session itself.
-        None => {
-            let key = Some(session.identity.serialize().to_vec());
-            (key.clone(), key)
-        }
+        Some(Participant::SenderIdentityPublicKey(_)) => (owner, None),
+        Some(Participant::ReceiverIdentityPublicKey(_)) => (None, owner),
+        Some(Participant::SenderOrReceiverIdentityPublicKey(_)) | None => (owner.clone(), owner),
     };
     if request.types.len() > 16 || request.statuses.len() > 16 {
         return Err(Refused::field("types", "at most 16 types and 16 statuses"));
@@ -122,6 +133,7 @@ fn listing(session: &Session, request: &spark::TransferFilter, scope: Scope) -> 
         created_after,
         created_before,
         ascending: request.order == spark::Order::Ascending as i32,
+        stranger: None,
     })
 }
 
@@ -151,12 +163,12 @@ fn micros(field: &'static str, time: &prost_types::Timestamp) -> Result<i64, Ref
 #[cfg(test)]
 mod tests {
     use prost_types::Timestamp;
-    use secp256k1::{PublicKey, SecretKey};
+    use secp256k1::SecretKey;
 
     use super::*;
 
-    fn session(seed: u8) -> Session {
-        Session { identity: PublicKey::from_secret_key_global(&SecretKey::from_slice(&[seed; 32]).unwrap()) }
+    fn identity(seed: u8) -> PublicKey {
+        PublicKey::from_secret_key_global(&SecretKey::from_slice(&[seed; 32]).unwrap())
     }
 
     fn filter(participant: Option<Participant>) -> spark::TransferFilter {
@@ -164,28 +176,25 @@ mod tests {
     }
 
     #[test]
-    fn x20_a_listing_is_always_the_sessions() {
-        let me = session(1);
-        let key = me.identity.serialize().to_vec();
-        let other = session(2).identity.serialize().to_vec();
-        for participant in [
-            Participant::SenderIdentityPublicKey(other.clone()),
-            Participant::ReceiverIdentityPublicKey(other.clone()),
-            Participant::SenderOrReceiverIdentityPublicKey(other),
-        ] {
-            let refused = listing(&me, &filter(Some(participant)), Scope::All).unwrap_err();
-            assert_eq!(refused.reason, Reason::NotOwner);
+    fn x20_a_listing_is_always_of_one_identity() {
+        let me = identity(1);
+        let key = me.serialize().to_vec();
+        // Whatever key the request names: whose it is was decided before.
+        let other = identity(2).serialize().to_vec();
+        let of = |participant| listing(&me, &filter(participant), Scope::All).unwrap();
+        for both in [None, Some(Participant::SenderOrReceiverIdentityPublicKey(other.clone()))] {
+            let both = of(both);
+            assert_eq!((both.sender, both.receiver), (Some(key.clone()), Some(key.clone())));
         }
-        let nobody = listing(&me, &filter(None), Scope::All).unwrap();
-        assert_eq!((nobody.sender, nobody.receiver), (Some(key.clone()), Some(key.clone())));
-        let sent = filter(Some(Participant::SenderIdentityPublicKey(key.clone())));
-        let sent = listing(&me, &sent, Scope::All).unwrap();
-        assert_eq!((sent.sender, sent.receiver), (Some(key), None));
+        let sent = of(Some(Participant::SenderIdentityPublicKey(other.clone())));
+        assert_eq!((sent.sender, sent.receiver), (Some(key.clone()), None));
+        let received = of(Some(Participant::ReceiverIdentityPublicKey(other)));
+        assert_eq!((received.sender, received.receiver), (None, Some(key)));
     }
 
     #[test]
     fn pending_means_something_else_for_each_side() {
-        let me = session(1);
+        let me = identity(1);
         let mut request = filter(None);
         request.statuses = vec![Status::Completed as i32];
         let pending = listing(&me, &request, Scope::Pending).unwrap();
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn times_exclude_their_own_instant() {
-        let me = session(1);
+        let me = identity(1);
         let mut request = filter(None);
         let time = |nanos| Timestamp { seconds: 10, nanos };
         request.time_filter = Some(TimeFilter::CreatedAfter(time(1_500)));
@@ -216,7 +225,7 @@ mod tests {
 
     #[test]
     fn unknown_codes_are_refused() {
-        let me = session(1);
+        let me = identity(1);
         for (types, statuses) in [(vec![99], vec![]), (vec![], vec![99]), (vec![2; 17], vec![])] {
             let request = spark::TransferFilter { types, statuses, ..filter(None) };
             assert!(listing(&me, &request, Scope::All).is_err());

@@ -12,7 +12,12 @@ use spark_devnet::{
     network::Devnet,
     wallet::{WalletCommand, number},
 };
-use support::{deposit, eventually, network, transfer};
+use spark_proto::log::v1::{
+    LeafReceipts, WatchLeavesRequest, WatchLeavesResponse, watch_leaves_response::Event,
+};
+use spark_wallet::{Wallet, client::ClientError};
+use support::{deposit, eventually, network, people, transfer};
+use tonic::{Code, Streaming};
 
 const OPERATOR: usize = OF_TWO_DEVICES as usize;
 
@@ -79,4 +84,70 @@ async fn s6_nothing_is_called_destroyed_while_a_device_is_away() -> anyhow::Resu
     let alarm = gauge(&devnet, "spark_signer_alarms_active", &[("kind", "device_away")]).await?;
     ensure!(alarm < 0.5, "the alarm stays");
     transfer(&alice, &bob, 70_000).await
+}
+
+/// A stream about a leaf at the operator of two devices.
+async fn listen(wallet: &Wallet, leaf: &str) -> Result<Streaming<WatchLeavesResponse>, ClientError> {
+    let request = WatchLeavesRequest { leaf_ids: vec![leaf.to_owned()] };
+    let operators = wallet.operators();
+    let operator = operators.all().get(OPERATOR).unwrap_or_else(|| operators.coordinator());
+    operator.log(wallet.keys().identity(), request, |mut c, r| async move { c.watch_leaves(r).await }).await
+}
+
+/// The next state that is told.
+async fn next(news: &mut Streaming<WatchLeavesResponse>) -> anyhow::Result<LeafReceipts> {
+    let told = async {
+        loop {
+            let message = news.message().await?.context("stream ended")?;
+            if let Some(Event::Leaf(leaf)) = message.event {
+                return anyhow::Ok(leaf);
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(90), told).await.context("nothing is told")?
+}
+
+/// Wallets hear when a destruction is applied, and later when it is confirmed; of their own leaves only.
+#[tokio::test(flavor = "multi_thread")]
+async fn s6_applied_is_told_before_confirmed() -> anyhow::Result<()> {
+    let devnet = network().await?;
+    let dir = devnet.endpoints().dir.join("people");
+    let alice = people::wallet(&devnet, &dir, "alice", 0)?;
+    let bob = people::wallet(&devnet, &dir, "bob", OF_TWO_DEVICES)?;
+    let leaf = people::deposit(&devnet, &alice, 70_000).await?;
+    let stranger = listen(&bob, &leaf).await.err().context("another's leaf")?;
+    ensure!(stranger.code() == Some(Code::PermissionDenied), "{stranger:?}");
+    people::transfer(&alice, &bob, 70_000).await?;
+
+    let mut bobs = listen(&bob, &leaf).await?;
+    let mut told = next(&mut bobs).await?;
+    while told.applied < 3 || told.confirmed < told.applied {
+        told = next(&mut bobs).await?;
+    }
+    ensure!((told.applied, told.version) == (3, 2), "key, send, claim: {told:?}");
+
+    let token = second_token(&devnet)?;
+    let aside = devnet.members()[OPERATOR].dir().join("aside");
+    ensure!(std::process::Command::new("mv").arg(&token).arg(&aside).status()?.success());
+    people::transfer(&bob, &alice, 70_000).await?;
+    while told.applied < 4 {
+        told = next(&mut bobs).await?;
+    }
+    ensure!((told.confirmed, told.version) == (3, 3), "applied, and not destroyed: {told:?}");
+    let mut alices = listen(&alice, &leaf).await?;
+    let mut after = next(&mut alices).await?;
+    while after.applied < 5 {
+        after = next(&mut alices).await?;
+    }
+    ensure!((after.confirmed, after.version) == (3, 4), "{after:?}");
+
+    ensure!(std::process::Command::new("mv").arg(&aside).arg(&token).status()?.success());
+    while told.confirmed < 4 {
+        told = next(&mut bobs).await?;
+    }
+    while after.confirmed < 5 {
+        after = next(&mut alices).await?;
+    }
+    ensure!((told.applied, told.version) == (4, 3), "bob hears of alice's claim: {told:?}");
+    Ok(())
 }

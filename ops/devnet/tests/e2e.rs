@@ -134,11 +134,11 @@ async fn d15_a_claim_becomes_final() -> anyhow::Result<()> {
     let mut seen = serde_json::Value::Null;
     for (step, count) in [("send", 1), ("claim", 2)] {
         if step == "claim" {
-            eventually("claim", || async {
-                bob.run_all(&["receive"]).await?;
-                Ok(available(&bob).await? == 70_000)
-            })
-            .await?;
+            // It says so itself, as it happens.
+            let lines = bob.run_all(&["receive", "--wait", "--until-final"]).await?;
+            let last = lines.last().and_then(|line| line.get("is_final")?.as_bool());
+            ensure!(last == Some(true), "{lines:#?}");
+            ensure!(available(&bob).await? == 70_000, "not claimed");
         }
         eventually("destruction is confirmed", || async {
             let view = verdict(&bob).await?;

@@ -33,6 +33,7 @@ const WRITES: &[&str] = &[
     "claim_transfer",
     "renew_leaf",
     "ReserveKey",
+    "update_wallet_setting",
 ];
 
 /// Calls that change something and must not give the same answer twice: the reason.
@@ -50,6 +51,7 @@ const READS: &[&str] = &[
     "GetCheckpoint",
     "ProveConsistency",
     "GetReceipts",
+    "WatchLeaves",
     "get_signing_operator_list",
     "query_all_transfers",
     "query_balance",
@@ -57,6 +59,7 @@ const READS: &[&str] = &[
     "query_pending_transfers",
     "query_token_outputs",
     "query_unused_deposit_addresses",
+    "query_wallet_setting",
     "subscribe_to_events",
 ];
 
@@ -66,6 +69,7 @@ const SEND: &str = "/spark.SparkService/start_transfer_v2";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
 const KEY: &str = "/packages.v1.PackageKeys/ReserveKey";
+const SETTING: &str = "/spark.SparkService/update_wallet_setting";
 const NONCES: &str = "/spark.SparkService/get_signing_commitments";
 
 const SATS: u64 = 50_000;
@@ -93,6 +97,7 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     let leaf = story.a_deposit().await.context("deposit")?;
     story.logins_and_nonces(&leaf).await.context("login and nonces")?;
     story.a_package_key().await.context("package key")?;
+    story.a_setting().await.context("setting")?;
     let sent = story.a_send().await.context("send")?;
     story.a_claim(&sent).await.context("claim")?;
     story.a_renewal(&leaf).await.context("renewal")?;
@@ -266,6 +271,18 @@ impl Story {
         let other = self.call(KEY, &ask(2)).await?;
         ensure!(key(first)? != key(other)?, "one key for two requests");
         Ok(())
+    }
+
+    async fn a_setting(&mut self) -> anyhow::Result<()> {
+        let session = format!("Bearer {}", people::login(&self.channel, &self.alice).await?);
+        let request = spark::UpdateWalletSettingRequest { private_enabled: Some(true), ..Default::default() };
+        let change = Caught {
+            path: SETTING.to_owned(),
+            authorization: session.into_bytes(),
+            message: request.encode_to_vec(),
+        };
+        let first = self.call(SETTING, &change).await?;
+        self.again(SETTING, &change, &first).await
     }
 
     async fn a_send(&mut self) -> anyhow::Result<Caught> {

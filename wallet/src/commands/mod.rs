@@ -79,7 +79,15 @@ async fn with_wallet(wallet: Wallet, command: Command, printer: Printer) -> Done
         Command::Balance => printer.show(&wallet.balance().await?)?,
         Command::Send(arguments) => send(&wallet, arguments, printer).await?,
         Command::Resume => printer.show(&List { items: resume(&wallet).await? })?,
-        Command::Receive { wait, timeout } => return receive::run(&wallet, wait, timeout, printer).await,
+        Command::Receive { wait, until_final, timeout } => {
+            return receive::run(
+                &wallet,
+                receive::Until { comes: wait, is_final: until_final },
+                timeout,
+                printer,
+            )
+            .await;
+        }
         Command::History => printer.show(&List { items: wallet.history()? })?,
         Command::Leaves => printer.show(&List { items: wallet.sync().await? })?,
         Command::Renew { leaf } => {
@@ -100,11 +108,15 @@ async fn with_wallet(wallet: Wallet, command: Command, printer: Printer) -> Done
         }
         Command::Exit(command) => exit::run(&wallet, command, printer).await?,
         Command::Bundle(command) => bundle::run(&wallet, command, printer)?,
-        Command::Receipts { leaf } => {
+        Command::Receipts { leaf, wait, timeout } => {
             let leaves = match leaf {
                 Some(leaf) => vec![leaf],
                 None => wallet.sync().await?.into_iter().map(|v| v.leaf_id).collect(),
             };
+            if wait {
+                receive::until_final(&wallet, &leaves, timeout, printer).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
             let mut items = Vec::with_capacity(leaves.len());
             for leaf in leaves {
                 items.push(wallet.finality(&leaf).await?);

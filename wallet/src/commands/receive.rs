@@ -5,7 +5,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use spark_wallet::{Wallet, WalletError, flow::Claimed, flow::Notice};
+use spark_wallet::{Wallet, WalletError, flow::Claimed, flow::Notice, receipts::Finality};
 
 use super::{Done, Printer};
 use crate::output::{CommandError, Received, explain};
@@ -13,11 +13,30 @@ use crate::output::{CommandError, Received, explain};
 /// Events only hint; without one this wallet looks by itself.
 const POLL: Duration = Duration::from_secs(10);
 
-pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Printer) -> Done {
-    let end = Instant::now() + Duration::from_secs(timeout.min(86_400 * 365));
+/// What to wait for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Until {
+    /// That something comes.
+    pub(super) comes: bool,
+    /// That what was claimed is final.
+    pub(super) is_final: bool,
+}
+
+/// Longest wait.
+fn patience(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.min(86_400 * 365))
+}
+
+pub(super) async fn run(wallet: &Wallet, until: Until, timeout: u64, printer: Printer) -> Done {
+    let wait = until.comes;
+    let end = Instant::now() + patience(timeout);
+    let mut leaves = Vec::new();
     for outcome in wallet.resume_claims().await? {
         match outcome {
-            Ok(claimed) => printer.show(&describe(wallet, claimed).await)?,
+            Ok(claimed) => {
+                leaves.extend_from_slice(&claimed.leaves);
+                printer.show(&describe(wallet, claimed).await)?;
+            }
             // An old one that cannot be finished does not keep new ones away.
             Err((id, error)) => printer.show(&failure(id, &error))?,
         }
@@ -32,6 +51,7 @@ pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Prin
             match outcome {
                 Ok(transfer) => {
                     claimed = claimed.saturating_add(1);
+                    leaves.extend_from_slice(&transfer.leaves);
                     printer.show(&describe(wallet, transfer).await)?;
                 }
                 Err((transfer_id, error)) => {
@@ -49,7 +69,7 @@ pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Prin
             Some(error) if !wait => {
                 return Ok(ExitCode::from(CommandError::from(error).exit_code()));
             }
-            _ if claimed > 0 || !wait => return Ok(ExitCode::SUCCESS),
+            _ if claimed > 0 || !wait => break,
             _ => {}
         }
         let left = end.saturating_duration_since(Instant::now());
@@ -77,6 +97,32 @@ pub(super) async fn run(wallet: &Wallet, wait: bool, timeout: u64, printer: Prin
             events = wallet.events().await.ok().map(Box::pin);
         }
     }
+    if until.is_final && !leaves.is_empty() {
+        let left = end.saturating_duration_since(Instant::now());
+        until_final(wallet, &leaves, left.as_secs(), printer).await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows how leaves become final until they are.
+pub(super) async fn until_final(
+    wallet: &Wallet,
+    leaves: &[String],
+    timeout: u64,
+    printer: Printer,
+) -> Result<(), CommandError> {
+    let mut failed = Ok(());
+    let show = |finality: &Finality| {
+        if failed.is_ok() {
+            failed = printer.show(finality);
+        }
+    };
+    let leaves = wallet.until_final(leaves, patience(timeout), show).await?;
+    failed?;
+    if leaves.iter().all(Finality::is_settled) {
+        return Ok(());
+    }
+    Err(CommandError::Unavailable(format!("not final within {timeout} seconds")))
 }
 
 fn failure(transfer_id: String, error: &WalletError) -> Received {

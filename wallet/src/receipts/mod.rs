@@ -4,6 +4,7 @@
 
 mod clean;
 mod head;
+mod watch;
 
 use serde::{Deserialize, Serialize};
 use spark_proto::signer::v1::{GetCheckpointRequest, GetReceiptsRequest, GetReceiptsResponse};
@@ -94,6 +95,13 @@ pub struct Finality {
     pub statement: String,
     /// One by one.
     pub by_operator: Vec<OperatorReceipts>,
+}
+
+impl Finality {
+    /// There is nothing to wait for: it is final, or no operator has anything left to prove, as for one's own deposit.
+    pub const fn is_settled(&self) -> bool {
+        self.is_final || self.clean == self.operators
+    }
 }
 
 /// An operator's deletion log as this wallet sees it.

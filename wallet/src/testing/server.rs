@@ -4,7 +4,10 @@
 use std::{any::Any, collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
 use spark_proto::{
-    log::v1::deletion_log_server::{DeletionLog, DeletionLogServer},
+    log::v1::{
+        WatchLeavesRequest, WatchLeavesResponse,
+        deletion_log_server::{DeletionLog, DeletionLogServer},
+    },
     packages::v1::{
         ReserveKeyRequest, ReserveKeyResponse,
         package_keys_server::{PackageKeys, PackageKeysServer},
@@ -169,6 +172,19 @@ impl DeletionLog for Liar {
         request: Request<signer::ProveConsistencyRequest>,
     ) -> Result<Response<signer::ProveConsistencyResponse>, Status> {
         self.answer("prove_consistency", request).await
+    }
+
+    type WatchLeavesStream = futures::stream::BoxStream<'static, Result<WatchLeavesResponse, Status>>;
+
+    /// Says what a test likes, and then nothing for ever.
+    async fn watch_leaves(
+        &self,
+        request: Request<WatchLeavesRequest>,
+    ) -> Result<Response<Self::WatchLeavesStream>, Status> {
+        use futures::StreamExt as _;
+        let said: Vec<WatchLeavesResponse> = self.answer("watch_leaves", request).await?.into_inner();
+        let said = futures::stream::iter(said.into_iter().map(Ok)).chain(futures::stream::pending());
+        Ok(Response::new(said.boxed()))
     }
 }
 

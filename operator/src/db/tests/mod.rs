@@ -1,6 +1,7 @@
 //! Every statement against a real Postgres.
 
 mod claims;
+mod event_cursors;
 mod package_keys;
 mod rows;
 

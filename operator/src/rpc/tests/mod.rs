@@ -1,6 +1,7 @@
 //! Handlers over a real database, with an engine and signers that only take note.
 
 mod queries;
+mod settings;
 mod writes;
 
 use std::sync::{Arc, Mutex};

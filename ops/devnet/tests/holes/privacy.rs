@@ -79,6 +79,32 @@ fn x19_events_are_for_their_owner_on_every_stream() -> anyhow::Result<()> {
     })
 }
 
+/// X19: what happens while a wallet is away is told when it comes back, as what it missed or may have missed.
+#[test]
+fn x19_who_comes_back_hears_what_it_missed() -> anyhow::Result<()> {
+    with(async |devnet| {
+        let alice = WalletCommand::create(devnet, "x19-sender", 0).await?;
+        let bob = WalletCommand::create(devnet, "x19-away", 0).await?;
+        let leaf = deposit(devnet, &alice, 63_000).await?;
+        let (sender, receiver) = (Rogue::of(&alice)?, Rogue::of(&bob)?);
+        let mut stream = subscribe(&receiver, receiver.id_bytes()).await?;
+        let connected = stream.message().await?.and_then(|m| m.event);
+        ensure!(matches!(connected, Some(Event::Connected(_))), "{connected:?}");
+        drop(stream);
+        let sent = sender.next_send(&leaf, &receiver.id()).await?;
+        sender.start(sent.request.clone()).await?;
+        for _ in 0..2 {
+            // Twice: what was told right before a stream ended may have been lost with it.
+            let mut stream = subscribe(&receiver, receiver.id_bytes()).await?;
+            let event = next(&mut stream, Duration::from_secs(60)).await?.context("nothing is told")?;
+            let Event::ReceiverTransfer(event) = event else { anyhow::bail!("{event:?}") };
+            let id = event.transfer.map(|t| t.id);
+            ensure!(id.as_ref() == Some(&sent.request.transfer_id), "{id:?}");
+        }
+        Ok(())
+    })
+}
+
 /// X20: with every query and every operator, a stranger with a session learns nothing of others.
 #[test]
 fn x20_strangers_see_nothing() -> anyhow::Result<()> {

@@ -34,8 +34,6 @@ pub(crate) const NOT_OFFERED: &[&str] = &[
     "get_utxos_for_identity",
     "query_spark_invoices",
     "initiate_swap_primary_transfer",
-    "update_wallet_setting",
-    "query_wallet_setting",
     "query_spark_transaction_volumes",
     "start_transaction",
     "commit_transaction",

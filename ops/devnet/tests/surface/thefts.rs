@@ -1,7 +1,7 @@
 //! What a thief with a session of his own gets when he names what belongs to somebody else: method by method.
 
 use prost::Message as _;
-use spark_proto::{signer::v1 as signer, spark, spark_token};
+use spark_proto::{log::v1::WatchLeavesRequest, signer::v1 as signer, spark, spark_token};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -10,6 +10,8 @@ pub(super) const FOR_ALL: &[(&str, &str)] = &[
     ("GetCheckpoint", "the log's head is public"),
     ("ReserveKey", "a fresh one-time key, for whoever asks; nobody is named"),
     ("ProveConsistency", "the log's hashes are public"),
+    ("update_wallet_setting", "nobody is named: a session changes its own setting"),
+    ("query_wallet_setting", "nobody is named: a session sees its own setting"),
     ("get_signing_operator_list", "who the operators are is public"),
 ];
 
@@ -46,6 +48,7 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
             "GetReceipts",
             vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), tree_size: 0 }.encode_to_vec())],
         ),
+        ("WatchLeaves", vec![no(WatchLeavesRequest { leaf_ids: vec![v.leaf.clone()] }.encode_to_vec())]),
         ("generate_deposit_address", vec![no(address(v))]),
         ("finalize_deposit_tree_creation", vec![no(v.deposit.encode_to_vec()), unknown(deposit_as_thief(v))]),
         (

@@ -1,0 +1,50 @@
+//! Who besides its owner may read what concerns an identity. Without a row, nobody.
+
+use sqlx::{FromRow, PgExecutor};
+
+use super::DbError;
+
+/// An identity's setting.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct SettingRow {
+    /// Others may not read.
+    pub private: bool,
+    /// Who may read all the same, 33 bytes.
+    pub master: Option<Vec<u8>>,
+}
+
+impl Default for SettingRow {
+    fn default() -> Self {
+        Self { private: true, master: None }
+    }
+}
+
+/// The setting of an identity.
+pub async fn get(ex: impl PgExecutor<'_>, identity: &[u8]) -> Result<SettingRow, DbError> {
+    let row = sqlx::query_as("SELECT private, master FROM wallet_setting WHERE identity = $1")
+        .bind(identity)
+        .fetch_optional(ex)
+        .await?;
+    Ok(row.unwrap_or_default())
+}
+
+/// Changes what is given: `master` is the new one, or none.
+pub async fn update(
+    ex: impl PgExecutor<'_>,
+    identity: &[u8],
+    private: Option<bool>,
+    master: Option<Option<&[u8]>>,
+) -> Result<SettingRow, DbError> {
+    Ok(sqlx::query_as(
+        "INSERT INTO wallet_setting AS s (identity, private, master) VALUES ($1, coalesce($2, true), $4) \
+         ON CONFLICT (identity) DO UPDATE SET private = coalesce($2, s.private), \
+             master = CASE WHEN $3 THEN $4 ELSE s.master END, updated_at = now() \
+         RETURNING private, master",
+    )
+    .bind(identity)
+    .bind(private)
+    .bind(master.is_some())
+    .bind(master.flatten())
+    .fetch_one(ex)
+    .await?)
+}

@@ -1,0 +1,226 @@
+use spark_rules::leaf::LeafStatus;
+use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
+
+use super::*;
+use crate::{db::testing::database, rpc::testing};
+
+type Heard = ReceiverStream<Message>;
+
+async fn events(db: &Db) -> Events {
+    let converter = Converter::new(&testing::federation(3, 2));
+    Events::start(db.clone(), converter, spark::Network::Regtest).await.unwrap()
+}
+
+async fn next(stream: &mut Heard) -> Wire {
+    let message = timeout(Duration::from_secs(10), stream.next()).await.expect("in time").expect("open");
+    message.unwrap().event.unwrap()
+}
+
+async fn connected(events: &Events, identity: u8) -> Heard {
+    let mut stream = events.subscribe(testing::key(identity).serialize()).await.unwrap();
+    assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+    stream
+}
+
+/// Waits until all streams have ended.
+async fn quiet(events: &Events) {
+    timeout(Duration::from_secs(10), async {
+        while events.streams() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("streams end");
+}
+
+/// Ids of the transfers that are said before the next heartbeat.
+async fn transfers(stream: &mut Heard) -> Vec<String> {
+    let mut ids = Vec::new();
+    loop {
+        match next(stream).await {
+            Wire::ReceiverTransfer(event) | Wire::SenderTransfer(event) => {
+                ids.push(event.transfer.unwrap().id)
+            }
+            Wire::Heartbeat(_) => return ids,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn insert(db: &Db, identity: u8, kind: &str, id: Uuid) {
+    event::insert(db.pool(), &testing::key(identity).serialize(), kind, id.as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn connected_comes_first_and_heartbeats_follow() {
+    let db = database().await;
+    let events = events(&db).await;
+    let started = Instant::now();
+    let mut stream = events.subscribe(testing::key(1).serialize()).await.unwrap();
+    assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(matches!(next(&mut stream).await, Wire::Heartbeat(_)));
+    assert!(started.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test]
+async fn every_stream_of_an_identity_hears_and_no_other() {
+    let db = database().await;
+    let events = events(&db).await;
+    let mut receivers = Vec::new();
+    for identity in [2, 2, 1, 3] {
+        receivers.push(connected(&events, identity).await);
+    }
+    let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+    insert(&db, 2, "TRANSFER", id).await;
+    insert(&db, 1, "SENDER_TRANSFER", id).await;
+    events.wake();
+    let [first, second, sender, stranger] = receivers.as_mut_slice() else { panic!() };
+    for stream in [first, second] {
+        let Wire::ReceiverTransfer(event) = next(stream).await else { panic!("receiver_transfer") };
+        let transfer = event.transfer.unwrap();
+        assert_eq!((transfer.id, transfer.leaves.len()), (id.to_string(), 1));
+        assert_eq!(transfer.status, spark::TransferStatus::SenderKeyTweaked as i32);
+    }
+    assert!(matches!(next(sender).await, Wire::SenderTransfer(_)));
+    assert!(matches!(next(stranger).await, Wire::Heartbeat(_)), "nothing but a heartbeat");
+}
+
+#[tokio::test]
+async fn an_identity_has_a_few_streams_and_its_oldest_ends() {
+    let db = database().await;
+    let events = events(&db).await;
+    let key = testing::key(1).serialize();
+    let mut oldest = events.subscribe(key).await.unwrap();
+    assert!(matches!(next(&mut oldest).await, Wire::Connected(_)));
+    let mut others = Vec::new();
+    for _ in 0..PER_IDENTITY {
+        others.push(events.subscribe(key).await.unwrap());
+    }
+    assert_eq!(events.streams(), PER_IDENTITY);
+    let ended = timeout(Duration::from_secs(10), oldest.next()).await.expect("in time").expect("a reason");
+    assert_eq!(ended.unwrap_err().code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_so_is_not_said() {
+    let db = database().await;
+    let events = events(&db).await;
+    let mut stream = events.subscribe(testing::key(2).serialize()).await.unwrap();
+    assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+    // A transfer that is claimed, and a deposit that is not confirmed.
+    let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+    testing::put_claim(&db, id, 7, 2).await;
+    insert(&db, 2, "TRANSFER", id).await;
+    let creating = testing::record(8, 2, 0, LeafStatus::Creating);
+    testing::put_leaf(&db, &creating).await;
+    insert(&db, 2, "DEPOSIT", creating.leaf_id.uuid()).await;
+    // One that is.
+    let available = testing::record(6, 2, 0, LeafStatus::Available);
+    testing::put_leaf(&db, &available).await;
+    insert(&db, 2, "DEPOSIT", available.leaf_id.uuid()).await;
+    events.wake();
+    let Wire::Deposit(event) = next(&mut stream).await else { panic!("deposit") };
+    let node = event.deposit.unwrap();
+    assert_eq!((node.id, node.status.as_str()), (available.leaf_id.to_string(), "AVAILABLE"));
+}
+
+#[tokio::test]
+async fn another_replicas_rows_are_found_without_a_wake_and_closed_streams_are_forgotten() {
+    let db = database().await;
+    let events = events(&db).await;
+    let mut stream = events.subscribe(testing::key(2).serialize()).await.unwrap();
+    assert!(matches!(next(&mut stream).await, Wire::Connected(_)));
+    let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+    insert(&db, 2, "TRANSFER", id).await;
+    assert!(matches!(next(&mut stream).await, Wire::ReceiverTransfer(_)));
+    assert_eq!(events.streams(), 1);
+    drop(stream);
+    quiet(&events).await;
+}
+
+#[tokio::test]
+async fn who_comes_back_hears_what_it_missed() {
+    let db = database().await;
+    let first = events(&db).await;
+    // A newcomer hears nothing old.
+    let old = testing::put_transfer(&db, 9, 7, 1, 2).await;
+    insert(&db, 2, "TRANSFER", old).await;
+    let other = connected(&first, 1).await;
+    timeout(Duration::from_secs(10), async {
+        while first.shared.settled() == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("read");
+    let mut stream = connected(&first, 2).await;
+    assert!(transfers(&mut stream).await.is_empty());
+    drop((stream, other));
+    quiet(&first).await;
+    let missed = testing::put_transfer(&db, 10, 8, 1, 2).await;
+    insert(&db, 2, "TRANSFER", missed).await;
+    insert(&db, 1, "SENDER_TRANSFER", missed).await;
+    let mut stream = connected(&first, 2).await;
+    assert_eq!(transfers(&mut stream).await, [missed.to_string()], "once");
+
+    // The process dies with the stream open.
+    drop(first);
+    drop(stream);
+    let missed_too = testing::put_transfer(&db, 11, 6, 1, 2).await;
+    insert(&db, 2, "TRANSFER", missed_too).await;
+    let second = events(&db).await;
+    let mut stream = connected(&second, 2).await;
+    let said = transfers(&mut stream).await;
+    assert_eq!(said.last(), Some(&missed_too.to_string()));
+    // What was said right before the end may have been lost on the way.
+    assert!(said.contains(&missed.to_string()), "{said:?}");
+}
+
+#[tokio::test]
+async fn what_was_undone_is_not_said_again() {
+    let db = database().await;
+    let events = events(&db).await;
+    drop(connected(&events, 1).await);
+    quiet(&events).await;
+    let gone = testing::put_transfer(&db, 9, 7, 1, 2).await;
+    let back = testing::put_transfer(&db, 10, 8, 1, 2).await;
+    for id in [gone, back] {
+        insert(&db, 1, "SENDER_TRANSFER", id).await;
+    }
+    // Its leaf came back to the sender.
+    testing::put_leaf(&db, &testing::record(8, 1, 5, LeafStatus::Available)).await;
+    let mut stream = connected(&events, 1).await;
+    assert_eq!(transfers(&mut stream).await, [gone.to_string()]);
+}
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_while_the_operator_runs() {
+    let db = database().await;
+    for kind in ["DEPOSIT", "TRANSFER"] {
+        insert(&db, 1, kind, Uuid::from_bytes([1; 16])).await;
+    }
+    sqlx::query("UPDATE event_log SET created_at = now() - interval '3 days' WHERE kind = 'DEPOSIT'")
+        .execute(db.pool())
+        .await
+        .unwrap();
+    let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(retain(db.clone(), 2, async {
+        let _ = stopping.await;
+    }));
+    let kinds = || async {
+        let all: Vec<String> =
+            sqlx::query_scalar("SELECT kind FROM event_log").fetch_all(db.pool()).await.unwrap();
+        all
+    };
+    timeout(Duration::from_secs(10), async {
+        while kinds().await != ["TRANSFER"] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("forgotten");
+    stop.send(()).unwrap();
+    running.await.unwrap();
+}
