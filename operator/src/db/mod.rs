@@ -12,6 +12,7 @@ mod error;
 pub mod event;
 pub mod follow;
 pub mod headers;
+pub mod invoice;
 pub mod keyshare;
 pub mod leaf;
 pub mod operation;

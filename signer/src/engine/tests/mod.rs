@@ -4,12 +4,14 @@
 mod attacks;
 mod deposits;
 mod flows;
+mod invoices;
 mod logs;
 mod one_time;
 mod packages;
 mod prepared;
 mod proofs;
 mod quorum;
+mod receivers;
 mod renewals;
 mod repairs;
 mod tweaks;
