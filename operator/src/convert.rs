@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use spark_proto::spark;
 use spark_rules::{
     federation::Federation,
-    ids::TransferId,
+    ids::{LeafId, TransferId},
     leaf::{LeafRecord, LeafStatus},
 };
 
@@ -15,7 +15,7 @@ use crate::db::{
     DbError,
     query_node::NodeRow,
     query_transfer::TransferNodeRow,
-    transfer::{COMPLETED, TransferRow},
+    transfer::{COMPLETED, ShareRow, TransferRow},
 };
 
 /// A stored row that cannot be shown.
@@ -38,6 +38,24 @@ pub enum ConvertError {
 pub struct Converter {
     identifiers: Vec<String>,
     threshold: u32,
+}
+
+/// From whose side a transfer is shown. A receiver of several sees its own part and nothing of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side<'a> {
+    /// Everything.
+    Sender,
+    /// What this identity gets.
+    Receiver(&'a [u8]),
+}
+
+impl Side<'_> {
+    fn shows(self, receiver: &[u8]) -> bool {
+        match self {
+            Self::Sender => true,
+            Self::Receiver(key) => key == receiver,
+        }
+    }
 }
 
 /// A leaf with what the record does not hold.
@@ -68,44 +86,61 @@ impl Converter {
         }))
     }
 
-    /// A transfer with its leaves, which must be those of this transfer in the order of its package.
+    /// A transfer with its receivers and leaves, which must be those of this transfer in the order of its package.
     pub fn transfer(
         &self,
         row: &TransferRow,
+        shares: &[ShareRow],
         leaves: &[TransferNodeRow],
+        side: Side<'_>,
         network: spark::Network,
     ) -> Result<spark::Transfer, ConvertError> {
-        let leaves = leaves.iter().map(|leaf| self.transfer_leaf(row, leaf)).collect::<Result<_, _>>()?;
+        let several = shares.len() > 1;
+        let shown: Vec<&ShareRow> = shares.iter().filter(|share| side.shows(&share.receiver)).collect();
+        let first = shown.first().ok_or(ConvertError::Column("transfer_receiver"))?;
+        let (status, total) = match side {
+            Side::Sender => (row.status, row.total),
+            Side::Receiver(_) => (first.status, first.total),
+        };
+        let mut own = Vec::new();
+        for leaf in leaves.iter().filter(|leaf| side.shows(&leaf.receiver)) {
+            let share = shown.iter().find(|share| share.receiver == leaf.receiver);
+            let share = share.ok_or(ConvertError::Column("transfer_leaf.receiver"))?;
+            own.push(self.transfer_leaf(share, leaf, several)?);
+        }
+        // Lists of participants belong to transfers with several of them.
+        let listed = shown.iter().filter(|_| several);
+        let receivers = listed.map(|share| receiver(share)).collect::<Result<_, _>>()?;
         Ok(spark::Transfer {
             id: row.transfer_id.as_hyphenated().to_string(),
             sender_identity_public_key: row.sender.clone(),
-            receiver_identity_public_key: row.receiver.clone(),
-            status: row.status.into(),
-            total_value: unsigned("transfer.total", row.total)?,
+            receiver_identity_public_key: first.receiver.clone(),
+            status: status.into(),
+            total_value: unsigned("transfer.total", total)?,
             expiry_time: row.expiry.map(timestamp),
-            leaves,
+            leaves: own,
             created_time: Some(timestamp(row.created_micros)),
             updated_time: Some(timestamp(row.updated_micros)),
             r#type: row.kind.into(),
             spark_invoice: row.invoice.clone(),
             network: network.into(),
-            // Lists of participants belong to transfers with several of them.
-            receivers: Vec::new(),
+            receivers,
             senders: Vec::new(),
         })
     }
 
     fn transfer_leaf(
         &self,
-        row: &TransferRow,
+        share: &ShareRow,
         leaf: &TransferNodeRow,
+        several: bool,
     ) -> Result<spark::TransferLeaf, ConvertError> {
         let current = record(leaf.leaf_id, &leaf.current_record)?;
         // After the claim the leaf is shown as it is, but only while it is the receiver's: who got it next is nobody's
         // business.
-        let claimed = row.status == COMPLETED
+        let claimed = share.status == COMPLETED
             && leaf.current_version > leaf.leaf_version
-            && current.owner_identity.serialize().as_slice() == row.receiver.as_slice();
+            && current.owner_identity.serialize().as_slice() == share.receiver.as_slice();
         let (shown, status) = if claimed {
             (current, status(&leaf.status)?)
         } else {
@@ -124,7 +159,7 @@ impl Converter {
             intermediate_direct_refund_tx: leaf.intermediate_direct_refund_tx.clone(),
             intermediate_direct_from_cpfp_refund_tx: leaf.intermediate_direct_from_cpfp_refund_tx.clone(),
             pending_key_tweak_public_key: Vec::new(),
-            transfer_receiver_id: String::new(),
+            transfer_receiver_id: if several { receiver_id(share) } else { String::new() },
             transfer_sender_id: String::new(),
         })
     }
@@ -167,11 +202,28 @@ impl Converter {
     }
 }
 
-/// Groups the leaves of several transfers; the order within each stays.
-pub fn by_transfer(leaves: Vec<TransferNodeRow>) -> BTreeMap<uuid::Uuid, Vec<TransferNodeRow>> {
+fn receiver(share: &ShareRow) -> Result<spark::TransferReceiver, ConvertError> {
+    use spark::TransferReceiverStatus as Status;
+    let claimed = share.status == COMPLETED;
+    Ok(spark::TransferReceiver {
+        identity_public_key: share.receiver.clone(),
+        amount_sats: unsigned("transfer_receiver.total", share.total)?,
+        status: if claimed { Status::Completed } else { Status::ClaimPending }.into(),
+        id: receiver_id(share),
+        completion_time: share.completed_micros.map(timestamp),
+    })
+}
+
+/// The same at every operator.
+fn receiver_id(share: &ShareRow) -> String {
+    LeafId::derive("spark/transfer-receiver", &[share.transfer_id.as_bytes(), &share.receiver]).to_string()
+}
+
+/// Groups rows of several transfers; the order within each stays.
+pub fn by_transfer<T>(rows: Vec<T>, id: impl Fn(&T) -> uuid::Uuid) -> BTreeMap<uuid::Uuid, Vec<T>> {
     let mut grouped: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for leaf in leaves {
-        grouped.entry(leaf.transfer_id).or_default().push(leaf);
+    for row in rows {
+        grouped.entry(id(&row)).or_default().push(row);
     }
     grouped
 }

@@ -37,7 +37,7 @@ use self::{
     stream::{Message, Stream},
 };
 use crate::{
-    convert::{ConvertError, Converter},
+    convert::{ConvertError, Converter, Side},
     db::{
         Db, DbError, event, event::EventRow, event_cursor, query_event, query_node, query_transfer, transfer,
     },
@@ -58,7 +58,7 @@ const PER_IDENTITY: usize = 16;
 /// Most streams of this process.
 const STREAMS: usize = 10_000;
 /// Statuses in which a receiver may claim.
-const CLAIMABLE: [i16; 5] = [2, 3, 4, 9, 10];
+const CLAIMABLE: [i32; 5] = [2, 3, 4, 9, 10];
 
 /// Streams of one identity.
 type Listeners = Vec<mpsc::Sender<Arc<EventRow>>>;
@@ -179,14 +179,15 @@ impl Shared {
         match row.kind.as_str() {
             "DEPOSIT" => self.deposit(id, &row.identity).await,
             "TRANSFER" => {
-                Ok(self.transfer(id).await?.filter(|(_, claimable)| *claimable).map(|(transfer, _)| {
+                let shown = self.transfer(id, Side::Receiver(&row.identity)).await?;
+                Ok(shown.filter(|transfer| CLAIMABLE.contains(&transfer.status)).map(|transfer| {
                     Wire::ReceiverTransfer(TransferEvent {
                         transfer: Some(transfer),
                         trace_id: String::new(),
                     })
                 }))
             }
-            "SENDER_TRANSFER" => Ok(self.transfer(id).await?.map(|(transfer, _)| {
+            "SENDER_TRANSFER" => Ok(self.transfer(id, Side::Sender).await?.map(|transfer| {
                 Wire::SenderTransfer(TransferEvent { transfer: Some(transfer), trace_id: String::new() })
             })),
             _ => Err(ConvertError::Column("event_log.kind")),
@@ -212,11 +213,11 @@ impl Shared {
         Ok(Some(Wire::Deposit(DepositEvent { deposit: Some(node), trace_id: String::new() })))
     }
 
-    async fn transfer(&self, id: Uuid) -> Result<Option<(spark::Transfer, bool)>, ConvertError> {
+    async fn transfer(&self, id: Uuid, side: Side<'_>) -> Result<Option<spark::Transfer>, ConvertError> {
         let Some(row) = transfer::get(self.db.pool(), id).await? else { return Ok(None) };
+        let shares = transfer::shares(self.db.pool(), &[id]).await?;
         let leaves = query_transfer::leaves(self.db.pool(), &[id]).await?;
-        let claimable = CLAIMABLE.contains(&row.status);
-        Ok(Some((self.converter.transfer(&row, &leaves, self.network)?, claimable)))
+        Ok(Some(self.converter.transfer(&row, &shares, &leaves, side, self.network)?))
     }
 }
 

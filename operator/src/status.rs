@@ -59,6 +59,10 @@ reasons! {
     RuleViolated = "RULE_VIOLATED" => FailedPrecondition,
     /// The leaf is locked, spent, exiting or elsewhere.
     LeafUnavailable = "LEAF_UNAVAILABLE" => FailedPrecondition,
+    /// The Spark invoice is paid, or is being paid by another transfer.
+    InvoicePaid = "INVOICE_PAID" => FailedPrecondition,
+    /// The transfer or its invoice has expired.
+    Expired = "EXPIRED" => FailedPrecondition,
     /// The deposit is not confirmed deeply enough.
     DepositUnconfirmed = "DEPOSIT_UNCONFIRMED" => FailedPrecondition,
     /// No output on chain pays this address.

@@ -53,8 +53,10 @@ pub(crate) enum Command {
     Deposit(Deposit),
     /// Sums.
     Balance,
-    /// Pay to a Spark address.
+    /// Pay to a Spark address or invoice, or to several addresses at once.
     Send(Send),
+    /// Text that asks somebody to pay, once.
+    Invoice(Invoice),
     /// Claim what was sent to this wallet.
     Receive {
         /// Wait until something comes.
@@ -128,13 +130,37 @@ pub(crate) enum Deposit {
 
 #[derive(Debug, Args)]
 pub(crate) struct Send {
-    /// Spark address.
-    pub(crate) to: String,
-    /// With unit: 1000sat, 0.001btc.
-    pub(crate) amount: spark_wallet::amount::Sats,
+    /// Spark address or invoice.
+    #[arg(required_unless_present = "to_all", conflicts_with = "to_all")]
+    pub(crate) to: Option<String>,
+    /// With unit: 1000sat, 0.001btc. An invoice may have its own.
+    #[arg(conflicts_with = "to_all")]
+    pub(crate) amount: Option<spark_wallet::amount::Sats>,
+    /// A receiver and its amount, as address:amount; or one invoice. Several receivers all get theirs, or none does.
+    #[arg(long = "to", value_name = "ADDRESS:AMOUNT")]
+    pub(crate) to_all: Vec<String>,
     /// Transfer id; the same id is the same transfer.
     #[arg(long)]
     pub(crate) id: Option<uuid::Uuid>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Invoice {
+    /// With unit: 1000sat, 0.001btc. Without it the payer chooses.
+    #[arg(long)]
+    pub(crate) amount: Option<spark_wallet::amount::Sats>,
+    /// What it is for.
+    #[arg(long)]
+    pub(crate) memo: Option<String>,
+    /// Seconds until which it may be paid.
+    #[arg(long)]
+    pub(crate) expires: Option<u64>,
+    /// Spark address of the only payer allowed.
+    #[arg(long)]
+    pub(crate) sender: Option<String>,
+    /// Also as QR code.
+    #[arg(long)]
+    pub(crate) qr: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -222,6 +248,11 @@ mod tests {
         let parse = |args: &[&str]| Cli::try_parse_from(std::iter::once(&"spark-wallet").chain(args));
         assert!(parse(&["send", "sparkrt1x", "1000"]).is_err());
         assert!(parse(&["send", "sparkrt1x", "1000sat", "--json", "--dir", "/w"]).is_ok());
+        assert!(parse(&["send"]).is_err());
+        assert!(parse(&["send", "a", "1sat", "--to", "b:1sat"]).is_err());
+        assert!(parse(&["send", "sparkrt1invoice"]).is_ok());
+        assert!(parse(&["send", "--to", "a:1sat", "--to", "b:2sat"]).is_ok());
+        assert!(parse(&["invoice", "--amount", "1000sat", "--memo", "rent", "--expires", "60"]).is_ok());
         assert!(parse(&["deposit", "claim", "--txid", &"00".repeat(32)]).is_err());
         assert!(parse(&["create", "--words", "15"]).is_err());
     }

@@ -171,6 +171,22 @@ impl SigningKey {
         self.with(|key| SECP256K1.sign_ecdsa(&Message::from_digest(digest), key))
     }
 
+    /// BIP340 over a digest, by the key itself.
+    pub fn sign_schnorr(
+        &self,
+        digest: [u8; 32],
+        rng: &mut (impl RngCore + CryptoRng),
+    ) -> Result<[u8; 64], KeyError> {
+        let mut aux = Zeroizing::new([0u8; 32]);
+        rng.fill_bytes(&mut *aux);
+        self.with(|key| {
+            let mut pair = Keypair::from_secret_key(SECP256K1, key);
+            let signature = SECP256K1.sign_schnorr_with_aux_rand(&Message::from_digest(digest), &pair, &aux);
+            pair.non_secure_erase();
+            signature.serialize()
+        })
+    }
+
     /// BIP340 over a digest, by the key with the taproot tweak of no script tree (BIP 341).
     pub fn sign_taproot(
         &self,

@@ -206,10 +206,26 @@ pub(crate) struct SentInfo {
     pub(crate) amount_sats: u64,
     pub(crate) receiver: String,
     pub(crate) leaves: Vec<String>,
+    /// Everybody who is paid.
+    pub(crate) payees: Vec<Payee>,
+}
+
+/// One receiver of `send`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Payee {
+    pub(crate) receiver: String,
+    pub(crate) amount_sats: u64,
 }
 
 impl Show for SentInfo {
     fn text(&self) -> String {
+        if self.payees.len() > 1 {
+            let mut out = format!("sent {} sat as transfer {}", self.amount_sats, self.transfer_id);
+            for payee in &self.payees {
+                let _ = write!(out, "\n{} sat to {}", payee.amount_sats, payee.receiver);
+            }
+            return out;
+        }
         format!("sent {} sat to {} as transfer {}", self.amount_sats, self.receiver, self.transfer_id)
     }
 }

@@ -93,3 +93,14 @@ pub async fn of_leaf(
     .fetch_all(ex)
     .await?)
 }
+
+/// The operation that holds a resource, or has spent it.
+pub async fn holder(ex: impl PgExecutor<'_>, kind: &str, key: &[u8]) -> Result<Option<Uuid>, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT op_id FROM resource_claim WHERE kind = $1 AND key = $2 AND state IN ('LOCKED', 'SPENT')",
+    )
+    .bind(kind)
+    .bind(key)
+    .fetch_optional(ex)
+    .await?)
+}

@@ -275,8 +275,7 @@ pub async fn last_owned_version(
         "SELECT max(version) FROM ( \
              SELECT version FROM leaf_history WHERE leaf_id = $1 AND owner_identity = $2 \
              UNION ALL SELECT version FROM leaf WHERE leaf_id = $1 AND owner_identity = $2 \
-             UNION ALL SELECT l.leaf_version FROM transfer t JOIN transfer_leaf l USING (transfer_id) \
-             WHERE l.leaf_id = $1 AND t.receiver = $2) AS owned",
+             UNION ALL SELECT leaf_version FROM transfer_leaf WHERE leaf_id = $1 AND receiver = $2) AS owned",
     )
     .bind(leaf_id)
     .bind(identity)

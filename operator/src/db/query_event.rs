@@ -27,9 +27,9 @@ pub async fn came_back(ex: impl PgExecutor<'_>, transfer: Uuid, sender: &[u8]) -
     Ok(sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM transfer_leaf sent JOIN leaf l USING (leaf_id) WHERE sent.transfer_id = $1 AND ( \
              (l.owner_identity = $2 AND l.version > sent.leaf_version) OR EXISTS ( \
-                 SELECT 1 FROM transfer_leaf tl JOIN transfer t USING (transfer_id) \
-                 WHERE tl.leaf_id = l.leaf_id AND t.transfer_id <> $1 AND t.receiver = $2 \
-                 AND t.status IN (2, 3, 4, 9, 10))))",
+                 SELECT 1 FROM transfer_leaf tl JOIN transfer_receiver r USING (transfer_id, receiver) \
+                 WHERE tl.leaf_id = l.leaf_id AND r.transfer_id <> $1 AND r.receiver = $2 \
+                 AND r.status IN (2, 3, 4, 9, 10))))",
     )
     .bind(transfer)
     .bind(sender)

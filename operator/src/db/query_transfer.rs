@@ -37,6 +37,8 @@ pub struct TransferNodeRow {
     pub transfer_id: Uuid,
     /// The leaf.
     pub leaf_id: Uuid,
+    /// Who claims it, 33 bytes.
+    pub receiver: Vec<u8>,
     /// ECIES to the receiver.
     pub secret_cipher: Vec<u8>,
     /// By the sender, over leaf, transfer and cipher.
@@ -70,8 +72,11 @@ macro_rules! page {
              (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros, \
              (extract(epoch FROM updated_at) * 1000000)::bigint AS updated_micros, \
              (extract(epoch FROM completed_at) * 1000000)::bigint AS completed_micros FROM transfer \
-             WHERE ((sender = $1 AND (cardinality($3::smallint[]) = 0 OR status = ANY($3))) \
-                 OR (receiver = $2 AND (cardinality($4::smallint[]) = 0 OR status = ANY($4)))) \
+             WHERE transfer_id IN ( \
+                 SELECT transfer_id FROM transfer \
+                 WHERE sender = $1 AND (cardinality($3::smallint[]) = 0 OR status = ANY($3)) \
+                 UNION SELECT transfer_id FROM transfer_receiver \
+                 WHERE receiver = $2 AND (cardinality($4::smallint[]) = 0 OR status = ANY($4))) \
              AND (cardinality($5::uuid[]) = 0 OR transfer_id = ANY($5)) \
              AND (cardinality($6::smallint[]) = 0 OR kind = ANY($6)) \
              AND ($7::bigint IS NULL OR created_at > timestamptz 'epoch' + $7 * interval '1 microsecond') \
@@ -81,7 +86,7 @@ macro_rules! page {
                  AND NOT EXISTS (SELECT 1 FROM wallet_setting s WHERE s.identity = side.identity \
                      AND (NOT s.private OR s.master = $11)))) \
              AND NOT EXISTS (SELECT 1 FROM transfer_leaf tl JOIN leaf l USING (leaf_id) \
-                 WHERE tl.transfer_id = transfer.transfer_id AND ",
+                 WHERE tl.transfer_id = transfer.transfer_id AND (transfer.sender = $1 OR tl.receiver = $2) AND ",
             unsettled!("l"),
             ") ORDER BY ",
             $order,
@@ -121,7 +126,7 @@ pub async fn page(
 /// Leaves of these transfers, each transfer's in its own order.
 pub async fn leaves(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Vec<TransferNodeRow>, DbError> {
     Ok(sqlx::query_as(
-        "SELECT tl.transfer_id, tl.leaf_id, tl.secret_cipher, tl.signature, tl.intermediate_refund_tx, \
+        "SELECT tl.transfer_id, tl.leaf_id, tl.receiver, tl.secret_cipher, tl.signature, tl.intermediate_refund_tx, \
          tl.intermediate_direct_refund_tx, tl.intermediate_direct_from_cpfp_refund_tx, tl.record, tl.leaf_version, \
          l.version AS current_version, l.record AS current_record, l.status, \
          (extract(epoch FROM l.created_at) * 1000000)::bigint AS created_micros, \

@@ -1,6 +1,6 @@
 //! Transfers and their leaves.
 
-use sqlx::{FromRow, PgExecutor};
+use sqlx::{FromRow, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::DbError;
@@ -17,11 +17,11 @@ pub struct TransferRow {
     pub transfer_id: Uuid,
     /// 33 bytes.
     pub sender: Vec<u8>,
-    /// 33 bytes.
+    /// 33 bytes; the first of several.
     pub receiver: Vec<u8>,
-    /// Satoshis.
+    /// Satoshis, of all receivers.
     pub total: i64,
-    /// Wire code.
+    /// Wire code: complete when every receiver has claimed.
     pub status: i16,
     /// Wire code of the type.
     pub kind: i16,
@@ -37,6 +37,23 @@ pub struct TransferRow {
     pub completed_micros: Option<i64>,
 }
 
+/// What one receiver of a transfer gets.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct ShareRow {
+    /// Of which transfer.
+    pub transfer_id: Uuid,
+    /// 33 bytes.
+    pub receiver: Vec<u8>,
+    /// Order in the package.
+    pub position: i16,
+    /// Satoshis.
+    pub total: i64,
+    /// Wire code of a transfer's status, for this receiver.
+    pub status: i16,
+    /// Microseconds since 1970.
+    pub completed_micros: Option<i64>,
+}
+
 /// One leaf of a transfer, as its receiver sees it.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct TransferLeafRow {
@@ -44,6 +61,8 @@ pub struct TransferLeafRow {
     pub transfer_id: Uuid,
     /// Leaf.
     pub leaf_id: Uuid,
+    /// Who claims it, 33 bytes.
+    pub receiver: Vec<u8>,
     /// Order in the package.
     pub position: i32,
     /// Version after the send.
@@ -110,12 +129,40 @@ pub async fn insert(ex: impl PgExecutor<'_>, t: &TransferRow) -> Result<(), DbEr
     Ok(())
 }
 
+/// Writes the shares of a transfer's receivers: those of its leaves, in order. A repeat changes nothing.
+pub async fn insert_shares(
+    ex: impl PgExecutor<'_>,
+    t: &TransferRow,
+    leaves: &[TransferLeafRow],
+) -> Result<(), DbError> {
+    let mut shares: Vec<(&[u8], i64)> = Vec::new();
+    for leaf in leaves {
+        match shares.iter_mut().find(|(receiver, _)| *receiver == leaf.receiver.as_slice()) {
+            Some((_, total)) => *total = total.saturating_add(leaf.value),
+            None => shares.push((&leaf.receiver, leaf.value)),
+        }
+    }
+    let (receivers, totals): (Vec<&[u8]>, Vec<i64>) = shares.into_iter().unzip();
+    sqlx::query(
+        "INSERT INTO transfer_receiver (transfer_id, receiver, position, total, status) \
+         SELECT $1, s.receiver, s.ordinal - 1, s.total, $4 \
+         FROM unnest($2::bytea[], $3::bigint[]) WITH ORDINALITY AS s (receiver, total, ordinal) ON CONFLICT DO NOTHING",
+    )
+    .bind(t.transfer_id)
+    .bind(receivers)
+    .bind(totals)
+    .bind(t.status)
+    .execute(ex)
+    .await?;
+    Ok(())
+}
+
 /// Writes one leaf of a transfer; a repeat changes nothing.
 pub async fn insert_leaf(ex: impl PgExecutor<'_>, l: &TransferLeafRow) -> Result<(), DbError> {
     sqlx::query(
         "INSERT INTO transfer_leaf (transfer_id, leaf_id, position, leaf_version, value, secret_cipher, signature, \
-         intermediate_refund_tx, intermediate_direct_refund_tx, intermediate_direct_from_cpfp_refund_tx, record) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
+         intermediate_refund_tx, intermediate_direct_refund_tx, intermediate_direct_from_cpfp_refund_tx, record, \
+         receiver) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING",
     )
     .bind(l.transfer_id)
     .bind(l.leaf_id)
@@ -128,22 +175,52 @@ pub async fn insert_leaf(ex: impl PgExecutor<'_>, l: &TransferLeafRow) -> Result
     .bind(&l.intermediate_direct_refund_tx)
     .bind(&l.intermediate_direct_from_cpfp_refund_tx)
     .bind(&l.record)
+    .bind(&l.receiver)
     .execute(ex)
     .await?;
     Ok(())
 }
 
-/// The receiver has claimed.
-pub async fn complete(ex: impl PgExecutor<'_>, transfer_id: Uuid) -> Result<(), DbError> {
+/// A receiver has claimed; with the last one the transfer is complete. A repeat changes nothing.
+pub async fn complete(
+    connection: &mut PgConnection,
+    transfer_id: Uuid,
+    receiver: &[u8],
+) -> Result<(), DbError> {
+    // Of two receivers that claim at once the later one must see the other's claim.
+    sqlx::query("SELECT 1 FROM transfer WHERE transfer_id = $1 FOR UPDATE")
+        .bind(transfer_id)
+        .execute(&mut *connection)
+        .await?;
     sqlx::query(
-        "UPDATE transfer SET status = $2, updated_at = now(), completed_at = coalesce(completed_at, now()) \
-         WHERE transfer_id = $1",
+        "WITH claimed AS ( \
+             UPDATE transfer_receiver SET status = $3, completed_at = now() \
+             WHERE transfer_id = $1 AND receiver = $2 AND status <> $3 RETURNING 1), \
+         others AS ( \
+             SELECT 1 FROM transfer_receiver WHERE transfer_id = $1 AND receiver <> $2 AND status <> $3) \
+         UPDATE transfer SET updated_at = now(), \
+             status = CASE WHEN EXISTS (SELECT 1 FROM others) THEN status ELSE $3 END, \
+             completed_at = CASE WHEN EXISTS (SELECT 1 FROM others) THEN NULL ELSE now() END \
+         WHERE transfer_id = $1 AND EXISTS (SELECT 1 FROM claimed)",
     )
     .bind(transfer_id)
+    .bind(receiver)
     .bind(COMPLETED)
-    .execute(ex)
+    .execute(connection)
     .await?;
     Ok(())
+}
+
+/// The receivers of several transfers, each transfer's in the order of its package.
+pub async fn shares(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Vec<ShareRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT transfer_id, receiver, position, total, status, \
+         (extract(epoch FROM completed_at) * 1000000)::bigint AS completed_micros FROM transfer_receiver \
+         WHERE transfer_id = ANY($1) ORDER BY transfer_id, position",
+    )
+    .bind(transfer_ids)
+    .fetch_all(ex)
+    .await?)
 }
 
 macro_rules! select {
@@ -204,7 +281,7 @@ pub async fn list(ex: impl PgExecutor<'_>, filter: &Filter) -> Result<Vec<Transf
 pub async fn leaves(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Vec<TransferLeafRow>, DbError> {
     Ok(sqlx::query_as(
         "SELECT transfer_id, leaf_id, position, leaf_version, value, secret_cipher, signature, intermediate_refund_tx, \
-         intermediate_direct_refund_tx, intermediate_direct_from_cpfp_refund_tx, record FROM transfer_leaf \
+         intermediate_direct_refund_tx, intermediate_direct_from_cpfp_refund_tx, record, receiver FROM transfer_leaf \
          WHERE transfer_id = ANY($1) ORDER BY transfer_id, position",
     )
     .bind(transfer_ids)
@@ -215,7 +292,7 @@ pub async fn leaves(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Ve
 /// Satoshis on the way to an identity: sent, not yet claimed.
 pub async fn incoming(ex: impl PgExecutor<'_>, receiver: &[u8]) -> Result<i64, DbError> {
     Ok(sqlx::query_scalar(
-        "SELECT coalesce(sum(total), 0)::bigint FROM transfer WHERE receiver = $1 AND status = $2",
+        "SELECT coalesce(sum(total), 0)::bigint FROM transfer_receiver WHERE receiver = $1 AND status = $2",
     )
     .bind(receiver)
     .bind(SENDER_KEY_TWEAKED)

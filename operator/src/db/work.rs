@@ -43,8 +43,8 @@ pub struct AppliedWrite {
     pub signed: Vec<SignedTxRow>,
     /// A new transfer with its leaves.
     pub transfer: Option<(TransferRow, Vec<TransferLeafRow>)>,
-    /// A transfer that is now claimed.
-    pub completed_transfer: Option<Uuid>,
+    /// Transfers and the receivers that have now claimed them.
+    pub completed: Vec<(Uuid, Vec<u8>)>,
     /// The own signer's receipts and those that peers reported.
     pub receipts: Vec<ReceiptRow>,
     /// Leaf ids whose deposit address is now used.
@@ -193,12 +193,13 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<boo
             }
             if let Some((t, leaves)) = &write.transfer {
                 transfer::insert(&mut *tx, t).await?;
+                transfer::insert_shares(&mut *tx, t, leaves).await?;
                 for l in leaves {
                     transfer::insert_leaf(&mut *tx, l).await?;
                 }
             }
-            if let Some(transfer_id) = write.completed_transfer {
-                transfer::complete(&mut *tx, transfer_id).await?;
+            for (transfer_id, receiver) in &write.completed {
+                transfer::complete(&mut *tx, *transfer_id, receiver).await?;
             }
             for leaf_id in &write.used_addresses {
                 address::mark_used(&mut *tx, *leaf_id).await?;
@@ -232,14 +233,13 @@ pub async fn adopt(db: &Db, write: &AppliedWrite) -> Result<(), DbError> {
             && transfer::get(&mut *tx, t.transfer_id).await?.is_none()
         {
             transfer::insert(&mut *tx, t).await?;
+            transfer::insert_shares(&mut *tx, t, leaves).await?;
             for l in leaves {
                 transfer::insert_leaf(&mut *tx, l).await?;
             }
         }
-        if let Some(transfer_id) = write.completed_transfer
-            && transfer::get(&mut *tx, transfer_id).await?.is_some_and(|t| t.completed_micros.is_none())
-        {
-            transfer::complete(&mut *tx, transfer_id).await?;
+        for (transfer_id, receiver) in &write.completed {
+            transfer::complete(&mut *tx, *transfer_id, receiver).await?;
         }
         for leaf_id in &write.used_addresses {
             address::mark_used(&mut *tx, *leaf_id).await?;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     engine::{Engine, EngineError},
-    outcome::{TYPE_TRANSFER, leaf_write, optional, watched},
+    outcome::{TYPE_TRANSFER, expiry_column, leaf_write, optional, watched},
 };
 use crate::db::{
     DbError, signed,
@@ -36,10 +36,10 @@ impl Engine {
         if !entry.transfer.is_empty() {
             let record =
                 TransferRecord::decode(&entry.transfer).map_err(|_| DbError::Corrupt("journal.transfer"))?;
+            let claimed = record.receivers.iter().filter(|share| share.claimed);
             let id = Uuid::from_bytes(record.id);
-            if record.claimed {
-                write.completed_transfer = Some(id);
-            } else {
+            write.completed = claimed.map(|share| (id, share.receiver.serialize().to_vec())).collect();
+            if write.completed.is_empty() {
                 write.transfer = Some(transfer_rows(&record, entry, &records)?);
             }
         }
@@ -58,10 +58,14 @@ fn transfer_rows(
     for (position, leaf) in (0i32..).zip(leaves) {
         let opened = entry.opened.iter().find(|o| LeafId::parse(&o.leaf_id) == Ok(leaf.leaf_id));
         let value = signed("leaf.value", leaf.value)?;
+        let id = leaf.leaf_id.as_bytes();
+        let share = record.receivers.iter().find(|share| share.leaves.contains(id));
+        let share = share.ok_or(DbError::Corrupt("journal.transfer"))?;
         total = total.saturating_add(value);
         rows.push(TransferLeafRow {
             transfer_id,
             leaf_id: leaf.leaf_id.uuid(),
+            receiver: share.receiver.serialize().to_vec(),
             position,
             leaf_version: signed("leaf.version", leaf.version)?,
             value,
@@ -73,15 +77,16 @@ fn transfer_rows(
             record: leaf.encode(),
         });
     }
+    let first = record.receivers.first().ok_or(DbError::Corrupt("journal.transfer"))?;
     let row = TransferRow {
         transfer_id,
         sender: record.sender.serialize().to_vec(),
-        receiver: record.receiver.serialize().to_vec(),
+        receiver: first.receiver.serialize().to_vec(),
         total,
         status: transfer::SENDER_KEY_TWEAKED,
         kind: TYPE_TRANSFER,
-        expiry: None,
-        invoice: String::new(),
+        expiry: expiry_column(record.expiry_seconds),
+        invoice: record.invoice.clone(),
         created_micros: 0,
         updated_micros: 0,
         completed_micros: None,

@@ -8,13 +8,14 @@ use prost::Message as _;
 use spark_proto::{peer::v1 as wire, signer::v1 as signer};
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
-    operation::identify,
+    operation::{Operation, identify, invoice_key},
     vote::{Certificate, Kind},
 };
 
 use super::{
-    engine::{Attempt, Engine, EngineError, Outcome, Refusal, request_digest, vote_write},
+    engine::{Attempt, Engine, EngineError, Outcome, Refusal, request_digest, unix_seconds, vote_write},
     fail::{Point, fail_point},
+    heavy::heavy,
     observe::asked_kind,
     records::Snapshot,
     shares::Stages,
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     db::{
-        DbError,
+        DbError, claim,
         operation::{self, AttemptId, OperationRow, State},
         vote,
         work::{self, VoteWrite},
@@ -32,6 +33,8 @@ use crate::{
 
 /// Reason told to wallets when another operation holds a leaf.
 pub(super) const LEAF_UNAVAILABLE: &str = "LEAF_UNAVAILABLE";
+/// Reason told to wallets when another transfer pays the invoice.
+pub(crate) const INVOICE_PAID: &str = "INVOICE_PAID";
 
 impl Engine {
     /// Runs a client's request to its end, or attaches to the run that the same request started before.
@@ -80,7 +83,7 @@ impl Engine {
             message.attempt = attempt;
             let attempt = match self.derive(message).await {
                 Ok((attempt, snapshot)) => match snapshot.forbidden(&attempt.operation) {
-                    Some(_) => return Ok(self.turned_away(kind, unavailable(op, kind))),
+                    Some(_) => return Ok(self.turned_away(kind, unavailable(op, kind, LEAF_UNAVAILABLE))),
                     None => attempt,
                 },
                 Err(EngineError::Operation(error)) => {
@@ -91,11 +94,15 @@ impl Engine {
             if attempt.operation.requester != *requester {
                 return Ok(self.turned_away(kind, Outcome::NotRequester(op)));
             }
+            if let Err(error) = attempt.operation.terms.at(unix_seconds()) {
+                return Ok(self.turned_away(kind, Outcome::Invalid(error)));
+            }
             self.chain_is_fresh()?;
             match work::propose(self.db(), &attempt.new_row(true), &attempt.claims()?).await {
                 Ok(()) => self.step_done(kind, Phase::Propose, started),
                 Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {
-                    return Ok(self.turned_away(kind, unavailable(op, kind)));
+                    let reason = self.claimed(&attempt.operation).await?;
+                    return Ok(self.turned_away(kind, unavailable(op, kind, reason)));
                 }
                 Err(DbError::Exists(_) | DbError::AttemptLive) => continue,
                 Err(error) => return Err(error.into()),
@@ -111,6 +118,15 @@ impl Engine {
             .await?;
         }
         Err(EngineError::State("too many sessions race for one id"))
+    }
+
+    /// Why an operation cannot claim what it needs: another one pays the invoice, or has the leaves.
+    pub(super) async fn claimed(&self, operation: &Operation) -> Result<&'static str, EngineError> {
+        let Some(paid) = &operation.terms.invoice else { return Ok(LEAF_UNAVAILABLE) };
+        let resource = invoice_key(&paid.hash);
+        let holder = claim::holder(self.db().pool(), resource.kind, &resource.key).await?;
+        let other = holder.is_some_and(|holder| holder != operation.id.uuid());
+        Ok(if other { INVOICE_PAID } else { LEAF_UNAVAILABLE })
     }
 
     /// Refused before anything was written.
@@ -280,7 +296,7 @@ impl Engine {
                 return Ok(Outcome::Undecided(attempt.id.op));
             }
             fail_point(Point::Released);
-            if let Err(error) = stages.close() {
+            if let Err(error) = heavy(attempt.operation.parts.len(), || stages.close()) {
                 tracing::error!(%error, operation = %attempt.id, "shares do not aggregate");
                 return Ok(Outcome::Undecided(attempt.id.op));
             }
@@ -363,8 +379,8 @@ impl Engine {
     }
 }
 
-pub(super) fn unavailable(id: OperationId, kind: Kind) -> Outcome {
-    Outcome::Refused(Refusal { id, kind, reason: LEAF_UNAVAILABLE.to_owned() })
+pub(super) fn unavailable(id: OperationId, kind: Kind, reason: &str) -> Outcome {
+    Outcome::Refused(Refusal { id, kind, reason: reason.to_owned() })
 }
 
 pub(super) fn refused(row: &OperationRow, kind: Kind) -> Outcome {

@@ -13,6 +13,7 @@ use super::{
     coordinate::refused,
     engine::{Attempt, Engine, EngineError, Outcome, vote_write},
     fail::{Point, fail_point},
+    heavy::heavy,
     outcome,
     tally::{Tally, Verdict},
 };
@@ -197,7 +198,8 @@ impl Engine {
         let certificate = proof.certificate.as_ref().ok_or(OperationError::Malformed("certificate"))?;
         let certificate = Certificate::verify(certificate, self.federation())?;
         let ballot = certificate.ballot();
-        let digest = attempt.operation.digest(keys);
+        let heavily = attempt.operation.parts.len();
+        let digest = heavy(heavily, || attempt.operation.digest(keys));
         if ballot.operation != attempt.id.op
             || ballot.attempt != attempt.id.attempt
             || ballot.digest != digest
@@ -205,7 +207,7 @@ impl Engine {
             return Err(EngineError::State("proof of commit is about something else"));
         }
         let signatures = attempt.operation.parse_signatures(&proof.signatures)?;
-        Ok(attempt.operation.outcome(&signatures, keys, &digest)?)
+        Ok(heavy(heavily, || attempt.operation.outcome(&signatures, keys, &digest))?)
     }
 
     /// The own signer applies.
@@ -247,16 +249,26 @@ impl Engine {
         body: &wire::operation::Request,
         everywhere: bool,
     ) -> Result<(), EngineError> {
-        let transfer_id = match body {
-            wire::operation::Request::Send(send) => Some(&send.transfer_id),
-            wire::operation::Request::Claim(claim) => Some(&claim.transfer_id),
-            wire::operation::Request::Deposit(_) | wire::operation::Request::Renew(_) => None,
+        // A claim concerns the one who claims; the others have theirs still to do, or have done it.
+        let (transfer_id, only) = match body {
+            wire::operation::Request::Send(send) => (Some(&send.transfer_id), None),
+            wire::operation::Request::SendMany(send) => (Some(&send.transfer_id), None),
+            wire::operation::Request::Claim(claim) => {
+                (Some(&claim.transfer_id), Some(&claim.owner_identity_public_key))
+            }
+            wire::operation::Request::Deposit(_) | wire::operation::Request::Renew(_) => (None, None),
         };
         let mut events = Vec::new();
         if let Some(text) = transfer_id {
-            let transfer_id = spark_rules::operation::transfer_id(text)?;
-            let row = transfer::get(self.db().pool(), transfer_id.uuid()).await?;
-            events = row.as_ref().map(outcome::events).unwrap_or_default();
+            let id = spark_rules::operation::transfer_id(text)?.uuid();
+            if let Some(row) = transfer::get(self.db().pool(), id).await? {
+                let shares = transfer::shares(self.db().pool(), &[id]).await?;
+                let receivers = shares.into_iter().map(|share| share.receiver);
+                events = outcome::events(
+                    &row,
+                    receivers.filter(|receiver| only.is_none_or(|only| only == receiver)).collect(),
+                );
+            }
         }
         work::done(self.db(), id, &events, everywhere).await?;
         fail_point(Point::Done);

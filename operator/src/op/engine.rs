@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use prost::Message as _;
@@ -15,9 +15,9 @@ use spark_rules::{
     operation::{Keys, Operation, OperationError, identify},
     vote::{Choice, Kind, VoteError},
 };
-
-use super::records::Snapshot;
 use tokio::sync::watch;
+
+use super::{heavy::heavy, records::Snapshot};
 
 use crate::{
     call::CallError,
@@ -208,6 +208,12 @@ pub(super) fn request_digest(request: &wire::operation::Request) -> [u8; 32] {
     Sha256::digest(bare.encode_to_vec()).into()
 }
 
+/// The clock, for terms that end (D18: it counts because every other operator votes by its own).
+pub(super) fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 pub(super) const fn choice_column(choice: Choice) -> &'static str {
     match choice {
         Choice::Yes => "YES",
@@ -302,7 +308,8 @@ impl Engine {
     fn attempt(&self, request: wire::Operation, snapshot: &Snapshot) -> Result<Attempt, EngineError> {
         let body = request.request.as_ref().ok_or(OperationError::Malformed("request"))?;
         let digest = request_digest(body);
-        let operation = Operation::derive(&request, snapshot, self.federation())?;
+        let operation =
+            heavy(snapshot.leaves(), || Operation::derive(&request, snapshot, self.federation()))?;
         let id = AttemptId { op: operation.id, attempt: operation.attempt };
         Ok(Attempt { id, request, operation, digest })
     }

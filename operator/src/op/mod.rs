@@ -8,6 +8,7 @@ mod coordinate;
 mod decide;
 mod engine;
 mod fail;
+mod heavy;
 mod observe;
 mod outcome;
 mod participate;
@@ -16,6 +17,7 @@ pub mod shares;
 pub mod tally;
 mod terminate;
 
+pub(crate) use coordinate::INVOICE_PAID;
 pub use engine::{Engine, EngineError, Outcome, Refusal, Settings};
 #[cfg(feature = "failpoints")]
 pub use fail::Point;

@@ -12,7 +12,7 @@ use crate::metrics::{Outcome, Phase};
 pub(super) const fn asked_kind(request: &Request) -> Kind {
     match request {
         Request::Deposit(_) => Kind::Deposit,
-        Request::Send(_) => Kind::Send,
+        Request::Send(_) | Request::SendMany(_) => Kind::Send,
         Request::Claim(_) => Kind::Claim,
         Request::Renew(_) => Kind::Renew,
     }

@@ -83,11 +83,11 @@ pub(super) fn rows(
         (Kind::Deposit, _) => {
             write.used_addresses = outcome.leaves.iter().map(|l| l.leaf_id.uuid()).collect()
         }
-        (Kind::Send, wire::operation::Request::Send(send)) => {
-            write.transfer = Some(transfer_rows(operation, &send.spark_invoice, keys, outcome)?);
-        }
+        (Kind::Send, _) => write.transfer = Some(transfer_rows(operation, keys, outcome)?),
         (Kind::Claim, wire::operation::Request::Claim(claim)) => {
-            write.completed_transfer = transfer_id(&claim.transfer_id).ok().map(|id| id.uuid());
+            let claimed = transfer_id(&claim.transfer_id).ok();
+            let receiver = operation.requester.serialize().to_vec();
+            write.completed.extend(claimed.map(|id| (id.uuid(), receiver)));
         }
         _ => {}
     }
@@ -96,7 +96,6 @@ pub(super) fn rows(
 
 fn transfer_rows(
     operation: &Operation,
-    invoice: &str,
     keys: &Keys,
     outcome: &Outcome,
 ) -> Result<(TransferRow, Vec<TransferLeafRow>), DbError> {
@@ -104,13 +103,14 @@ fn transfer_rows(
     let transfer_id = Uuid::from_bytes(transfer.id);
     let mut total = 0i64;
     let mut leaves = Vec::with_capacity(outcome.leaves.len());
-    for (position, record) in outcome.leaves.iter().enumerate() {
+    for (position, (record, part)) in outcome.leaves.iter().zip(&operation.parts).enumerate() {
         let key = keys.get(&record.leaf_id).ok_or(DbError::Missing("tweaked key"))?;
         let value = signed("leaf.value", record.value)?;
         total = total.saturating_add(value);
         leaves.push(TransferLeafRow {
             transfer_id,
             leaf_id: record.leaf_id.uuid(),
+            receiver: part.receiver.serialize().to_vec(),
             position: i32::try_from(position).map_err(|_| DbError::Corrupt("position"))?,
             leaf_version: signed("leaf.version", record.version)?,
             value,
@@ -122,15 +122,16 @@ fn transfer_rows(
             record: record.encode(),
         });
     }
+    let first = transfer.receivers.first().ok_or(DbError::Missing("receiver"))?;
     let row = TransferRow {
         transfer_id,
         sender: operation.requester.serialize().to_vec(),
-        receiver: operation.receiver.serialize().to_vec(),
+        receiver: first.receiver.serialize().to_vec(),
         total,
         status: transfer::SENDER_KEY_TWEAKED,
         kind: TYPE_TRANSFER,
-        expiry: Some(operation.expiry_seconds.saturating_mul(1_000_000)).filter(|e| *e > 0),
-        invoice: invoice.to_owned(),
+        expiry: expiry_column(transfer.expiry_seconds),
+        invoice: transfer.invoice.clone(),
         created_micros: 0,
         updated_micros: 0,
         completed_micros: None,
@@ -138,13 +139,16 @@ fn transfer_rows(
     Ok((row, leaves))
 }
 
-/// Whom the outcome of a send or claim is announced to: both ends of the transfer.
-pub(super) fn events(transfer: &TransferRow) -> Vec<EventWrite> {
+/// Microseconds; none where there is no limit.
+pub(super) fn expiry_column(seconds: i64) -> Option<i64> {
+    Some(seconds.saturating_mul(1_000_000)).filter(|micros| *micros > 0)
+}
+
+/// Whom the outcome of a send or claim is announced to: these receivers and the sender.
+pub(super) fn events(transfer: &TransferRow, receivers: Vec<Vec<u8>>) -> Vec<EventWrite> {
     let id = transfer.transfer_id.as_bytes().to_vec();
-    vec![
-        (transfer.receiver.clone(), "TRANSFER", id.clone()),
-        (transfer.sender.clone(), "SENDER_TRANSFER", id),
-    ]
+    let to_sender = (transfer.sender.clone(), "SENDER_TRANSFER", id.clone());
+    receivers.into_iter().map(|receiver| (receiver, "TRANSFER", id.clone())).chain([to_sender]).collect()
 }
 
 /// Receipts of one signer as rows. Entries with no legal ids are refused.

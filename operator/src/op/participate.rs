@@ -14,8 +14,9 @@ use uuid::Uuid;
 
 use super::{
     coordinate::LEAF_UNAVAILABLE,
-    engine::{Attempt, Engine, EngineError, Outcome, request_digest, vote_write},
+    engine::{Attempt, Engine, EngineError, Outcome, request_digest, unix_seconds, vote_write},
     fail::{Point, fail_point},
+    heavy::heavy,
     records::Snapshot,
 };
 use crate::{
@@ -65,8 +66,11 @@ impl Engine {
             return Ok(vote);
         }
         let opened = signer::PrepareResponse { vote: None, opened: response.opened };
-        let keys = Keys::derive(&attempt.operation, &opened.opened)?;
-        if attempt.operation.digest(&keys) != checked.ballot.digest {
+        let digest = heavy(attempt.operation.parts.len(), || {
+            let keys = Keys::derive(&attempt.operation, &opened.opened)?;
+            Ok::<_, OperationError>(attempt.operation.digest(&keys))
+        })?;
+        if digest != checked.ballot.digest {
             // Signer and tables disagree about a leaf: serve nothing on it (D10). The YES stays with the signer.
             tracing::error!(operation = %attempt.id, "own signer voted on another digest than own tables give");
             return Err(EngineError::State("own signer and own tables disagree"));
@@ -131,6 +135,9 @@ impl Engine {
                 if snapshot.forbidden(&attempt.operation).is_some() {
                     return self.refuse(&attempt.new_row(false), &request, LEAF_UNAVAILABLE).await;
                 }
+                if let Err(error) = attempt.operation.terms.at(unix_seconds()) {
+                    return self.refuse(&attempt.new_row(false), &request, error.reason()).await;
+                }
                 match work::propose(self.db(), &attempt.new_row(false), &attempt.claims()?).await {
                     Ok(()) => {
                         fail_point(Point::Proposed);
@@ -138,7 +145,8 @@ impl Engine {
                         self.prepare_own(&attempt).await
                     }
                     Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {
-                        self.refuse(&attempt.new_row(false), &request, LEAF_UNAVAILABLE).await
+                        let reason = self.claimed(&attempt.operation).await?;
+                        self.refuse(&attempt.new_row(false), &request, reason).await
                     }
                     Err(DbError::AttemptLive) => {
                         Err(EngineError::State("an earlier attempt is undecided here"))

@@ -8,7 +8,7 @@ use spark_rules::{
     address::Network,
     ids::{KeyshareId, LeafId, TransferId},
     leaf::{LeafRecord, LeafStatus},
-    operation::{Binding, Operation, Records, TransferRecord, transfer_id},
+    operation::{Binding, Operation, Records, TransferRecord, TransferShare, transfer_id},
     point,
     vote::Kind,
 };
@@ -52,6 +52,11 @@ impl Names {
             wire::operation::Request::Send(send) => {
                 names.transfers.extend(transfer_id(&send.transfer_id).ok());
                 names.jobs(send.transfer_package.iter().flat_map(|p| &p.leaves_to_send));
+            }
+            wire::operation::Request::SendMany(send) => {
+                names.transfers.extend(transfer_id(&send.transfer_id).ok());
+                let packages = send.sender_packages.iter().flat_map(|p| &p.transfer_package);
+                names.jobs(packages.flat_map(|p| &p.leaves_to_send));
             }
             wire::operation::Request::Claim(claim) => {
                 names.transfers.extend(transfer_id(&claim.transfer_id).ok());
@@ -110,16 +115,31 @@ impl Snapshot {
     async fn transfer_of(&mut self, db: &Db, id: TransferId) -> Result<(), DbError> {
         let Some(row) = transfer::get(db.pool(), id.uuid()).await? else { return Ok(()) };
         let leaves = transfer::leaves(db.pool(), &[row.transfer_id]).await?;
+        let shares = transfer::shares(db.pool(), &[row.transfer_id]).await?.into_iter();
+        let receivers = shares.map(|share| -> Result<TransferShare, DbError> {
+            let receiver = point::parse("receiver", &share.receiver)
+                .map_err(|_| DbError::Corrupt("transfer_receiver.receiver"))?;
+            let own = leaves.iter().filter(|leaf| leaf.receiver == share.receiver);
+            Ok(TransferShare {
+                receiver,
+                leaves: own.map(|leaf| *leaf.leaf_id.as_bytes()).collect(),
+                claimed: share.status == transfer::COMPLETED,
+            })
+        });
         let record = TransferRecord {
             id: *id.as_bytes(),
             sender: point::parse("sender", &row.sender).map_err(|_| DbError::Corrupt("transfer.sender"))?,
-            receiver: point::parse("receiver", &row.receiver)
-                .map_err(|_| DbError::Corrupt("transfer.receiver"))?,
-            leaves: leaves.iter().map(|l| *l.leaf_id.as_bytes()).collect(),
-            claimed: row.status == transfer::COMPLETED,
+            receivers: receivers.collect::<Result<_, DbError>>()?,
+            invoice: row.invoice,
+            expiry_seconds: row.expiry.map_or(0, |micros| micros / 1_000_000),
         };
         self.transfers.insert(id, record);
         Ok(())
+    }
+
+    /// Leaves that were found.
+    pub fn leaves(&self) -> usize {
+        self.leaves.len()
     }
 
     /// The same, as it was when this operation was voted for: what it holds, nothing else may change, but a

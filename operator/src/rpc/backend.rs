@@ -17,7 +17,7 @@ use crate::{
     call::CallError,
     db::address::AddressRow,
     deposit_address::{self, AddressError},
-    op::{Engine, EngineError, Outcome},
+    op::{Engine, EngineError, INVOICE_PAID, Outcome},
     peer::Signers,
     status::{Reason, Refused},
 };
@@ -119,6 +119,8 @@ fn of_rule(error: &OperationError) -> Refused {
         OperationError::NotOwner(leaf) => Refused::new(Reason::NotOwner, text).with("leaf", leaf),
         OperationError::Unknown(_) => Refused::new(Reason::OperationUnknown, text),
         OperationError::Unsupported(_) => Refused::new(Reason::Unimplemented, text),
+        OperationError::Expired(_) => Refused::new(Reason::Expired, text),
+        OperationError::Invoice(_) => Refused::rule("invoice", text),
         OperationError::Signature(_) => Refused::rule("package.signature", text),
         error => Refused::rule(error.reason(), text),
     }
@@ -130,13 +132,15 @@ fn of_vote(reason: &str) -> Refused {
         "LEAF_UNAVAILABLE" | "MATURITY_USED" => {
             Refused::new(Reason::LeafUnavailable, crate::status::text::LEAF_UNAVAILABLE).with("cause", reason)
         }
+        INVOICE_PAID => Refused::new(Reason::InvoicePaid, "the invoice is paid, or is being paid"),
+        "EXPIRED" => Refused::new(Reason::Expired, "the transfer or its invoice has expired"),
         "NONCE_UNKNOWN" => Refused::new(Reason::NonceUnknown, "nonce commitments are gone; fetch fresh ones"),
         "PACKAGE_KEY" => {
             Refused::new(Reason::PackageKey, "a one-time package key does not serve; reserve fresh ones")
         }
         "TEMPLATE" | "PACKAGE_CONTENT" | "PACKAGE_SIGNATURE" | "PACKAGE_INCOMPLETE" | "TWEAK_PROOF"
         | "USER_SHARE" | "SIGNING_PACKAGE" | "SIGNING_KEY" | "SIGNER_SET" | "NOT_OWNER" | "FIELD_INVALID"
-        | "NONCE_TWICE" => {
+        | "NONCE_TWICE" | "INVOICE_INVALID" => {
             Refused::new(Reason::RuleViolated, "the operators refuse the request").with("cause", reason)
         }
         _ => Refused::new(
@@ -163,6 +167,8 @@ mod tests {
             ("NONCE_UNKNOWN", Reason::NonceUnknown),
             ("PACKAGE_KEY", Reason::PackageKey),
             ("TEMPLATE", Reason::RuleViolated),
+            ("INVOICE_PAID", Reason::InvoicePaid),
+            ("EXPIRED", Reason::Expired),
             ("PEER_UNREACHABLE", Reason::OperationAborted),
             ("", Reason::OperationAborted),
         ];

@@ -8,6 +8,7 @@ mod backend;
 mod commitments;
 mod deposit;
 mod input;
+mod invoices;
 mod nodes;
 mod package;
 mod page;

@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use spark_proto::{common, spark};
-use spark_rules::{federation::Federation, ids::OperatorIndex, operation::MAX_LEAVES};
+use spark_rules::{
+    federation::Federation,
+    ids::OperatorIndex,
+    operation::{MAX_LEAVES, MAX_RECEIVERS},
+};
 
 use super::input;
 use crate::status::{Reason, Refused};
@@ -16,6 +20,8 @@ const MAX_OPERATION: usize = 8 * 1024 * 1024 - 64 * 1024;
 const MAX_TX: usize = 4096;
 /// Largest funding transaction, in bytes: standard weight is at most 400 000.
 const MAX_FUNDING_TX: usize = 400_000;
+/// Longest Spark invoice, in characters.
+pub(super) const MAX_INVOICE: usize = 1024;
 /// UTXOs of one deposit besides the first.
 const MAX_EXTRA_UTXOS: usize = 10;
 /// Bytes of one leaf's tweaks in one operator's ciphertext: at most 15 public shares with their map keys, 15
@@ -43,13 +49,46 @@ impl<'a> Bounds<'a> {
         if !request.leaves_to_send.is_empty() {
             return Err(Refused::field("leaves_to_send", "a transfer needs a transfer_package"));
         }
-        if !request.spark_invoice.is_empty() {
-            return Err(Refused::new(Reason::Unimplemented, "spark_invoice is not offered by this operator"));
+        if request.spark_invoice.len() > MAX_INVOICE {
+            return Err(Refused::field("spark_invoice", format!("at most {MAX_INVOICE} characters")));
         }
         if request.expiry_time.is_some() {
             return Err(Refused::field("expiry_time", "a transfer without a condition does not expire"));
         }
-        let package = request.transfer_package.as_ref().ok_or_else(|| missing("transfer_package"))?;
+        self.package(request.transfer_package.as_ref().ok_or_else(|| missing("transfer_package"))?)
+    }
+
+    /// A send to several receivers; the package of its one sender.
+    pub(super) fn send_many(
+        self,
+        request: &spark::StartTransferV3Request,
+    ) -> Result<&spark::SenderTransferPackage, Refused> {
+        size(request)?;
+        input::transfer_id("transfer_id", &request.transfer_id)?;
+        let sender = match request.sender_packages.as_slice() {
+            [sender] => sender,
+            [] => return Err(missing("sender_packages")),
+            _ => {
+                let text = "a transfer with several senders is not offered by this operator";
+                return Err(Refused::new(Reason::Unimplemented, text));
+            }
+        };
+        let receivers = &sender.receiver_identity_public_keys;
+        if receivers.len() > MAX_LEAVES {
+            return Err(Refused::field("receiver_identity_public_keys", format!("at most {MAX_LEAVES}")));
+        }
+        for key in receivers.values() {
+            input::key("receiver_identity_public_keys", key)?;
+        }
+        if receivers.values().collect::<BTreeSet<_>>().len() > MAX_RECEIVERS {
+            let text = format!("at most {MAX_RECEIVERS} receivers");
+            return Err(Refused::field("receiver_identity_public_keys", text));
+        }
+        self.package(sender.transfer_package.as_ref().ok_or_else(|| missing("transfer_package"))?)?;
+        Ok(sender)
+    }
+
+    fn package(self, package: &spark::TransferPackage) -> Result<(), Refused> {
         self.lists(
             [
                 ("transfer_package.leaves_to_send", &package.leaves_to_send),

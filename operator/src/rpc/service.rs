@@ -259,9 +259,10 @@ impl SparkService for Api {
 
     async fn start_transfer_v3(
         &self,
-        _: Request<spark::StartTransferV3Request>,
+        request: Request<spark::StartTransferV3Request>,
     ) -> Result<Response<spark::StartTransferResponse>, Status> {
-        Err(Refused::unimplemented("start_transfer_v3").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.send_many(&session, request).await?))
     }
 
     async fn claim_transfer(
@@ -288,9 +289,10 @@ impl SparkService for Api {
 
     async fn query_spark_invoices(
         &self,
-        _: Request<spark::QuerySparkInvoicesRequest>,
+        request: Request<spark::QuerySparkInvoicesRequest>,
     ) -> Result<Response<spark::QuerySparkInvoicesResponse>, Status> {
-        Err(Refused::unimplemented("query_spark_invoices").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.invoices(&session, &request).await?))
     }
 
     async fn initiate_swap_primary_transfer(

@@ -132,43 +132,57 @@ pub(crate) async fn put_leaf(db: &Db, record: &LeafRecord) {
 
 /// Writes a transfer of one leaf as an applied send would; the leaf is written too.
 pub(crate) async fn put_transfer(db: &Db, id: u8, leaf: u8, sender: u8, receiver: u8) -> Uuid {
-    let sent = record(leaf, sender, 1, LeafStatus::TransferLocked);
-    put_leaf(db, &sent).await;
+    put_shared_transfer(db, id, sender, &[(leaf, receiver)], "").await
+}
+
+/// Writes a transfer that gives each leaf to its receiver, and the leaves.
+pub(crate) async fn put_shared_transfer(db: &Db, id: u8, sender: u8, to: &[(u8, u8)], invoice: &str) -> Uuid {
     let row = TransferRow {
         transfer_id: Uuid::from_bytes([id; 16]),
         sender: key(sender).serialize().to_vec(),
-        receiver: key(receiver).serialize().to_vec(),
-        total: 1000,
+        receiver: key(to[0].1).serialize().to_vec(),
+        total: 1000 * i64::try_from(to.len()).unwrap(),
         status: transfer::SENDER_KEY_TWEAKED,
         kind: 2,
         expiry: None,
-        invoice: String::new(),
+        invoice: invoice.to_owned(),
         created_micros: 0,
         updated_micros: 0,
         completed_micros: None,
     };
+    let mut leaves = Vec::new();
+    for (position, (leaf, receiver)) in (0..).zip(to) {
+        let sent = record(*leaf, sender, 1, LeafStatus::TransferLocked);
+        put_leaf(db, &sent).await;
+        leaves.push(TransferLeafRow {
+            transfer_id: row.transfer_id,
+            leaf_id: sent.leaf_id.uuid(),
+            receiver: key(*receiver).serialize().to_vec(),
+            position,
+            leaf_version: 1,
+            value: 1000,
+            secret_cipher: vec![1; 129],
+            signature: vec![2; 64],
+            intermediate_refund_tx: bitcoin::consensus::serialize(&sent.refunds.cpfp),
+            intermediate_direct_refund_tx: Vec::new(),
+            intermediate_direct_from_cpfp_refund_tx: bitcoin::consensus::serialize(
+                &sent.refunds.direct_from_cpfp,
+            ),
+            record: sent.encode(),
+        });
+    }
     transfer::insert(db.pool(), &row).await.unwrap();
-    let leaf = TransferLeafRow {
-        transfer_id: row.transfer_id,
-        leaf_id: sent.leaf_id.uuid(),
-        position: 0,
-        leaf_version: 1,
-        value: 1000,
-        secret_cipher: vec![1; 129],
-        signature: vec![2; 64],
-        intermediate_refund_tx: bitcoin::consensus::serialize(&sent.refunds.cpfp),
-        intermediate_direct_refund_tx: Vec::new(),
-        intermediate_direct_from_cpfp_refund_tx: bitcoin::consensus::serialize(
-            &sent.refunds.direct_from_cpfp,
-        ),
-        record: sent.encode(),
-    };
-    transfer::insert_leaf(db.pool(), &leaf).await.unwrap();
+    transfer::insert_shares(db.pool(), &row, &leaves).await.unwrap();
+    for leaf in &leaves {
+        transfer::insert_leaf(db.pool(), leaf).await.unwrap();
+    }
     row.transfer_id
 }
 
 /// Writes the claim of a transfer by its receiver.
 pub(crate) async fn put_claim(db: &Db, transfer: Uuid, leaf: u8, receiver: u8) {
     put_leaf(db, &record(leaf, receiver, 2, LeafStatus::Available)).await;
-    transfer::complete(db.pool(), transfer).await.unwrap();
+    let mut connection = db.pool().acquire().await.unwrap();
+    let receiver = key(receiver).serialize();
+    transfer::complete(&mut connection, transfer, &receiver).await.unwrap();
 }

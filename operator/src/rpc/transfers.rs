@@ -10,10 +10,10 @@ use uuid::Uuid;
 use super::{Api, input, page::Page, settings::Readable};
 use crate::{
     authn::Session,
-    convert::{self, by_transfer},
+    convert::{self, Side, by_transfer},
     db::{
         query_transfer::{self, Listing},
-        transfer::{self, TransferRow},
+        transfer::{self, ShareRow, TransferRow},
     },
     status::{Reason, Refused},
 };
@@ -52,7 +52,8 @@ impl Api {
         }
         let rows = query_transfer::page(self.parts.db.pool(), &listing, page.fetch(), page.offset()).await?;
         let (rows, offset) = page.cut(rows);
-        Ok(spark::QueryTransfersResponse { transfers: self.shown(&rows).await?, offset })
+        let transfers = self.shown(&rows, listing.receiver.as_deref()).await?;
+        Ok(spark::QueryTransfersResponse { transfers, offset })
     }
 
     /// Whose transfers a query is about: nobody named is the session itself.
@@ -72,23 +73,42 @@ impl Api {
         self.readable(field, key, session).await
     }
 
-    /// A transfer in which the identity takes part.
-    pub(super) async fn transfer_of(&self, id: Uuid, session: &Session) -> Result<TransferRow, Refused> {
+    /// A transfer in which the identity takes part, and what it receives of it.
+    pub(super) async fn transfer_of(
+        &self,
+        id: Uuid,
+        session: &Session,
+    ) -> Result<(TransferRow, Option<ShareRow>), Refused> {
         let identity = session.identity.serialize();
-        transfer::get(self.parts.db.pool(), id)
-            .await?
-            .filter(|row| row.sender == identity || row.receiver == identity)
+        let row = transfer::get(self.parts.db.pool(), id).await?;
+        let shares = transfer::shares(self.parts.db.pool(), &[id]).await?;
+        let own = shares.into_iter().find(|share| share.receiver == identity);
+        row.filter(|row| row.sender == identity || own.is_some())
+            .map(|row| (row, own))
             .ok_or_else(|| Refused::new(Reason::TransferUnknown, "transfer is not known"))
     }
 
-    /// Transfers with their leaves, in the same order.
-    pub(super) async fn shown(&self, rows: &[TransferRow]) -> Result<Vec<spark::Transfer>, Refused> {
+    /// Transfers with their leaves, in the same order; those that `receiver` takes part in as a receiver from its
+    /// side, the others from the sender's.
+    pub(super) async fn shown(
+        &self,
+        rows: &[TransferRow],
+        receiver: Option<&[u8]>,
+    ) -> Result<Vec<spark::Transfer>, Refused> {
         let ids: Vec<_> = rows.iter().map(|row| row.transfer_id).collect();
-        let mut leaves = by_transfer(query_transfer::leaves(self.parts.db.pool(), &ids).await?);
+        let leaves = query_transfer::leaves(self.parts.db.pool(), &ids).await?;
+        let mut leaves = by_transfer(leaves, |leaf| leaf.transfer_id);
+        let shares = transfer::shares(self.parts.db.pool(), &ids).await?;
+        let mut shares = by_transfer(shares, |share| share.transfer_id);
         rows.iter()
             .map(|row| {
                 let leaves = leaves.remove(&row.transfer_id).unwrap_or_default();
-                Ok(self.converter.transfer(row, &leaves, self.parts.network.to_wire())?)
+                let shares = shares.remove(&row.transfer_id).unwrap_or_default();
+                let side = match receiver {
+                    Some(key) if shares.iter().any(|share| share.receiver == key) => Side::Receiver(key),
+                    _ => Side::Sender,
+                };
+                Ok(self.converter.transfer(row, &shares, &leaves, side, self.parts.network.to_wire())?)
             })
             .collect()
     }

@@ -17,7 +17,7 @@ use crate::{
     db::{
         query_node,
         query_transfer::{self, Listing},
-        transfer::COMPLETED,
+        transfer::{COMPLETED, TransferRow},
     },
     status::{Reason, Refused},
 };
@@ -77,22 +77,48 @@ impl Api {
     ) -> Result<spark::StartTransferResponse, Refused> {
         input::own_identity("owner_identity_public_key", &request.owner_identity_public_key, session)?;
         self.bounds().send(&request)?;
-        let id = transfer_uuid(input::transfer_id("transfer_id", &request.transfer_id)?);
-        let leaf = request
-            .transfer_package
-            .as_ref()
-            .and_then(|package| package.leaves_to_send.first())
-            .map(|job| job.leaf_id.clone())
-            .unwrap_or_default();
+        let id = request.transfer_id.clone();
+        let leaf = first_leaf(request.transfer_package.as_ref());
+        self.started(session, &id, &leaf, Request::Send(request)).await
+    }
+
+    /// A transfer to several receivers: all of them or none.
+    pub(super) async fn send_many(
+        &self,
+        session: &Session,
+        request: spark::StartTransferV3Request,
+    ) -> Result<spark::StartTransferResponse, Refused> {
+        let package = self.bounds().send_many(&request)?;
+        input::own_identity(
+            "sender_packages.owner_identity_public_key",
+            &package.owner_identity_public_key,
+            session,
+        )?;
+        let id = request.transfer_id.clone();
+        let leaf = first_leaf(package.transfer_package.as_ref());
+        self.started(session, &id, &leaf, Request::SendMany(request)).await
+    }
+
+    async fn started(
+        &self,
+        session: &Session,
+        id: &str,
+        leaf: &str,
+        request: Request,
+    ) -> Result<spark::StartTransferResponse, Refused> {
+        let id = transfer_uuid(input::transfer_id("transfer_id", id)?);
         self.parts
             .operations
-            .run(Request::Send(request), &session.identity)
+            .run(request, &session.identity)
             .await
-            .map_err(|refused| of_send(refused, &leaf))?;
+            .map_err(|refused| of_send(refused, leaf))?;
         self.parts.events.wake();
-        let transfer = self.transfer(id, session).await?;
+        let (row, _) = self.transfer_of(id, session).await?;
         // Aggregated here: the sender has nothing left to do.
-        Ok(spark::StartTransferResponse { transfer: Some(transfer), signing_results: Vec::new() })
+        Ok(spark::StartTransferResponse {
+            transfer: Some(self.transfer(&row, None).await?),
+            signing_results: Vec::new(),
+        })
     }
 
     pub(super) async fn claim(
@@ -104,20 +130,20 @@ impl Api {
             input::own_identity("owner_identity_public_key", &request.owner_identity_public_key, session)?;
         self.bounds().claim(&request)?;
         let id = transfer_uuid(input::transfer_id("transfer_id", &request.transfer_id)?);
-        let row = self.transfer_of(id, session).await?;
-        if row.receiver != receiver.serialize() {
-            return Err(Refused::not_owner());
-        }
+        let (_, share) = self.transfer_of(id, session).await?;
+        let share = share.ok_or_else(Refused::not_owner)?;
         // Two devices of one wallet claim the same transfer: the later one gets the result of the earlier, once that is
         // everywhere.
-        if row.status != COMPLETED || !self.settled(id, session).await? {
+        if share.status != COMPLETED || !self.settled(id, session).await? {
             self.parts
                 .operations
                 .run(Request::Claim(request), &session.identity)
                 .await
                 .map_err(of_retryable)?;
         }
-        Ok(spark::ClaimTransferResponse { transfer: Some(self.transfer(id, session).await?) })
+        let (row, _) = self.transfer_of(id, session).await?;
+        let transfer = self.transfer(&row, Some(&receiver.serialize())).await?;
+        Ok(spark::ClaimTransferResponse { transfer: Some(transfer) })
     }
 
     async fn settled(&self, id: Uuid, session: &Session) -> Result<bool, Refused> {
@@ -181,9 +207,13 @@ impl Api {
         Ok(self.converter.node(row)?)
     }
 
-    async fn transfer(&self, id: Uuid, session: &Session) -> Result<spark::Transfer, Refused> {
-        let row = self.transfer_of(id, session).await?;
-        let mut shown = self.shown(std::slice::from_ref(&row)).await?;
+    async fn transfer(&self, row: &TransferRow, receiver: Option<&[u8]>) -> Result<spark::Transfer, Refused> {
+        let mut shown = self.shown(std::slice::from_ref(row), receiver).await?;
         shown.pop().ok_or_else(|| Refused::new(Reason::TransferUnknown, "transfer is not known"))
     }
+}
+
+/// Whose leaf a refusal names.
+fn first_leaf(package: Option<&spark::TransferPackage>) -> String {
+    package.and_then(|p| p.leaves_to_send.first()).map(|job| job.leaf_id.clone()).unwrap_or_default()
 }

@@ -30,6 +30,7 @@ const WRITES: &[&str] = &[
     "generate_deposit_address",
     "finalize_deposit_tree_creation",
     "start_transfer_v2",
+    "start_transfer_v3",
     "claim_transfer",
     "renew_leaf",
     "ReserveKey",
@@ -57,6 +58,7 @@ const READS: &[&str] = &[
     "query_balance",
     "query_nodes",
     "query_pending_transfers",
+    "query_spark_invoices",
     "query_token_outputs",
     "query_unused_deposit_addresses",
     "query_wallet_setting",
@@ -66,6 +68,7 @@ const READS: &[&str] = &[
 const ADDRESS: &str = "/spark.SparkService/generate_deposit_address";
 const DEPOSIT: &str = "/spark.SparkService/finalize_deposit_tree_creation";
 const SEND: &str = "/spark.SparkService/start_transfer_v2";
+const SEND_MANY: &str = "/spark.SparkService/start_transfer_v3";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
 const KEY: &str = "/packages.v1.PackageKeys/ReserveKey";
@@ -101,6 +104,7 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     let sent = story.a_send().await.context("send")?;
     story.a_claim(&sent).await.context("claim")?;
     story.a_renewal(&leaf).await.context("renewal")?;
+    story.a_send_to_several().await.context("send to several")?;
     let done: BTreeSet<&str> = story.repeated.iter().copied().collect();
     let all: BTreeSet<&str> = WRITES.iter().copied().collect();
     ensure!(done == all, "writes without a case: {:?}", all.difference(&done).collect::<Vec<_>>());
@@ -379,6 +383,46 @@ impl Story {
         ensure!(answer == first, "a second device sees another result");
         rows::same("claim of a second device", &before, &settled(&self.devnet).await?)?;
         self.bob.resume_claims().await?;
+        Ok(())
+    }
+
+    async fn a_send_to_several(&mut self) -> anyhow::Result<()> {
+        for sats in [11_000, 12_000] {
+            people::deposit(&self.devnet, &self.alice, sats).await?;
+        }
+        let to = [(people::address(&self.bob)?, 11_000), (people::address(&self.alice)?, 12_000)];
+        self.tap.hold(SEND_MANY);
+        ensure!(self.alice.send_many(&to, None).await.is_err(), "held back, and answered");
+        let caught = self.tap.take(SEND_MANY)?;
+        let first = self.call(SEND_MANY, &caught).await?;
+        self.again(SEND_MANY, &caught, &first).await?;
+
+        let done = (Code::AlreadyExists, "DUPLICATE_OPERATION");
+        let request = spark::StartTransferV3Request::decode(caught.message.as_slice())?;
+        let package = request.sender_packages.first().context("package")?;
+        let mut other = request.clone();
+        let receivers =
+            &mut other.sender_packages.first_mut().context("package")?.receiver_identity_public_keys;
+        for receiver in receivers.values_mut() {
+            receiver.clone_from(&package.owner_identity_public_key);
+        }
+        let message = other.encode_to_vec();
+        self.changed("other receivers", SEND_MANY, &caught.authorization, message, done).await?;
+        // The same id by the other method is another request for the same transfer.
+        let one = spark::StartTransferRequest {
+            transfer_id: request.transfer_id.clone(),
+            owner_identity_public_key: package.owner_identity_public_key.clone(),
+            receiver_identity_public_key: package.owner_identity_public_key.clone(),
+            transfer_package: package.transfer_package.clone(),
+            ..Default::default()
+        };
+        self.changed("one receiver", SEND, &caught.authorization, one.encode_to_vec(), done).await?;
+        for outcome in self.alice.resume_sends().await? {
+            outcome.map_err(|(id, error)| anyhow::Error::from(error).context(id))?;
+        }
+        for wallet in [&self.alice, &self.bob] {
+            people::claim(wallet, &request.transfer_id).await?;
+        }
         Ok(())
     }
 

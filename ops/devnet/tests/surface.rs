@@ -16,7 +16,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use spark_devnet::network::Devnet;
 use spark_proto::spark;
-use spark_wallet::{Wallet, state};
+use spark_wallet::{Wallet, flow::InvoiceTerms, state};
 use support::{
     call::{Door, call, reason, wallet_card},
     methods::{self, LOGIN, Method, NOT_OFFERED},
@@ -123,12 +123,16 @@ async fn victim(devnet: &Devnet, dir: &Path, alice: &Wallet, thief: &Wallet) -> 
     let moved = people::deposit(devnet, alice, 30_000).await?;
     let leaf = people::deposit(devnet, alice, 20_000).await?;
     people::transfer(alice, &bob, 30_000).await?;
-    people::transfer(&bob, alice, 30_000).await?;
+    let terms = InvoiceTerms { amount: Some(30_000), ..InvoiceTerms::default() };
+    let invoice = alice.invoice(terms)?;
+    let paid = bob.pay_invoice(&invoice, None, None).await?;
+    people::claim(alice, &paid.transfer_id).await?;
     let deposits = alice.state().all::<state::DepositRecord>()?;
     let deposit = deposits.iter().find(|d| d.leaf_id == moved).and_then(|d| d.request.as_ref());
     let sends = alice.state().all::<state::SendRecord>()?;
     let claims = alice.state().all::<state::ClaimRecord>()?;
     Ok(Victim {
+        invoice,
         identity: alice.keys().identity().public_key().serialize().to_vec(),
         thief: thief.keys().identity().public_key().serialize().to_vec(),
         leaf,

@@ -134,7 +134,7 @@ impl Shared {
             && let Some(sealed) = &operation.sealed
             && let Some(mut transfer) = ledger::transfer(txn, &sealed.transfer)?
         {
-            transfer.claimed = true;
+            transfer.claim(&operation.requester);
             ledger::put_transfer(txn, &transfer);
             result = Some(transfer);
         }

@@ -198,6 +198,7 @@ impl EngineError {
             Self::Unknown(_) => "UNKNOWN",
             Self::Differs => "OPERATION_DIFFERS",
             Self::Decided(_) => "DECIDED",
+            Self::Held { what: "invoice", .. } => "INVOICE_PAID",
             Self::Held { .. } => "LEAF_UNAVAILABLE",
             Self::Maturity(_) => "MATURITY_USED",
             Self::Binding(_) => "KEYSHARE_BOUND",

@@ -182,6 +182,7 @@ impl Shared {
         canonical: &[u8],
     ) -> Result<wire::PrepareResponse, EngineError> {
         let operation = View::ask(txn, |view| Operation::derive(request, view, &self.federation))?;
+        operation.terms.at(i64::try_from(self.now).unwrap_or(i64::MAX))?;
         self.trusted(txn, operation.coordinator)?;
         if operation.parts.iter().any(|part| self.repairs.locks(&part.record.leaf_id, self.now)) {
             return Err(EngineError::Repairing);
@@ -240,11 +241,12 @@ impl Shared {
             if released.sighash == *job.session.message() {
                 continue;
             }
-            let version =
-                operation.parts.iter().find(|p| p.record.leaf_id == job.leaf).map(|p| p.record.version);
-            let next_of_same_owner = operation.kind == Kind::Claim
-                && released.owner == operation.receiver.serialize()
-                && version == Some(released.version.saturating_add(1));
+            let part = operation.parts.iter().find(|p| p.record.leaf_id == job.leaf);
+            let next_of_same_owner = part.is_some_and(|part| {
+                operation.kind == Kind::Claim
+                    && released.owner == part.receiver.serialize()
+                    && part.record.version == released.version.saturating_add(1)
+            });
             if !next_of_same_owner {
                 return Err(EngineError::Maturity(index));
             }

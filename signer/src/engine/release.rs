@@ -160,7 +160,7 @@ pub(super) fn put_released<'a>(
         let part = part.ok_or(OperationError::Incomplete(job.leaf))?;
         let released = Released {
             sighash: *job.session.message(),
-            owner: operation.receiver.serialize(),
+            owner: part.receiver.serialize(),
             version: part.record.version,
         };
         ledger::put_released(txn, job.maturity, &released);

@@ -5,6 +5,7 @@ mod deposit;
 mod doctor;
 mod exit;
 mod receive;
+mod send;
 mod setup;
 
 use std::{
@@ -12,15 +13,14 @@ use std::{
     process::ExitCode,
 };
 
-use spark_rules::address::SparkAddress;
 use spark_wallet::{
     Wallet, WalletError,
     config::{Config, PackageKeys},
 };
 
 use crate::{
-    cli::{Cli, Command, Send},
-    output::{Address, CommandError, List, RenewedInfo, Resumed, SentInfo, Show, explain},
+    cli::{Cli, Command},
+    output::{Address, CommandError, List, RenewedInfo, Resumed, Show, explain},
 };
 
 type Done = Result<ExitCode, CommandError>;
@@ -77,7 +77,8 @@ async fn with_wallet(wallet: Wallet, command: Command, printer: Printer) -> Done
         Command::Info => printer.show(&setup::info(&wallet).await?)?,
         Command::Deposit(command) => deposit::run(&wallet, command, printer).await?,
         Command::Balance => printer.show(&wallet.balance().await?)?,
-        Command::Send(arguments) => send(&wallet, arguments, printer).await?,
+        Command::Send(arguments) => send::run(&wallet, arguments, printer).await?,
+        Command::Invoice(arguments) => send::invoice(&wallet, arguments, printer)?,
         Command::Resume => printer.show(&List { items: resume(&wallet).await? })?,
         Command::Receive { wait, until_final, timeout } => {
             return receive::run(
@@ -144,23 +145,6 @@ async fn resume(wallet: &Wallet) -> Result<Vec<Resumed>, CommandError> {
             Err((transfer_id, error)) => Resumed { transfer_id, sent: false, error: Some(explain(&error)) },
         })
         .collect())
-}
-
-async fn send(wallet: &Wallet, arguments: Send, printer: Printer) -> Result<(), CommandError> {
-    let to = SparkAddress::decode(&arguments.to).map_err(|e| CommandError::Usage(e.to_string()))?;
-    for earlier in wallet.resume_sends().await? {
-        match earlier {
-            Ok(sent) => tracing::info!(transfer = sent.transfer_id, "finished an interrupted transfer"),
-            Err((id, error)) => tracing::warn!(transfer = id, error = explain(&error), "still undecided"),
-        }
-    }
-    let sent = wallet.send(&to, arguments.amount.get(), arguments.id).await?;
-    printer.show(&SentInfo {
-        transfer_id: sent.transfer_id,
-        amount_sats: sent.amount,
-        receiver: sent.receiver,
-        leaves: sent.leaves,
-    })
 }
 
 /// A QR code of half blocks.

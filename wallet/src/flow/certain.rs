@@ -1,6 +1,9 @@
 //! What became of a send: never the word of one operator alone.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use spark_proto::spark::{Transfer, TransferStatus, transfer_filter::Participant};
 use spark_rules::leaf::LeafStatus;
@@ -49,6 +52,8 @@ pub(super) fn committed(record: &SendRecord, sender: &[u8], transfer: &Transfer)
     let leaves: Option<BTreeSet<&str>> =
         transfer.leaves.iter().map(|l| l.leaf.as_ref().map(|n| n.id.as_str())).collect();
     let same = transfer.id == record.transfer_id
+        && transfer.spark_invoice == record.invoice
+        && pays_everyone(record, transfer)
         && transfer.sender_identity_public_key == sender
         && hex::encode(&transfer.receiver_identity_public_key) == record.receiver
         && transfer.total_value == record.amount
@@ -61,6 +66,20 @@ pub(super) fn committed(record: &SendRecord, sender: &[u8], transfer: &Transfer)
         TransferStatus::Expired | TransferStatus::Returned => Committed::Never,
         _ => Committed::Yes,
     })
+}
+
+/// Whether a transfer with several receivers gives each what it is to get. With one receiver nothing is listed.
+fn pays_everyone(record: &SendRecord, transfer: &Transfer) -> bool {
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    for (receiver, amount) in record.payees() {
+        let sum = expected.entry(receiver).or_default();
+        *sum = sum.saturating_add(amount);
+    }
+    let shown = transfer.receivers.iter().map(|r| (hex::encode(&r.identity_public_key), r.amount_sats));
+    match expected.len() {
+        1 => transfer.receivers.len() <= 1,
+        count => count == transfer.receivers.len() && expected == shown.collect(),
+    }
 }
 
 /// How far a transfer is.
@@ -175,17 +194,13 @@ impl Wallet {
         Ok(())
     }
 
-    /// Leaves of an earlier payment of the same amount to the same receiver that may still happen. Paying again with
-    /// these, and no others, happens at most once.
-    pub(super) fn doubtful_twin(
-        &self,
-        receiver: &str,
-        amount: u64,
-    ) -> Result<Option<SendRecord>, WalletError> {
+    /// An earlier payment of the same amount to one of the same receivers that may still happen. Paying all of them
+    /// again with its leaves, and no others, happens at most once.
+    pub(super) fn doubtful_twin(&self, payees: &[(String, u64)]) -> Result<Option<SendRecord>, WalletError> {
         let sends = self.state().all::<SendRecord>()?;
         Ok(sends
             .into_iter()
-            .find(|s| s.state == SendState::Doubtful && s.receiver == receiver && s.amount == amount))
+            .find(|s| s.state == SendState::Doubtful && s.payees().iter().any(|p| payees.contains(p))))
     }
 }
 

@@ -1,38 +1,25 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use bitcoin::secp256k1::PublicKey;
-use rand::rngs::OsRng;
-use spark_proto::spark::{
-    HashVariant, StartTransferRequest, Transfer, TransferPackage, transfer_filter::Participant,
-};
-use spark_rules::{
-    address::SparkAddress,
-    ids::TransferId,
-    package, point,
-    tx::{Basis, LEAST_REFUND_STEP, Plan, Purpose as Of, Source, TimelockError},
-    vote::Kind,
-};
-use spark_signer::secret::SecretScalar;
+use spark_proto::spark::{Transfer, transfer_filter::Participant};
+use spark_rules::{address::SparkAddress, operation::MAX_RECEIVERS};
 use tonic::Code;
 use uuid::Uuid;
 
 use super::{
-    certain::{Committed, Known, Standing, committed, doubtful_until},
-    sync::LeafView,
+    certain::{Committed, Known, Standing, committed},
+    invoice::payable,
+    order::Order,
 };
 use crate::{
     Wallet, WalletError,
-    recipients::Purpose,
-    seal, select,
-    signing::{CommitmentSets, job},
-    state::{SendRecord, SendState, Wire},
-    tweak::{LeafTweak, seal_send},
-    verify::{Node, VerifyError},
+    state::{SendRecord, SendState},
     wallet::now,
 };
 
 /// Times that a request is built anew after the operators proved an abort.
 const ATTEMPTS: u32 = 4;
+/// Reasons that no new package changes.
+const FINAL: [&str; 2] = ["INVOICE_PAID", "EXPIRED"];
 /// Times that the same bytes are sent again while no answer comes.
 const REPEATS: u32 = 5;
 
@@ -45,8 +32,10 @@ pub struct Sent {
     pub amount: u64,
     /// Leaves that left.
     pub leaves: Vec<String>,
-    /// Receiver's identity key.
+    /// Receiver's identity key, the first of several.
     pub receiver: String,
+    /// Every receiver with what it gets.
+    pub payees: Vec<(String, u64)>,
 }
 
 enum Outcome {
@@ -59,13 +48,57 @@ impl Wallet {
     /// Sends exactly `amount` satoshis. The same `id` with the same receiver and amount is the same transfer, also
     /// after a crash: the stored request is sent again.
     pub async fn send(&self, to: &SparkAddress, amount: u64, id: Option<Uuid>) -> Result<Sent, WalletError> {
+        self.check_address(to)?;
+        if to.invoice.is_some() {
+            return Err(WalletError::Refused("this is an invoice: pay it as its text says".into()));
+        }
+        let payees = vec![(to.identity.to_string(), amount)];
+        self.start_send(Order { payees, invoice: String::new() }, id).await
+    }
+
+    /// Sends to several receivers in one transfer: all get theirs or none does.
+    pub async fn send_many(&self, to: &[(SparkAddress, u64)], id: Option<Uuid>) -> Result<Sent, WalletError> {
+        let mut payees = Vec::with_capacity(to.len());
+        for (address, amount) in to {
+            self.check_address(address)?;
+            if address.invoice.is_some() {
+                return Err(WalletError::Refused("invoices are paid one by one".into()));
+            }
+            payees.push((address.identity.to_string(), *amount));
+        }
+        let receivers: BTreeSet<&String> = payees.iter().map(|(receiver, _)| receiver).collect();
+        if payees.is_empty() || receivers.len() > MAX_RECEIVERS {
+            return Err(WalletError::Refused(format!("1 to {MAX_RECEIVERS} receivers")));
+        }
+        self.start_send(Order { payees, invoice: String::new() }, id).await
+    }
+
+    /// Pays a Spark invoice, which operators let happen once. `amount` is for invoices that leave it open.
+    pub async fn pay_invoice(
+        &self,
+        text: &str,
+        amount: Option<u64>,
+        id: Option<Uuid>,
+    ) -> Result<Sent, WalletError> {
+        let to = SparkAddress::decode(text)?;
+        self.check_address(&to)?;
+        let amount = payable(&to, amount, &self.keys().identity().public_key(), now())
+            .map_err(|why| WalletError::Refused(why.into()))?;
+        let payees = vec![(to.identity.to_string(), amount)];
+        self.start_send(Order { payees, invoice: text.to_owned() }, id).await
+    }
+
+    fn check_address(&self, to: &SparkAddress) -> Result<(), WalletError> {
         if to.network != self.config().network {
             return Err(WalletError::Refused(format!("the address is for {}", to.network)));
         }
-        to.verify()?;
+        Ok(to.verify()?)
+    }
+
+    async fn start_send(&self, order: Order, id: Option<Uuid>) -> Result<Sent, WalletError> {
         let id = id.unwrap_or_else(Uuid::now_v7).as_hyphenated().to_string();
         let record = match self.state().get::<SendRecord>(&id)? {
-            Some(record) if record.amount != amount || record.receiver != to.identity.to_string() => {
+            Some(record) if record.payees() != order.payees || record.invoice != order.invoice => {
                 return Err(WalletError::Refused(format!("{id} is another transfer")));
             }
             Some(record) if record.state == SendState::Failed => {
@@ -80,22 +113,12 @@ impl Wallet {
                 record
             }
             None => {
-                let leaves = match self.doubtful_twin(&to.identity.to_string(), amount)? {
-                    Some(earlier) => self.same_leaves(earlier).await?,
-                    None => self.choose(amount).await?,
+                let parts = match self.doubtful_twin(&order.payees)? {
+                    Some(earlier) => self.same_leaves(earlier, &order.payees).await?,
+                    None => self.choose(&order.payees).await?,
                 };
-                let request = self.transfer_request(&id, &to.identity, &leaves).await?;
-                let record = SendRecord {
-                    transfer_id: id,
-                    receiver: to.identity.to_string(),
-                    amount,
-                    leaves,
-                    request: Wire::of(&request),
-                    attempt: 0,
-                    state: SendState::Pending,
-                    created: now(),
-                    built: now(),
-                };
+                let mut record = order.record(id, parts)?;
+                self.build_request(&mut record).await?;
                 self.state().put(&record)?;
                 record
             }
@@ -152,15 +175,11 @@ impl Wallet {
             }
             Known::Unknown | Known::ByNone => {}
         }
-        record.attempt = record.attempt.saturating_add(1);
+        let final_word = FINAL.iter().any(|word| reason.contains(word));
+        record.attempt = if final_word { ATTEMPTS } else { record.attempt.saturating_add(1) };
         let standing = self.standing(&record.leaves).await;
         if standing == Standing::Ours && record.attempt < ATTEMPTS {
-            let receiver = hex::decode(&record.receiver).unwrap_or_default();
-            let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
-            let request = self.transfer_request(&record.transfer_id, &receiver, &record.leaves).await?;
-            record.request = Wire::of(&request);
-            record.built = now();
-            return Ok(());
+            return self.build_request(record).await;
         }
         if standing != Standing::Unclear {
             record.state = SendState::Doubtful;
@@ -176,16 +195,22 @@ impl Wallet {
     async fn submit(&self, record: &SendRecord) -> Result<Outcome, WalletError> {
         let mut repeats = 0;
         loop {
-            let request = record.request.decode().map_err(|_| WalletError::Answer("the stored request"))?;
-            let answer = self
-                .operators()
-                .coordinator()
-                .spark(
-                    self.keys().identity(),
-                    request,
-                    |mut c, r| async move { c.start_transfer_v2(r).await },
-                )
-                .await;
+            let (coordinator, identity) = (self.operators().coordinator(), self.keys().identity());
+            let unreadable = |_| WalletError::Answer("the stored request");
+            let answer = match &record.many {
+                None => {
+                    let request = record.request.decode().map_err(unreadable)?;
+                    coordinator
+                        .spark(identity, request, |mut c, r| async move { c.start_transfer_v2(r).await })
+                        .await
+                }
+                Some(request) => {
+                    let request = request.decode().map_err(unreadable)?;
+                    coordinator
+                        .spark(identity, request, |mut c, r| async move { c.start_transfer_v3(r).await })
+                        .await
+                }
+            };
             let error = match answer {
                 Ok(answer) => {
                     let transfer = answer.transfer.ok_or(WalletError::Answer("the transfer"))?;
@@ -194,7 +219,13 @@ impl Wallet {
                 Err(error) => error,
             };
             let message = error.to_string();
-            if is_abort(error.reason().as_deref(), error.code(), &message) {
+            let reason = error.reason();
+            if let Some(word) =
+                reason.as_deref().and_then(|reason| FINAL.iter().find(|word| **word == reason))
+            {
+                return Ok(Outcome::Aborted(format!("{message} ({word})")));
+            }
+            if is_abort(reason.as_deref(), error.code(), &message) {
                 return Ok(Outcome::Aborted(message));
             }
             match error.code() {
@@ -231,92 +262,11 @@ impl Wallet {
         let participant = Participant::SenderIdentityPublicKey(sender);
         Ok(self.transfer_at(self.operators().coordinator(), &record.transfer_id, participant).await?)
     }
-
-    /// The leaves of an earlier payment that may still happen, for the same payment again: at most one of the two
-    /// can take them.
-    async fn same_leaves(&self, earlier: SendRecord) -> Result<Vec<String>, WalletError> {
-        if self.standing(&earlier.leaves).await == Standing::Ours {
-            return Ok(earlier.leaves);
-        }
-        Err(WalletError::Refused(format!(
-            "transfer {} of the same amount to the same receiver was refused, but may still happen until unix time {}",
-            earlier.transfer_id,
-            doubtful_until(&earlier)
-        )))
-    }
-
-    async fn choose(&self, amount: u64) -> Result<Vec<String>, WalletError> {
-        let busy = self.busy_leaves()?;
-        let views: Vec<LeafView> = self
-            .sync()
-            .await?
-            .into_iter()
-            .filter(|v| v.is_spendable() && !busy.contains(&v.leaf_id))
-            .collect();
-        let values: Vec<u64> = views.iter().map(|v| v.value_sats).collect();
-        let mut leaves = Vec::new();
-        for position in select::exact(&values, amount)? {
-            let view = views.get(position).ok_or(WalletError::Answer("a leaf"))?;
-            if view.needs_renewal() {
-                self.renew(&view.leaf_id).await?;
-            }
-            leaves.push(view.leaf_id.clone());
-        }
-        Ok(leaves)
-    }
-
-    async fn transfer_request(
-        &self,
-        id: &str,
-        receiver: &PublicKey,
-        leaves: &[String],
-    ) -> Result<StartTransferRequest, WalletError> {
-        let federation = &self.config().federation;
-        let nodes = self.agreed_nodes(leaves).await?;
-        let (sets, recipients) =
-            tokio::try_join!(self.commitments(leaves.to_vec(), 3, 0), self.recipients())?;
-        let mut package = TransferPackage { hash_variant: HashVariant::V2 as i32, ..Default::default() };
-        let mut tweaks = Vec::with_capacity(leaves.len());
-        for (leaf_id, mut sets) in leaves.iter().zip(CommitmentSets::by_leaf(sets, 3, leaves.len())?) {
-            let node = Node::parse(nodes.get(leaf_id).ok_or(WalletError::Answer("a leaf"))?)?;
-            let old = self.keys().leaf(&node.id)?;
-            let plan = send_plan(&node, receiver)?;
-            for planned in plan.transactions() {
-                let job = job(leaf_id, planned, &old, &node.verifying_key, &mut sets, federation)?;
-                match planned.purpose() {
-                    Of::Refund => package.leaves_to_send.push(job),
-                    Of::DirectRefund => package.direct_leaves_to_send.push(job),
-                    _ => package.direct_from_cpfp_leaves_to_send.push(job),
-                }
-            }
-            let new = SecretScalar::random(&mut OsRng);
-            let cipher = seal::seal(receiver, &*new.to_bytes()).map_err(crate::TweakError::from)?;
-            let digest = package::secret_cipher_digest(leaf_id, id, &cipher);
-            let signature = self.keys().identity().sign_ecdsa(digest)?.serialize_compact().to_vec();
-            tweaks.push(
-                LeafTweak::new(leaf_id.clone(), old.secret(), &new, federation)?
-                    .with_cipher(cipher, signature),
-            );
-        }
-        let uuid = package::parse_transfer_id(id).map_err(VerifyError::from)?;
-        let (transfer, owner) =
-            (TransferId::from_bytes(*uuid.as_bytes()), self.keys().identity().public_key());
-        let purpose = Purpose { kind: Kind::Send, transfer, owner };
-        package.key_tweak_package = seal_send(&tweaks, federation, &recipients, &purpose)?;
-        let digest = package::transfer_payload(&uuid, &package.key_tweak_package);
-        package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
-        Ok(StartTransferRequest {
-            transfer_id: id.to_owned(),
-            owner_identity_public_key: self.keys().identity().public_key().serialize().to_vec(),
-            receiver_identity_public_key: receiver.serialize().to_vec(),
-            transfer_package: Some(package),
-            ..Default::default()
-        })
-    }
 }
 
 fn sent(record: SendRecord) -> Sent {
     Sent {
+        payees: record.payees(),
         transfer_id: record.transfer_id,
         amount: record.amount,
         leaves: record.leaves,
@@ -328,15 +278,4 @@ fn sent(record: SendRecord) -> Sent {
 fn is_abort(reason: Option<&str>, code: Option<Code>, message: &str) -> bool {
     matches!(reason, Some("LEAF_UNAVAILABLE" | "NONCE_UNKNOWN" | "OPERATION_ABORTED"))
         || (code == Some(Code::FailedPrecondition) && message.contains("not available to transfer"))
-}
-
-/// Refunds one step below the present ones, to the receiver's identity key.
-pub(super) fn send_plan(node: &Node, receiver: &PublicKey) -> Result<Plan, VerifyError> {
-    let present = node.refund_timelock()?;
-    let step = present.step_down()?;
-    if step < LEAST_REFUND_STEP {
-        return Err(TimelockError::Exhausted(present.blocks()).into());
-    }
-    let basis = Basis { node: node.spend()?, direct_node: node.direct_spend()? };
-    Ok(Plan::refunds(Source::Build, &basis, receiver, step)?)
 }

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
     ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, LeafKeyKind, SeenHead,
-    SendRecord, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
+    SendRecord, SendShare, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -286,6 +286,9 @@ mod tests {
             receiver: "02".into(),
             amount: 5,
             leaves: vec!["leaf".into()],
+            shares: Vec::new(),
+            invoice: String::new(),
+            many: None,
             request: Wire::of(&spark_proto::spark::StartTransferRequest {
                 transfer_id: id.into(),
                 ..Default::default()

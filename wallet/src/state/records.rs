@@ -115,14 +115,23 @@ pub enum SendState {
 pub struct SendRecord {
     /// UUID, also the idempotency key.
     pub transfer_id: String,
-    /// Receiver's identity key, hex.
+    /// Receiver's identity key, hex; the first of several.
     pub receiver: String,
-    /// Satoshis.
+    /// Satoshis altogether.
     pub amount: u64,
     /// Leaves that leave.
     pub leaves: Vec<String>,
-    /// The request as sent.
+    /// Who gets which of them, where there are several receivers; else empty.
+    #[serde(default)]
+    pub shares: Vec<SendShare>,
+    /// The invoice that is paid, or empty.
+    #[serde(default)]
+    pub invoice: String,
+    /// The request as sent; with several receivers it is `many`.
     pub request: Wire<spark::StartTransferRequest>,
+    /// The request as sent, with several receivers.
+    #[serde(default)]
+    pub many: Option<Wire<spark::StartTransferV3Request>>,
     /// Times the request was built anew after a proven abort.
     pub attempt: u32,
     /// How far it is.
@@ -132,6 +141,33 @@ pub struct SendRecord {
     /// Unix seconds at which the request was built the last time.
     #[serde(default)]
     pub built: u64,
+}
+
+/// What one receiver of a transfer gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendShare {
+    /// Identity key, hex.
+    pub receiver: String,
+    /// Satoshis.
+    pub amount: u64,
+    /// The leaves.
+    pub leaves: Vec<String>,
+}
+
+impl SendRecord {
+    /// Every receiver with what it gets.
+    pub fn parts(&self) -> Vec<SendShare> {
+        if self.shares.is_empty() {
+            let (receiver, leaves) = (self.receiver.clone(), self.leaves.clone());
+            return vec![SendShare { receiver, amount: self.amount, leaves }];
+        }
+        self.shares.clone()
+    }
+
+    /// Receivers and amounts, in their order.
+    pub fn payees(&self) -> Vec<(String, u64)> {
+        self.parts().into_iter().map(|part| (part.receiver, part.amount)).collect()
+    }
 }
 
 /// An incoming transfer.

@@ -271,10 +271,15 @@ async fn transfers_are_filtered() {
         transfer::insert(db.pool(), &t).await.unwrap();
         transfer::insert(db.pool(), &t).await.unwrap();
     }
+    let claim = async |transfer, receiver: Vec<u8>| {
+        let mut connection = db.pool().acquire().await.unwrap();
+        transfer::complete(&mut connection, transfer, &receiver).await.unwrap();
+    };
     let first = Uuid::from_bytes([1; 16]);
     let l = TransferLeafRow {
         transfer_id: first,
         leaf_id: leaf,
+        receiver: key(2),
         position: 0,
         leaf_version: 1,
         value: 1000,
@@ -285,8 +290,13 @@ async fn transfers_are_filtered() {
         intermediate_direct_from_cpfp_refund_tx: vec![4],
         record: vec![5],
     };
-    transfer::insert_leaf(db.pool(), &l).await.unwrap();
-    transfer::insert_leaf(db.pool(), &l).await.unwrap();
+    // A second receiver of the first transfer, who has a leaf of 500 satoshis.
+    let second = TransferLeafRow { receiver: key(4), value: 500, ..l.clone() };
+    for _ in 0..2 {
+        let leaves = [l.clone(), second.clone()];
+        transfer::insert_shares(db.pool(), &row(1, 1, 2), &leaves).await.unwrap();
+        transfer::insert_leaf(db.pool(), &l).await.unwrap();
+    }
     assert_eq!(transfer::leaves(db.pool(), &[first]).await.unwrap(), vec![l]);
     let ids = |rows: Vec<TransferRow>| rows.iter().map(|t| t.transfer_id.as_bytes()[0]).collect::<Vec<_>>();
     let all = Filter { either: Some(key(1)), limit: 10, ascending: true, ..Filter::default() };
@@ -296,8 +306,14 @@ async fn transfers_are_filtered() {
     let received = Filter { receiver: Some(key(1)), limit: 10, ..Filter::default() };
     assert_eq!(ids(transfer::list(db.pool(), &received).await.unwrap()), [2]);
     assert_eq!(transfer::incoming(db.pool(), &key(2)).await.unwrap(), 1000);
-    transfer::complete(db.pool(), first).await.unwrap();
-    transfer::complete(db.pool(), first).await.unwrap();
+    assert_eq!(transfer::incoming(db.pool(), &key(4)).await.unwrap(), 500);
+    claim(first, key(2)).await;
+    claim(first, key(2)).await;
+    claim(first, key(9)).await;
+    assert_eq!(transfer::incoming(db.pool(), &key(2)).await.unwrap(), 0);
+    assert_eq!(transfer::incoming(db.pool(), &key(4)).await.unwrap(), 500);
+    assert_eq!(transfer::get(db.pool(), first).await.unwrap().unwrap().status, transfer::SENDER_KEY_TWEAKED);
+    claim(first, key(4)).await;
     let done = transfer::get(db.pool(), first).await.unwrap().unwrap();
     assert_eq!(done.status, transfer::COMPLETED);
     assert!(done.completed_micros.is_some());

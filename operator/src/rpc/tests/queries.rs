@@ -9,7 +9,10 @@ use spark_rules::leaf::LeafStatus;
 use tonic::{Code, Request};
 
 use super::{bench, from};
-use crate::rpc::testing::{key, leaf_id, put_claim, put_leaf, put_transfer, record};
+use crate::{
+    db::transfer,
+    rpc::testing::{key, leaf_id, put_claim, put_leaf, put_shared_transfer, put_transfer, record},
+};
 
 fn owned_by(identity: u8) -> spark::QueryNodesRequest {
     spark::QueryNodesRequest {
@@ -205,6 +208,81 @@ async fn a_completed_transfer_does_not_tell_who_got_the_leaf_next() {
     }
 }
 
+/// Each receiver of a transfer sees its own part, the sender all of it.
+#[tokio::test]
+async fn x20_receivers_of_one_transfer_see_only_their_own() {
+    let bench = bench().await;
+    let id = put_shared_transfer(&bench.db, 9, 1, &[(7, 2), (8, 3), (6, 2)], "").await;
+    let shown = |identity| {
+        let api = bench.api.clone();
+        async move {
+            let all = api.query_all_transfers(from(identity, spark::TransferFilter::default())).await;
+            all.unwrap().into_inner().transfers.pop()
+        }
+    };
+    assert_eq!(shown(4).await, None);
+    for (identity, leaves) in [(2, vec![7, 6]), (3, vec![8])] {
+        let own = shown(identity).await.unwrap();
+        let ids: Vec<_> = own.leaves.iter().map(|l| l.leaf.as_ref().unwrap().id.clone()).collect();
+        assert_eq!(ids, leaves.iter().map(|l| leaf_id(*l).to_string()).collect::<Vec<_>>());
+        assert_eq!(own.total_value, 1000 * leaves.len() as u64);
+        assert_eq!(own.receiver_identity_public_key, key(identity).serialize());
+        let [only] = own.receivers.as_slice() else { panic!("{:?}", own.receivers) };
+        assert_eq!(only.identity_public_key, key(identity).serialize());
+        assert!(own.leaves.iter().all(|leaf| leaf.transfer_receiver_id == only.id));
+    }
+    let all = shown(1).await.unwrap();
+    assert_eq!((all.leaves.len(), all.total_value, all.receivers.len()), (3, 3000, 2));
+    assert_eq!(all.receivers[0].amount_sats, 2000);
+    // One claims: complete for it, open for the other and for the sender.
+    let mut connection = bench.db.pool().acquire().await.unwrap();
+    transfer::complete(&mut connection, id, &key(3).serialize()).await.unwrap();
+    let status = |t: Option<spark::Transfer>| t.unwrap().status();
+    let open = spark::TransferStatus::SenderKeyTweaked;
+    assert_eq!(status(shown(3).await), spark::TransferStatus::Completed);
+    assert_eq!((status(shown(2).await), status(shown(1).await)), (open, open));
+    for (identity, count) in [(2, 1), (3, 0)] {
+        let pending = spark::TransferFilter::default();
+        let pending = bench.api.query_pending_transfers(from(identity, pending)).await.unwrap();
+        assert_eq!(pending.into_inner().transfers.len(), count);
+    }
+}
+
+#[tokio::test]
+async fn invoices_are_found_by_payer_and_receiver() {
+    use secp256k1::Keypair;
+    use spark_rules::address::{Invoice, Network, Payment, SparkAddress};
+    let bench = bench().await;
+    let secret = secp256k1::SecretKey::from_slice(&[2; 32]).unwrap();
+    let receiver = secp256k1::PublicKey::from_secret_key_global(&secret);
+    let mut address = SparkAddress::new(Network::Regtest, receiver);
+    let payment = Payment::Sats { amount: Some(1000) };
+    address.invoice = Some(Invoice { id: [1; 16], payment, memo: None, sender: None, expiry: None });
+    let message = secp256k1::Message::from_digest(address.invoice_hash().unwrap());
+    let pair = Keypair::from_secret_key(secp256k1::SECP256K1, &secret);
+    address.signature = Some(secp256k1::SECP256K1.sign_schnorr_no_aux_rand(&message, &pair).serialize());
+    let text = address.encode().unwrap();
+    let ask = |identity, invoice: Vec<String>| {
+        let api = bench.api.clone();
+        let request = spark::QuerySparkInvoicesRequest { invoice, ..Default::default() };
+        async move { api.query_spark_invoices(from(identity, request)).await.map(|r| r.into_inner()) }
+    };
+    let status = |answer: spark::QuerySparkInvoicesResponse| answer.invoice_statuses[0].status();
+    assert_eq!(status(ask(1, vec![text.clone()]).await.unwrap()), spark::InvoiceStatus::NotFound);
+    let id = put_shared_transfer(&bench.db, 9, 1, &[(7, 2)], &text).await;
+    let found = ask(1, vec![text.clone(), text.clone()]).await.unwrap();
+    assert_eq!((found.invoice_statuses.len(), found.offset), (2, -1));
+    assert_eq!(found.invoice_statuses[1].invoice, text);
+    let paid = spark::SatsTransfer { transfer_id: id.as_bytes().to_vec() };
+    let paid = spark::invoice_response::TransferType::SatsTransfer(paid);
+    assert_eq!(found.invoice_statuses[1].transfer_type, Some(paid));
+    assert_eq!(status(found), spark::InvoiceStatus::Finalized);
+    assert_eq!(status(ask(5, vec![text.clone()]).await.unwrap()), spark::InvoiceStatus::NotFound);
+    for bad in [vec!["spark".into()], vec![text; 101], vec!["s".repeat(2000)]] {
+        assert_eq!(ask(1, bad).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+}
+
 #[tokio::test]
 async fn operators_tokens_and_what_is_not_offered() {
     let bench = bench().await;
@@ -226,7 +304,7 @@ async fn operators_tokens_and_what_is_not_offered() {
 
     let refused = bench.api.initiate_swap_primary_transfer(from(1, Default::default())).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
-    let refused = bench.api.start_transfer_v3(from(1, Default::default())).await.unwrap_err();
+    let refused = bench.api.start_leaf_swap_v2(from(1, Default::default())).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
 }
 

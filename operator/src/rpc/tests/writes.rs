@@ -59,6 +59,21 @@ fn send() -> spark::StartTransferRequest {
     }
 }
 
+fn send_many() -> spark::StartTransferV3Request {
+    spark::StartTransferV3Request {
+        transfer_id: TRANSFER.into(),
+        sender_packages: vec![spark::SenderTransferPackage {
+            owner_identity_public_key: key(1).serialize().to_vec(),
+            transfer_package: send().transfer_package,
+            receiver_identity_public_keys: BTreeMap::from([(
+                leaf_id(7).to_string(),
+                key(2).serialize().to_vec(),
+            )]),
+        }],
+        expiry_time: None,
+    }
+}
+
 fn claim() -> spark::ClaimTransferRequest {
     spark::ClaimTransferRequest {
         transfer_id: TRANSFER.into(),
@@ -142,6 +157,7 @@ async fn sends_are_bounded_before_any_work() {
         ("transfer_id", |r| r.transfer_id = "0193C5D2-7B0A-7C40-9A55-2F3F6D0A1B2C".into()),
         ("owner_identity_public_key", |r| r.owner_identity_public_key.clear()),
         ("receiver_identity_public_key", |r| r.receiver_identity_public_key = vec![4; 33]),
+        ("spark_invoice", |r| r.spark_invoice = "s".repeat(1025)),
         ("expiry_time", |r| r.expiry_time = Some(prost_types::Timestamp::default())),
         ("transfer_package", |r| r.transfer_package = None),
         ("leaves_to_send", |r| r.leaves_to_send = vec![spark::LeafRefundTxSigningJob::default()]),
@@ -188,9 +204,6 @@ async fn sends_are_bounded_before_any_work() {
     }
     let refused = bench.api.start_transfer_v2(from(2, send())).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    let mut invoice = send();
-    invoice.spark_invoice = "sparkrt1".into();
-    assert_eq!(bench.api.start_transfer_v2(from(1, invoice)).await.unwrap_err().code(), Code::Unimplemented);
     let mut large = send();
     package(&mut large).user_signature = vec![0; 9 * 1024 * 1024];
     assert_eq!(
@@ -380,4 +393,50 @@ async fn nonces_for_leaves_are_their_owners() {
     }
     let refused = bench.api.get_signing_commitments(from(1, request(7))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "no signer answers here");
+}
+
+fn sender(request: &mut spark::StartTransferV3Request) -> &mut spark::SenderTransferPackage {
+    &mut request.sender_packages[0]
+}
+
+#[tokio::test]
+async fn sends_to_several_are_bounded_before_any_work() {
+    let bench = bench().await;
+    let changes: &[Change<spark::StartTransferV3Request>] = &[
+        ("transfer_id", |r| r.transfer_id = "x".into()),
+        ("sender_packages", |r| r.sender_packages.clear()),
+        ("owner_identity_public_key", |r| sender(r).owner_identity_public_key.clear()),
+        ("transfer_package", |r| sender(r).transfer_package = None),
+        ("leaves_to_send", |r| sender(r).transfer_package.as_mut().unwrap().leaves_to_send.clear()),
+        ("receiver_identity_public_keys", |r| {
+            sender(r).receiver_identity_public_keys.insert("x".into(), vec![4; 33]);
+        }),
+        ("receiver_identity_public_keys", |r| {
+            for n in 0..=32 {
+                let key = key(n + 1).serialize().to_vec();
+                sender(r).receiver_identity_public_keys.insert(n.to_string(), key);
+            }
+        }),
+        ("receiver_identity_public_keys", |r| {
+            for n in 0..=256 {
+                let key = key(2).serialize().to_vec();
+                sender(r).receiver_identity_public_keys.insert(n.to_string(), key);
+            }
+        }),
+    ];
+    for (field, change) in changes {
+        let mut request = send_many();
+        change(&mut request);
+        assert_field(&bench.api.start_transfer_v3(from(1, request)).await.unwrap_err(), field);
+    }
+    let refused = bench.api.start_transfer_v3(from(2, send_many())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let mut two = send_many();
+    two.sender_packages.push(two.sender_packages[0].clone());
+    assert_eq!(bench.api.start_transfer_v3(from(1, two)).await.unwrap_err().code(), Code::Unimplemented);
+    bench.nothing_ran();
+    put_transfer(&bench.db, 9, 7, 1, 2).await;
+    let sent = bench.api.start_transfer_v3(from(1, send_many())).await.unwrap().into_inner();
+    assert_eq!(sent.transfer.unwrap().id, TRANSFER);
+    assert_eq!(bench.engine.seen.lock().unwrap().len(), 1);
 }

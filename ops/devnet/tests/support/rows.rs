@@ -22,6 +22,7 @@ const DECIDED: &[&str] = &[
     "signed_tx",
     "transfer",
     "transfer_leaf",
+    "transfer_receiver",
     "vote",
 ];
 /// Tables that move by themselves: chain, key pool, messages under way, sqlx's own.

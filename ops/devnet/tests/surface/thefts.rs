@@ -24,6 +24,8 @@ pub(super) struct Victim {
     pub(super) leaf: String,
     pub(super) deposit: spark::FinalizeDepositTreeCreationRequest,
     pub(super) send: spark::StartTransferRequest,
+    /// That the victim was paid by.
+    pub(super) invoice: String,
     /// By which the victim received something.
     pub(super) claim: spark::ClaimTransferRequest,
 }
@@ -55,6 +57,11 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
             "start_transfer_v2",
             vec![no(v.send.encode_to_vec()), (send_as_thief(v), Gets::Refusal(Code::FailedPrecondition))],
         ),
+        (
+            "start_transfer_v3",
+            vec![no(send_many(v)), (send_many_as_thief(v), Gets::Refusal(Code::FailedPrecondition))],
+        ),
+        ("query_spark_invoices", vec![invoices(v)]),
         ("claim_transfer", vec![no(v.claim.encode_to_vec()), unknown(claim_as_thief(v))]),
         ("get_signing_commitments", vec![unknown(commitments(v))]),
         ("renew_leaf", vec![unknown(renewal(v))]),
@@ -93,6 +100,37 @@ fn send_as_thief(v: &Victim) -> Vec<u8> {
     request.owner_identity_public_key.clone_from(&v.thief);
     request.receiver_identity_public_key.clone_from(&v.thief);
     request.encode_to_vec()
+}
+
+/// The victim's package with every leaf to the thief.
+fn many(v: &Victim, owner: &[u8]) -> spark::StartTransferV3Request {
+    let leaves = v.send.transfer_package.iter().flat_map(|p| &p.leaves_to_send);
+    spark::StartTransferV3Request {
+        transfer_id: Uuid::now_v7().to_string(),
+        sender_packages: vec![spark::SenderTransferPackage {
+            owner_identity_public_key: owner.to_vec(),
+            receiver_identity_public_keys: leaves.map(|j| (j.leaf_id.clone(), v.thief.clone())).collect(),
+            transfer_package: v.send.transfer_package.clone(),
+        }],
+        expiry_time: None,
+    }
+}
+
+fn send_many(v: &Victim) -> Vec<u8> {
+    many(v, &v.identity).encode_to_vec()
+}
+
+fn send_many_as_thief(v: &Victim) -> Vec<u8> {
+    many(v, &v.thief).encode_to_vec()
+}
+
+fn invoices(v: &Victim) -> Try {
+    let request = spark::QuerySparkInvoicesRequest { invoice: vec![v.invoice.clone()], ..Default::default() };
+    let unknown = |answer: &[u8]| {
+        let found = spark::QuerySparkInvoicesResponse::decode(answer)?.invoice_statuses;
+        Ok(found.iter().all(|s| s.status() == spark::InvoiceStatus::NotFound && s.transfer_type.is_none()))
+    };
+    (request.encode_to_vec(), Gets::Nothing(unknown))
 }
 
 fn claim_as_thief(v: &Victim) -> Vec<u8> {

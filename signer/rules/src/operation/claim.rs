@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use bitcoin::secp256k1::PublicKey;
 use spark_proto::spark;
 
 use super::{
-    Context, Draft, Operation, OperationError, Part, Records, Resource, assemble,
+    Context, Draft, Operation, OperationError, Part, Records, Resource, Terms, assemble,
     jobs::{Work, group},
     transfer_id,
 };
@@ -17,9 +18,15 @@ use crate::{
     vote::Kind,
 };
 
-/// The claim of a transfer has its own id, the same for whoever asks.
-pub(super) fn operation_id(transfer: &TransferId) -> OperationId {
-    OperationId::derive("spark/claim", &[transfer.as_bytes()])
+/// The claim of a receiver's part of a transfer has its own id, whichever device of the receiver asks.
+pub(super) fn operation_id(request: &spark::ClaimTransferRequest) -> Result<OperationId, OperationError> {
+    let receiver = point::parse("owner_identity_public_key", &request.owner_identity_public_key)?;
+    let key = claim_key(&transfer_id(&request.transfer_id)?, &receiver);
+    Ok(OperationId::derive("spark/claim", &[&key]))
+}
+
+fn claim_key(transfer: &TransferId, receiver: &PublicKey) -> Vec<u8> {
+    [transfer.as_bytes().as_slice(), &receiver.serialize()].concat()
 }
 
 pub(super) fn derive(
@@ -28,12 +35,10 @@ pub(super) fn derive(
     records: &impl Records,
 ) -> Result<Operation, OperationError> {
     let transfer_id = transfer_id(&request.transfer_id)?;
-    context.expect_id(operation_id(&transfer_id))?;
+    context.expect_id(operation_id(request)?)?;
     let receiver = point::parse("owner_identity_public_key", &request.owner_identity_public_key)?;
     let transfer = records.transfer(&transfer_id).ok_or(OperationError::Unknown("transfer"))?;
-    if transfer.receiver != receiver {
-        return Err(OperationError::Unknown("transfer"));
-    }
+    let share = transfer.share(&receiver).ok_or(OperationError::Unknown("transfer"))?;
     let wire = request.claim_package.as_ref().ok_or(OperationError::Malformed("claim_package"))?;
     let sealed = context.sealed(transfer_id, &wire.key_tweak_package)?;
     package::verify_claim_package(&transfer_id.uuid(), wire, &receiver)?;
@@ -45,30 +50,29 @@ pub(super) fn derive(
         (Purpose::DirectFromCpfpRefund, &wire.direct_from_cpfp_leaves_to_claim),
     ])? {
         let record = records.leaf(&leaf).ok_or(OperationError::Unknown("leaf"))?;
-        if record.status != LeafStatus::TransferLocked || transfer.claimed {
+        if record.status != LeafStatus::TransferLocked || share.claimed {
             return Err(OperationError::Unavailable(leaf));
         }
         let owner_key = jobs.signing_key(leaf)?;
         let plan = record.claim(Source::Check(jobs.raws()?), &owner_key)?;
         jobs.sign(context.federation, &record, &plan, owner_key, &mut work.jobs)?;
         leaves.insert(*leaf.as_bytes());
-        work.parts.push(Part { record, plan });
+        work.parts.push(Part { record, plan, receiver });
     }
-    if leaves != transfer.leaves {
+    if leaves != share.leaves {
         return Err(OperationError::Malformed("leaves_to_claim"));
     }
-    let resources = vec![Resource { kind: "claim", key: transfer_id.as_bytes().to_vec() }];
+    let resources = vec![Resource { kind: "claim", key: claim_key(&transfer_id, &receiver) }];
     assemble(
         &context,
         Draft {
             kind: Kind::Claim,
             requester: receiver,
-            receiver,
             parts: work.parts,
             jobs: work.jobs,
             sealed: Some(sealed),
             resources,
-            expiry_seconds: 0,
+            terms: Terms::default(),
         },
     )
 }

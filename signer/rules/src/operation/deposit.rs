@@ -10,7 +10,7 @@ use spark_proto::spark;
 use uuid::Uuid;
 
 use super::{
-    Binding, Context, Draft, Operation, OperationError, Part, Records, Resource, assemble,
+    Binding, Context, Draft, Operation, OperationError, Part, Records, Resource, Terms, assemble,
     jobs::{LeafJobs, Work},
 };
 use crate::{
@@ -93,18 +93,17 @@ pub(super) fn derive(
     }
     let mut work = Work::default();
     jobs.sign(context.federation, &record, &plan, binding.user_key, &mut work.jobs)?;
-    work.parts.push(Part { record, plan });
+    work.parts.push(Part { record, plan, receiver: owner });
     assemble(
         &context,
         Draft {
             kind: Kind::Deposit,
             requester: owner,
-            receiver: owner,
             parts: work.parts,
             jobs: work.jobs,
             sealed: None,
             resources,
-            expiry_seconds: 0,
+            terms: Terms::default(),
         },
     )
 }

@@ -7,15 +7,16 @@ use super::{Keys, Operation};
 use crate::transcript::Transcript;
 
 impl Operation {
-    /// Digest over claims with keyshare, version and last proof; resources; owner keys before and after; every
+    /// Digest over claims with keyshare, version and last proof; resources; invoice and expiry; owner keys and identities before and after; every
     /// unsigned transaction with all spent outputs; the full commitment lists with the user's shares; Feldman
-    /// commitments and resulting keys; every ciphertext; expiry; named signers.
+    /// commitments and resulting keys; every ciphertext; named signers.
     pub fn digest(&self, keys: &Keys) -> [u8; 32] {
         let mut t = Transcript::new("spark/operation/v1");
         t.u64(self.epoch).bytes(self.id.as_bytes()).u64(self.attempt.into()).u64(self.kind.code().into());
         t.u64(self.coordinator.get().into());
-        t.bytes(&self.requester.serialize()).bytes(&self.receiver.serialize());
-        t.u64(self.expiry_seconds.cast_unsigned()).u64(self.threshold.into());
+        t.bytes(&self.requester.serialize()).u64(self.threshold.into());
+        t.u64(self.terms.expiry_seconds.cast_unsigned());
+        t.bytes(self.terms.invoice.as_ref().map(|paid| paid.text.as_bytes()).unwrap_or_default());
         t.u64(self.named.len() as u64);
         for index in &self.named {
             t.u64(index.get().into());
@@ -30,6 +31,7 @@ impl Operation {
             t.bytes(r.leaf_id.as_bytes()).bytes(r.keyshare_id.as_bytes()).u64(r.version).bytes(&r.last_proof);
             t.bytes(&r.verifying_key.serialize()).bytes(&r.owner_identity.serialize());
             t.bytes(&r.owner_key.serialize()).bytes(&r.group_key.serialize());
+            t.bytes(&part.receiver.serialize());
             t.u64(part.plan.transactions().len() as u64);
             for planned in part.plan.transactions() {
                 t.bytes(planned.purpose().tag().as_bytes()).u64(planned.stage.into());

@@ -56,6 +56,12 @@ pub enum OperationError {
     /// A feature of the wire that this operator does not serve.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
+    /// The Spark invoice is none, or does not admit this payment.
+    #[error("spark invoice: {0}")]
+    Invoice(&'static str),
+    /// Too late: the transfer or the invoice has expired.
+    #[error("{0} has expired")]
+    Expired(&'static str),
     /// The opened packages do not belong to the operation.
     #[error("opened package does not fit the operation: {0}")]
     Opened(&'static str),
@@ -105,6 +111,8 @@ impl OperationError {
             Self::Named => "SIGNER_SET",
             Self::NonceTwice => "NONCE_TWICE",
             Self::Unsupported(_) => "UNSUPPORTED",
+            Self::Invoice(_) => "INVOICE_INVALID",
+            Self::Expired(_) => "EXPIRED",
             Self::Opened(_) => "PACKAGE_CONTENT",
             Self::Final(_) => "FINAL_SIGNATURE",
             Self::Template(_) | Self::Leaf(LeafError::Template(_)) => "TEMPLATE",

@@ -108,14 +108,10 @@ pub fn commitment_sets(request: &Request) -> Vec<&spark::SigningCommitments> {
                 .flatten()
                 .collect()
         }
-        Request::Send(r) => r
-            .transfer_package
-            .iter()
-            .flat_map(|p| {
-                let direct = p.direct_leaves_to_send.iter().chain(&p.direct_from_cpfp_leaves_to_send);
-                p.leaves_to_send.iter().chain(direct)
-            })
-            .collect(),
+        Request::Send(r) => r.transfer_package.iter().flat_map(sent).collect(),
+        Request::SendMany(r) => {
+            r.sender_packages.iter().flat_map(|p| &p.transfer_package).flat_map(sent).collect()
+        }
         Request::Claim(r) => r
             .claim_package
             .iter()
@@ -133,6 +129,11 @@ pub fn commitment_sets(request: &Request) -> Vec<&spark::SigningCommitments> {
         })
         .flatten()
         .collect()
+}
+
+fn sent(package: &spark::TransferPackage) -> impl Iterator<Item = &spark::UserSignedTxSigningJob> {
+    let direct = package.direct_leaves_to_send.iter().chain(&package.direct_from_cpfp_leaves_to_send);
+    package.leaves_to_send.iter().chain(direct)
 }
 
 /// Jobs of a leaf grouped by what they are for.

@@ -15,6 +15,7 @@ mod outcome;
 mod records;
 mod renew;
 mod send;
+mod terms;
 
 use std::collections::BTreeSet;
 
@@ -25,7 +26,8 @@ pub use error::OperationError;
 pub use jobs::{Job, commitment_sets, parse_commitment, parse_commitments};
 pub use keys::{Keys, TweakedKey};
 pub use outcome::{Outcome, SignedTx, proof_hash};
-pub use records::{Binding, Records, TransferRecord};
+pub use records::{Binding, Records, TransferRecord, TransferShare};
+pub use terms::{PaidInvoice, Terms, invoice_key};
 
 use crate::{
     federation::Federation,
@@ -37,6 +39,9 @@ use crate::{
 
 /// Most leaves of one operation.
 pub const MAX_LEAVES: usize = 256;
+
+/// Most receivers of one transfer.
+pub const MAX_RECEIVERS: usize = 32;
 
 /// A leaf that an operation consumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +69,8 @@ pub struct Part {
     pub record: LeafRecord,
     /// The transactions, unsigned.
     pub plan: Plan,
+    /// Identity key to which the leaf goes; its owner's where it stays.
+    pub receiver: PublicKey,
 }
 
 impl Part {
@@ -95,8 +102,6 @@ pub struct Operation {
     pub coordinator: OperatorIndex,
     /// Whose session may ask for it: sender, receiver or owner.
     pub requester: PublicKey,
-    /// Receiver's identity key of a send; the requester's otherwise.
-    pub receiver: PublicKey,
     /// The operators whose nonces the package uses: exactly these sign.
     pub named: BTreeSet<OperatorIndex>,
     /// The leaves, in the order of the request.
@@ -107,8 +112,8 @@ pub struct Operation {
     pub sealed: Option<Sealed>,
     /// Claimed besides leaves.
     pub resources: Vec<Resource>,
-    /// Seconds since 1970 of the wire's expiry; 0 is none.
-    pub expiry_seconds: i64,
+    /// What no signature of the client covers.
+    pub terms: Terms,
     epoch: u64,
     threshold: u16,
 }
@@ -124,6 +129,7 @@ impl Operation {
         match request.request.as_ref().ok_or(OperationError::Malformed("request"))? {
             wire::operation::Request::Deposit(deposit) => deposit::derive(context, deposit, records),
             wire::operation::Request::Send(send) => send::derive(context, send, records),
+            wire::operation::Request::SendMany(send) => send::derive_many(context, send, records),
             wire::operation::Request::Claim(claim) => claim::derive(context, claim, records),
             wire::operation::Request::Renew(renew) => renew::derive(context, renew, records),
         }
@@ -132,6 +138,17 @@ impl Operation {
     /// The leaves and versions it consumes. A deposit's leaf is new, or replaces one of the same id.
     pub fn claims(&self) -> Vec<LeafClaim> {
         self.parts.iter().map(|p| LeafClaim { leaf: p.record.leaf_id, version: p.record.version }).collect()
+    }
+
+    /// Identity keys to which leaves go, each once, in the order of the leaves.
+    pub fn receivers(&self) -> Vec<PublicKey> {
+        let mut receivers = Vec::new();
+        for part in &self.parts {
+            if !receivers.contains(&part.receiver) {
+                receivers.push(part.receiver);
+            }
+        }
+        receivers
     }
 
     /// The leaf whose outputs a deposit replaces (D20).
@@ -166,9 +183,8 @@ pub fn identify(
     Ok(match request.request.as_ref().ok_or(OperationError::Malformed("request"))? {
         wire::operation::Request::Deposit(deposit) => (deposit::operation_id(deposit)?, Kind::Deposit),
         wire::operation::Request::Send(send) => (send::operation_id(send)?, Kind::Send),
-        wire::operation::Request::Claim(claim) => {
-            (claim::operation_id(&transfer_id(&claim.transfer_id)?), Kind::Claim)
-        }
+        wire::operation::Request::SendMany(send) => (send::operation_id_many(send)?, Kind::Send),
+        wire::operation::Request::Claim(claim) => (claim::operation_id(claim)?, Kind::Claim),
         wire::operation::Request::Renew(renew) => (renew::operation_id(renew, records)?, Kind::Renew),
     })
 }
@@ -235,12 +251,11 @@ impl<'a> Context<'a> {
 struct Draft {
     kind: Kind,
     requester: PublicKey,
-    receiver: PublicKey,
     parts: Vec<Part>,
     jobs: Vec<Job>,
     sealed: Option<Sealed>,
     resources: Vec<Resource>,
-    expiry_seconds: i64,
+    terms: Terms,
 }
 
 fn assemble(context: &Context<'_>, draft: Draft) -> Result<Operation, OperationError> {
@@ -266,13 +281,12 @@ fn assemble(context: &Context<'_>, draft: Draft) -> Result<Operation, OperationE
         kind: draft.kind,
         coordinator: context.coordinator,
         requester: draft.requester,
-        receiver: draft.receiver,
         named,
         parts: draft.parts,
         jobs: draft.jobs,
         sealed: draft.sealed,
         resources: draft.resources,
-        expiry_seconds: draft.expiry_seconds,
+        terms: draft.terms,
         epoch: context.federation.epoch(),
         threshold: context.federation.threshold(),
     })

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::Transaction;
+use bitcoin::{Transaction, secp256k1::PublicKey};
 use spark_proto::peer::v1 as wire;
 
-use super::{Keys, Operation, OperationError, Part, TransferRecord};
+use super::{Keys, Operation, OperationError, Part, TransferRecord, TransferShare};
 use crate::{
     ids::LeafId,
     leaf::{LeafRecord, LeafStatus},
@@ -115,7 +115,7 @@ impl Operation {
                 Kind::Claim | Kind::Renew => LeafStatus::Available,
             };
             if self.kind == Kind::Claim {
-                record.owner_identity = self.receiver;
+                record.owner_identity = part.receiver;
             }
             outcome.leaves.push(record.checked()?);
         }
@@ -123,17 +123,24 @@ impl Operation {
     }
 
     fn transfer(&self) -> Option<TransferRecord> {
-        let leaves = || self.parts.iter().map(|p| *p.record.leaf_id.as_bytes()).collect();
-        match (self.kind, &self.sealed) {
-            (Kind::Send, Some(sealed)) => Some(TransferRecord {
-                id: *sealed.transfer.as_bytes(),
-                sender: self.requester,
-                receiver: self.receiver,
-                leaves: leaves(),
-                claimed: false,
-            }),
-            _ => None,
-        }
+        let (Kind::Send, Some(sealed)) = (self.kind, &self.sealed) else { return None };
+        let share = |receiver: PublicKey| TransferShare {
+            receiver,
+            leaves: self
+                .parts
+                .iter()
+                .filter(|part| part.receiver == receiver)
+                .map(|part| *part.record.leaf_id.as_bytes())
+                .collect(),
+            claimed: false,
+        };
+        Some(TransferRecord {
+            id: *sealed.transfer.as_bytes(),
+            sender: self.requester,
+            receivers: self.receivers().into_iter().map(share).collect(),
+            invoice: self.terms.invoice.as_ref().map(|paid| paid.text.clone()).unwrap_or_default(),
+            expiry_seconds: self.terms.expiry_seconds,
+        })
     }
 
     fn signed_plan(&self, part: &Part, signatures: &[[u8; 64]]) -> Result<Plan, OperationError> {

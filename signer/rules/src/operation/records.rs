@@ -39,11 +39,24 @@ pub struct TransferRecord {
     pub id: [u8; 16],
     /// Identity key of the sender.
     pub sender: PublicKey,
-    /// Identity key of the receiver.
+    /// Who gets what, each receiver once, in the order of the package.
+    pub receivers: Vec<TransferShare>,
+    /// The Spark invoice that it pays, or empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub invoice: String,
+    /// Seconds since 1970 until which it had to be decided; 0 is no limit.
+    #[serde(default)]
+    pub expiry_seconds: i64,
+}
+
+/// One receiver's part of a transfer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferShare {
+    /// Identity key.
     pub receiver: PublicKey,
-    /// Its leaves.
+    /// The leaves, and no others, that this receiver claims.
     pub leaves: BTreeSet<[u8; 16]>,
-    /// The receiver has claimed it.
+    /// It has claimed them.
     pub claimed: bool,
 }
 
@@ -58,6 +71,18 @@ pub trait Records {
 }
 
 impl TransferRecord {
+    /// What one receiver gets; none if it is no receiver.
+    pub fn share(&self, receiver: &PublicKey) -> Option<&TransferShare> {
+        self.receivers.iter().find(|share| share.receiver == *receiver)
+    }
+
+    /// A receiver has claimed its leaves.
+    pub fn claim(&mut self, receiver: &PublicKey) {
+        for share in self.receivers.iter_mut().filter(|share| share.receiver == *receiver) {
+            share.claimed = true;
+        }
+    }
+
     /// For storage.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()

@@ -3,7 +3,7 @@
 use spark_proto::spark::{self, renew_leaf_request::SigningJobs};
 
 use super::{
-    Context, Draft, Operation, OperationError, Part, Records, Resource, assemble,
+    Context, Draft, Operation, OperationError, Part, Records, Resource, Terms, assemble,
     jobs::{LeafJobs, Work},
 };
 use crate::{
@@ -98,18 +98,17 @@ pub(super) fn derive(
     let mut work = Work::default();
     jobs.sign(context.federation, &record, &plan, record.owner_key, &mut work.jobs)?;
     let owner = record.owner_identity;
-    work.parts.push(Part { record, plan });
+    work.parts.push(Part { record, plan, receiver: owner });
     assemble(
         &context,
         Draft {
             kind: Kind::Renew,
             requester: owner,
-            receiver: owner,
             parts: work.parts,
             jobs: work.jobs,
             sealed: None,
             resources: Vec::<Resource>::new(),
-            expiry_seconds: 0,
+            terms: Terms::default(),
         },
     )
 }
