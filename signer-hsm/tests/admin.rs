@@ -186,6 +186,7 @@ impl World {
                     witness: index.into(),
                     nonce: question.nonce.clone(),
                     seen: None,
+                    repair: false,
                     position: Some(position.to_wire()),
                     signature: peer(index).sign(&statement).to_bytes().to_vec(),
                 }

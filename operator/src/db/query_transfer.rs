@@ -82,7 +82,8 @@ macro_rules! page {
              AND ($7::bigint IS NULL OR created_at > timestamptz 'epoch' + $7 * interval '1 microsecond') \
              AND ($8::bigint IS NULL OR created_at < timestamptz 'epoch' + $8 * interval '1 microsecond') \
              AND ($11::bytea IS NULL OR NOT EXISTS ( \
-                 SELECT 1 FROM (VALUES (sender), (receiver)) AS side (identity) WHERE side.identity <> $11 \
+                 SELECT 1 FROM (SELECT sender UNION SELECT r.receiver FROM transfer_receiver r \
+                     WHERE r.transfer_id = transfer.transfer_id) AS side (identity) WHERE side.identity <> $11 \
                  AND NOT EXISTS (SELECT 1 FROM wallet_setting s WHERE s.identity = side.identity \
                      AND (NOT s.private OR s.master = $11)))) \
              AND NOT EXISTS (SELECT 1 FROM transfer_leaf tl JOIN leaf l USING (leaf_id) \
