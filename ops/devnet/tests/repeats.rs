@@ -32,6 +32,8 @@ const WRITES: &[&str] = &[
     "start_transfer_v2",
     "claim_transfer",
     "renew_leaf",
+    "generate_static_deposit_address",
+    "initiate_static_deposit_utxo_refund",
     "ReserveKey",
 ];
 
@@ -40,6 +42,10 @@ const NEVER_THE_SAME: &[(&str, &str)] = &[
     (
         "get_signing_commitments",
         "a nonce serves once (S3): each answer has fresh ones, and no row is written",
+    ),
+    (
+        "rotate_static_deposit_address",
+        "nothing names a rotation: each call is one more, of few, and former addresses keep working",
     ),
     ("get_challenge", "each challenge is fresh, and nothing is stored"),
     ("verify_challenge", "a challenge is answered once: who replays an answer gets no session"),
@@ -51,10 +57,13 @@ const READS: &[&str] = &[
     "ProveConsistency",
     "GetReceipts",
     "get_signing_operator_list",
+    "get_utxos_for_address",
+    "get_utxos_for_identity",
     "query_all_transfers",
     "query_balance",
     "query_nodes",
     "query_pending_transfers",
+    "query_static_deposit_addresses",
     "query_token_outputs",
     "query_unused_deposit_addresses",
     "subscribe_to_events",
@@ -65,6 +74,8 @@ const DEPOSIT: &str = "/spark.SparkService/finalize_deposit_tree_creation";
 const SEND: &str = "/spark.SparkService/start_transfer_v2";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
+const STATIC: &str = "/spark.SparkService/generate_static_deposit_address";
+const REFUND: &str = "/spark.SparkService/initiate_static_deposit_utxo_refund";
 const KEY: &str = "/packages.v1.PackageKeys/ReserveKey";
 const NONCES: &str = "/spark.SparkService/get_signing_commitments";
 
@@ -93,6 +104,8 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     let leaf = story.a_deposit().await.context("deposit")?;
     story.logins_and_nonces(&leaf).await.context("login and nonces")?;
     story.a_package_key().await.context("package key")?;
+    story.a_static_address().await.context("static address")?;
+    story.a_static_refund().await.context("static refund")?;
     let sent = story.a_send().await.context("send")?;
     story.a_claim(&sent).await.context("claim")?;
     story.a_renewal(&leaf).await.context("renewal")?;
@@ -265,6 +278,48 @@ impl Story {
         };
         let other = self.call(KEY, &ask(2)).await?;
         ensure!(key(first)? != key(other)?, "one key for two requests");
+        Ok(())
+    }
+
+    async fn a_static_address(&mut self) -> anyhow::Result<()> {
+        self.tap.hold(STATIC);
+        ensure!(self.alice.static_address().await.is_err(), "held back, and answered");
+        let caught = self.tap.take(STATIC)?;
+        let first = self.call(STATIC, &caught).await?;
+        self.again(STATIC, &caught, &first).await?;
+        let mut other = spark::GenerateStaticDepositAddressRequest::decode(caught.message.as_slice())?;
+        other.signing_public_key = self.bob.keys().identity().public_key().serialize().to_vec();
+        let taken = (Code::InvalidArgument, "FIELD_INVALID");
+        self.changed("another key", STATIC, &caught.authorization, other.encode_to_vec(), taken).await?;
+        let answer = spark::GenerateStaticDepositAddressResponse::decode(first)?;
+        let shown = self.alice.static_address().await?;
+        ensure!(answer.deposit_address.context("address")?.address == shown.address, "another address");
+        Ok(())
+    }
+
+    async fn a_static_refund(&mut self) -> anyhow::Result<()> {
+        let address = self.alice.static_address().await?.address;
+        pay(&self.devnet, &address, SATS).await?;
+        self.devnet.faucet().mine(1).await?;
+        eventually("the output is confirmed", || async {
+            Ok(self.alice.static_outputs().await?.iter().any(|output| output.confirmed))
+        })
+        .await?;
+        let outputs = self.alice.static_outputs().await?;
+        let outpoint = outputs.first().context("output")?.spend.outpoint;
+        let to = self.devnet.faucet().address().to_string();
+        self.tap.hold(REFUND);
+        ensure!(self.alice.refund_static(&outpoint, &to, Some(2)).await.is_err(), "held back, and answered");
+        let caught = self.tap.take(REFUND)?;
+        // The others may see the block a moment later.
+        eventually("the refund is signed", || async { Ok(self.call(REFUND, &caught).await.is_ok()) }).await?;
+        let first = self.call(REFUND, &caught).await?;
+        self.again(REFUND, &caught, &first).await?;
+        let mut other = spark::InitiateStaticDepositUtxoRefundRequest::decode(caught.message.as_slice())?;
+        flip(&mut other.refund_tx_signing_job.as_mut().context("job")?.raw_tx)?;
+        let rule = (Code::FailedPrecondition, "RULE_VIOLATED");
+        self.changed("another transaction", REFUND, &caught.authorization, other.encode_to_vec(), rule)
+            .await?;
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod remember;
 mod renew;
 mod resume;
 mod send;
+mod static_deposit;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -26,4 +27,5 @@ pub use history::{Direction, Entry};
 pub use receive::{Claimed, Notice};
 pub use renew::Renewed;
 pub use send::Sent;
+pub use static_deposit::{RefundedDeposit, StaticOutput};
 pub use sync::{Balance, LeafView};

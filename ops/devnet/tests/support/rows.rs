@@ -20,8 +20,11 @@ const DECIDED: &[&str] = &[
     "receipt",
     "resource_claim",
     "signed_tx",
+    "static_address",
+    "static_refund",
     "transfer",
     "transfer_leaf",
+    "utxo_claim",
     "vote",
 ];
 /// Tables that move by themselves: chain, key pool, messages under way, sqlx's own.

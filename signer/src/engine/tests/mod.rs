@@ -12,6 +12,7 @@ mod proofs;
 mod quorum;
 mod renewals;
 mod repairs;
+mod static_deposits;
 mod tweaks;
 mod witness;
 
