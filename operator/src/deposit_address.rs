@@ -24,6 +24,7 @@ use crate::{
         address::{self, AddressRow, RequestRow},
         keyshare::{self, KeyshareRow},
         operation::index_column,
+        static_deposit::{self, MOST_STATIC, Reserved, StaticRow},
     },
     op::records,
     peer::Signers,
@@ -44,6 +45,15 @@ pub enum AddressError {
     /// The leaf id belongs to another request.
     #[error("leaf id is taken")]
     LeafIdTaken,
+    /// The identity has as many static addresses as it may.
+    #[error("at most {MOST_STATIC} static deposit addresses per identity")]
+    TooManyStatic,
+    /// The identity's static address was made with another key.
+    #[error("the static deposit address has another signing key")]
+    OtherKey,
+    /// There is no static address to rotate.
+    #[error("no static deposit address")]
+    NoStatic,
     /// Not the federation's network.
     #[error("another network")]
     Network,
@@ -76,8 +86,11 @@ impl From<AddressError> for Status {
     fn from(error: AddressError) -> Self {
         let text = error.to_string();
         match error {
-            AddressError::PoolEmpty | AddressError::TooManyUnused => Self::resource_exhausted(text),
+            AddressError::PoolEmpty | AddressError::TooManyUnused | AddressError::TooManyStatic => {
+                Self::resource_exhausted(text)
+            }
             AddressError::LeafIdTaken => Self::already_exists(text),
+            AddressError::OtherKey | AddressError::NoStatic => Self::failed_precondition(text),
             AddressError::Network | AddressError::Point(_) => Self::invalid_argument(text),
             AddressError::Call(error) => crate::peer::call_status(error),
             AddressError::Db(_) => {
@@ -98,6 +111,14 @@ pub struct DepositAddresses {
     db: Db,
     federation: Arc<Federation>,
     signers: Signers,
+}
+
+fn reserved(reserved: Reserved) -> Result<StaticRow, AddressError> {
+    match reserved {
+        Reserved::Row(row) => Ok(row),
+        Reserved::PoolEmpty => Err(AddressError::PoolEmpty),
+        Reserved::TooMany => Err(AddressError::TooManyStatic),
+    }
 }
 
 struct Terms {
@@ -152,16 +173,93 @@ impl DepositAddresses {
             identity_public_key: identity_bytes.to_vec(),
             network: network.to_wire().into(),
             coordinator: own.get().into(),
+            is_static: false,
         };
-        let terms = self.terms(&binding).await?;
+        self.bind(&binding).await
+    }
+
+    /// The identity's static address, complete; the same until it is rotated.
+    pub async fn issue_static(
+        &self,
+        identity: &PublicKey,
+        user_key: &PublicKey,
+        network: Network,
+    ) -> Result<AddressRow, AddressError> {
+        if network.bitcoin() != self.federation.network() {
+            return Err(AddressError::Network);
+        }
+        let (identity_bytes, user_bytes) = (identity.serialize(), user_key.serialize());
+        let own = index_column(self.signers.own_index());
+        let row = static_deposit::reserve(&self.db, own, &identity_bytes, &user_bytes).await?;
+        let row = reserved(row)?;
+        if row.user_key != user_bytes {
+            return Err(AddressError::OtherKey);
+        }
+        self.complete_static(&row, identity, network).await
+    }
+
+    /// Another static address in the place of the present one: (new, former). The former one stays watched, and what it
+    /// gets can be taken back.
+    pub async fn rotate_static(
+        &self,
+        identity: &PublicKey,
+        user_key: &PublicKey,
+        network: Network,
+    ) -> Result<(AddressRow, AddressRow), AddressError> {
+        if network.bitcoin() != self.federation.network() {
+            return Err(AddressError::Network);
+        }
+        let (identity_bytes, user_bytes) = (identity.serialize(), user_key.serialize());
+        let own = index_column(self.signers.own_index());
+        let former = static_deposit::current(self.db.pool(), &identity_bytes).await?;
+        let former = former.ok_or(AddressError::NoStatic)?;
+        // One that was never shown to its owner is completed first: it may be the answer to a lost call.
+        let archived = self.complete_static(&former, identity, network).await?;
+        let next =
+            static_deposit::rotate(&self.db, own, &identity_bytes, former.generation, &user_bytes).await?;
+        let next = reserved(next)?;
+        if next.user_key != user_bytes {
+            return Err(AddressError::OtherKey);
+        }
+        Ok((self.complete_static(&next, identity, network).await?, archived))
+    }
+
+    async fn complete_static(
+        &self,
+        row: &StaticRow,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<AddressRow, AddressError> {
+        if let Some(row) = address::by_keyshare(self.db.pool(), row.keyshare_id).await?
+            && row.possession_signature.is_some()
+        {
+            return Ok(row);
+        }
+        let keyshare = KeyshareId::from(row.keyshare_id);
+        let binding = wire::Binding {
+            keyshare_id: keyshare.as_bytes().to_vec(),
+            leaf_id: LeafId::of_static_address(&keyshare).to_string(),
+            user_public_key: row.user_key.clone(),
+            identity_public_key: identity.serialize().to_vec(),
+            network: network.to_wire().into(),
+            coordinator: self.signers.own_index().get().into(),
+            is_static: true,
+        };
+        self.bind(&binding).await
+    }
+
+    /// Binds everywhere, collects every operator's statement, and proves that the operators hold the key.
+    async fn bind(&self, binding: &wire::Binding) -> Result<AddressRow, AddressError> {
+        let own = self.signers.own_index();
+        let terms = self.terms(binding).await?;
         let first = wire::BindKeyshareRequest {
             binding: Some(binding.clone()),
             position: None,
             signature: Vec::new(),
         };
         let ours = self.signers.own().bind_keyshare(first).await?;
-        self.check(own, &binding, &terms, &ours)?;
-        self.store(&binding, &terms, "BINDING").await?;
+        self.check(own, binding, &terms, &ours)?;
+        self.store(binding, &terms, "BINDING").await?;
         let next = wire::BindKeyshareRequest {
             binding: Some(binding.clone()),
             position: ours.position.clone(),
@@ -175,14 +273,14 @@ impl DepositAddresses {
         .await?;
         let mut answers = BTreeMap::from([(own, ours)]);
         for (index, answer) in theirs {
-            self.check(index, &binding, &terms, &answer)?;
+            self.check(index, binding, &terms, &answer)?;
             answers.insert(index, answer);
         }
-        let possession = self.prove(&request.keyshare_id, &terms, &answers).await?;
+        let possession = self.prove(&terms.key.keyshare_id, &terms, &answers).await?;
         let signatures =
             answers.iter().map(|(index, a)| (index.identifier_hex(), a.address_signature.clone())).collect();
-        address::complete(self.db.pool(), request.keyshare_id, &signatures, &possession).await?;
-        Ok(address::by_leaf(self.db.pool(), leaf_id.uuid())
+        address::complete(self.db.pool(), terms.key.keyshare_id, &signatures, &possession).await?;
+        Ok(address::by_keyshare(self.db.pool(), terms.key.keyshare_id)
             .await?
             .ok_or(DbError::Missing("deposit_address"))?)
     }
@@ -209,7 +307,10 @@ impl DepositAddresses {
         let terms = self.terms(binding).await?;
         keyshare::mark_bound(self.db.pool(), terms.key.keyshare_id).await?;
         let own = binding.coordinator == u32::from(self.signers.own_index().get());
-        if own {
+        if own && binding.is_static {
+            let (identity, user_key) = (&binding.identity_public_key, &binding.user_public_key);
+            static_deposit::restore(&self.db, identity, terms.key.keyshare_id, user_key).await?;
+        } else if own {
             let leaf = self.leaf_id(binding)?;
             let row = RequestRow {
                 leaf_id: leaf.uuid(),
@@ -285,6 +386,7 @@ impl DepositAddresses {
             possession_signature: None,
             state: state.to_owned(),
             created_micros: 0,
+            is_static: binding.is_static,
         };
         Ok(address::insert(self.db.pool(), &row).await?)
     }

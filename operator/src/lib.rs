@@ -25,6 +25,7 @@ pub mod rpc;
 pub mod sampler;
 pub mod server;
 pub mod signer_client;
+pub mod static_deposit;
 pub mod status;
 pub mod streams;
 pub mod telemetry;

@@ -39,6 +39,7 @@ use crate::{
     rpc,
     sampler::Sampler,
     signer_client::SignerClient,
+    static_deposit::StaticDeposits,
 };
 
 /// Unused keyshares kept ready.
@@ -144,6 +145,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     .with_chain(chain_status.clone(), config.chain.max_tip_age);
     let addresses = DepositAddresses::new(db.clone(), Arc::clone(&federation), signers.clone());
 
+    let refunds = StaticDeposits::new(
+        db.clone(),
+        network_of(config.network),
+        signers.clone(),
+        chain_status.clone(),
+        config.chain.max_tip_age,
+    );
+
     let (stop, stopping) = watch::channel(false);
     let wait = |stopping: &watch::Receiver<bool>| {
         let mut stopping = stopping.clone();
@@ -163,7 +172,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .map(|k| Spki::from_bytes(*k))
         .collect();
     let peer_routes = tonic::service::Routes::new(
-        PeerServer::new(PeerService::new(engine.clone(), addresses.clone()))
+        PeerServer::new(PeerService::new(engine.clone(), addresses.clone(), refunds.clone()))
             .max_decoding_message_size(MAX_PEER_MESSAGE)
             .max_encoding_message_size(MAX_PEER_MESSAGE),
     );
@@ -284,6 +293,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             operations: Arc::new(engine.clone()),
             nonces: Arc::new(signers.clone()),
             addresses: Arc::new(addresses),
+            refunds: Arc::new(refunds),
         };
         let routes = rpc::Api::new(parts)
             .routes()

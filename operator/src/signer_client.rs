@@ -47,6 +47,8 @@ calls! {
     bind_keyshare: BindKeyshareRequest -> BindKeyshareResponse;
     /// A share of the proof of possession.
     prove_possession: ProvePossessionRequest -> ProvePossessionResponse;
+    /// A share of a static deposit's refund.
+    refund_static_deposit: RefundStaticDepositRequest -> RefundStaticDepositResponse;
     /// Policy, staging, vote.
     prepare: PrepareRequest -> PrepareResponse;
     /// Signature shares of one stage.

@@ -69,6 +69,8 @@ reasons! {
     DepositUnknown = "DEPOSIT_UNKNOWN" => FailedPrecondition,
     /// The output on chain is not what the request says.
     DepositDiffers = "DEPOSIT_DIFFERS" => FailedPrecondition,
+    /// The output on chain is spent, or credited to somebody.
+    DepositClaimed = "DEPOSIT_CLAIMED" => FailedPrecondition,
     /// The operation is not in a state that allows this.
     InvalidState = "INVALID_STATE" => FailedPrecondition,
     /// The id is in use, undecided, for other content.

@@ -103,6 +103,7 @@ calls! {
     issue_package_keys: wire::IssuePackageKeysRequest => IssuePackageKeys, PackageKeys(wire::IssuePackageKeysResponse);
     bind_keyshare: wire::BindKeyshareRequest => BindKeyshare, BindKeyshare(wire::BindKeyshareResponse);
     prove_possession: wire::ProvePossessionRequest => ProvePossession, ProvePossession(wire::ProvePossessionResponse);
+    refund_static_deposit: wire::RefundStaticDepositRequest => RefundStaticDeposit, RefundStaticDeposit(wire::RefundStaticDepositResponse);
     prepare: wire::PrepareRequest => Prepare, Prepare(wire::PrepareResponse);
     release: wire::ReleaseRequest => Release, Release(wire::ReleaseResponse);
     apply: wire::ApplyRequest => Apply, Apply(wire::ApplyResponse);

@@ -106,11 +106,28 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Deposit {
-    /// A fresh one-time address.
+    /// A fresh one-time address, or with --static the one that takes any number of payments.
     Address {
         /// Also as QR code.
         #[arg(long)]
         qr: bool,
+        /// The same address every time. What comes to it stays on chain: a provider credits it, or you take it back.
+        #[arg(long = "static")]
+        is_static: bool,
+        /// Another static address from now on; the former one keeps working.
+        #[arg(long, requires = "is_static")]
+        rotate: bool,
+    },
+    /// Take what came to a static address back to a bitcoin address. Repeat it with a higher rate to speed it up.
+    Refund {
+        /// What came, txid:vout, as `deposit list --static` shows it.
+        outpoint: bitcoin::OutPoint,
+        /// Bitcoin address for the money.
+        #[arg(long)]
+        to: String,
+        /// sat/vB.
+        #[arg(long)]
+        fee_rate: Option<u64>,
     },
     /// Turn what came to an address into a leaf.
     Claim {
@@ -125,7 +142,11 @@ pub(crate) enum Deposit {
         tx: Option<String>,
     },
     /// Addresses and what became of them.
-    List,
+    List {
+        /// What came to the static addresses.
+        #[arg(long = "static")]
+        is_static: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -255,5 +276,8 @@ mod tests {
         assert!(parse(&["invoice", "--amount", "1000sat", "--memo", "rent", "--expires", "60"]).is_ok());
         assert!(parse(&["deposit", "claim", "--txid", &"00".repeat(32)]).is_err());
         assert!(parse(&["create", "--words", "15"]).is_err());
+        assert!(parse(&["deposit", "address", "--rotate"]).is_err());
+        assert!(parse(&["deposit", "address", "--static", "--rotate"]).is_ok());
+        assert!(parse(&["deposit", "refund", "--to", "x"]).is_err());
     }
 }

@@ -136,6 +136,47 @@ impl Show for DepositClaimed {
     }
 }
 
+/// `deposit refund`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DepositRefunded {
+    pub(crate) txid: String,
+    pub(crate) amount_sats: u64,
+    pub(crate) fee_sats: u64,
+    /// Signed, as hex.
+    pub(crate) tx: String,
+    /// False without a bitcoind: then it is the user who publishes it.
+    pub(crate) broadcast: bool,
+}
+
+impl Show for DepositRefunded {
+    fn text(&self) -> String {
+        let to_do = if self.broadcast { String::new() } else { format!("\n  to be published: {}", self.tx) };
+        format!("{} sat come back with {}, fee {} sat{to_do}", self.amount_sats, self.txid, self.fee_sats)
+    }
+}
+
+/// One output of `deposit list --static`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StaticOutputInfo {
+    pub(crate) address: String,
+    pub(crate) outpoint: String,
+    pub(crate) amount_sats: u64,
+    pub(crate) confirmed: bool,
+    /// None without a bitcoind.
+    pub(crate) unspent: Option<bool>,
+}
+
+impl Show for StaticOutputInfo {
+    fn text(&self) -> String {
+        let state = match (self.unspent, self.confirmed) {
+            (Some(false), _) => "spent",
+            (_, true) => "confirmed",
+            (_, false) => "unconfirmed",
+        };
+        format!("{}  {} sat  {state}  {}", self.outpoint, self.amount_sats, self.address)
+    }
+}
+
 /// `deposit claim`: an address that failed beside others.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DepositFailed {

@@ -36,6 +36,8 @@ pub struct AddressRow {
     pub state: String,
     /// Microseconds since 1970.
     pub created_micros: i64,
+    /// Takes any number of deposits and makes no leaf.
+    pub is_static: bool,
 }
 
 impl AddressRow {
@@ -64,10 +66,12 @@ pub struct RequestRow {
 
 /// How many addresses of an identity hold a keyshare without a leaf.
 pub async fn unused_count(ex: impl PgExecutor<'_>, identity: &[u8]) -> Result<i64, DbError> {
-    Ok(sqlx::query_scalar("SELECT count(*) FROM deposit_address WHERE identity = $1 AND state <> 'USED'")
-        .bind(identity)
-        .fetch_one(ex)
-        .await?)
+    Ok(sqlx::query_scalar(
+        "SELECT count(*) FROM deposit_address WHERE identity = $1 AND state <> 'USED' AND NOT is_static",
+    )
+    .bind(identity)
+    .fetch_one(ex)
+    .await?)
 }
 
 /// Chooses a keyshare for a leaf id, once: a repeat gets the row of the first request, whatever it asked.
@@ -134,8 +138,8 @@ pub async fn request(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Option<Re
 pub async fn insert(ex: impl PgExecutor<'_>, row: &AddressRow) -> Result<(), DbError> {
     sqlx::query(
         "INSERT INTO deposit_address (keyshare_id, leaf_id, address, script, network, identity, user_key, \
-         verifying_key, coordinator, address_signatures, possession_signature, state) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, $12) ON CONFLICT (keyshare_id) DO NOTHING",
+         verifying_key, coordinator, address_signatures, possession_signature, state, is_static) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, $12, $13) ON CONFLICT (keyshare_id) DO NOTHING",
     )
     .bind(row.keyshare_id)
     .bind(row.leaf_id)
@@ -149,6 +153,7 @@ pub async fn insert(ex: impl PgExecutor<'_>, row: &AddressRow) -> Result<(), DbE
     .bind(&row.address_signatures)
     .bind(&row.possession_signature)
     .bind(&row.state)
+    .bind(row.is_static)
     .execute(ex)
     .await?;
     Ok(())
@@ -184,30 +189,41 @@ pub async fn mark_used(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<(), DbE
     Ok(())
 }
 
-macro_rules! select {
+macro_rules! select_address {
     ($rest:literal) => {
         concat!(
             "SELECT keyshare_id, leaf_id, address, script, network, identity, user_key, verifying_key, coordinator, \
              address_signatures::text AS address_signatures, possession_signature, state, \
-             (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros FROM deposit_address ",
+             (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros, is_static FROM deposit_address ",
             $rest
         )
     };
 }
+pub(super) use select_address;
+
+/// By keyshare.
+pub async fn by_keyshare(ex: impl PgExecutor<'_>, keyshare_id: Uuid) -> Result<Option<AddressRow>, DbError> {
+    Ok(sqlx::query_as(select_address!("WHERE keyshare_id = $1")).bind(keyshare_id).fetch_optional(ex).await?)
+}
+
+/// By its text.
+pub async fn by_address(ex: impl PgExecutor<'_>, address: &str) -> Result<Option<AddressRow>, DbError> {
+    Ok(sqlx::query_as(select_address!("WHERE address = $1")).bind(address).fetch_optional(ex).await?)
+}
 
 /// By leaf id.
 pub async fn by_leaf(ex: impl PgExecutor<'_>, leaf_id: Uuid) -> Result<Option<AddressRow>, DbError> {
-    Ok(sqlx::query_as(select!("WHERE leaf_id = $1")).bind(leaf_id).fetch_optional(ex).await?)
+    Ok(sqlx::query_as(select_address!("WHERE leaf_id = $1")).bind(leaf_id).fetch_optional(ex).await?)
 }
 
 /// By output script.
 pub async fn by_script(ex: impl PgExecutor<'_>, script: &[u8]) -> Result<Option<AddressRow>, DbError> {
-    Ok(sqlx::query_as(select!("WHERE script = $1")).bind(script).fetch_optional(ex).await?)
+    Ok(sqlx::query_as(select_address!("WHERE script = $1")).bind(script).fetch_optional(ex).await?)
 }
 
 /// Every address of these scripts, for a block or transaction with many outputs.
 pub async fn by_scripts(ex: impl PgExecutor<'_>, scripts: &[Vec<u8>]) -> Result<Vec<AddressRow>, DbError> {
-    Ok(sqlx::query_as(select!("WHERE script = ANY($1)")).bind(scripts).fetch_all(ex).await?)
+    Ok(sqlx::query_as(select_address!("WHERE script = ANY($1)")).bind(scripts).fetch_all(ex).await?)
 }
 
 /// Addresses of an identity on which no leaf exists yet, oldest first. With `ready_only`: only complete ones, as
@@ -219,8 +235,8 @@ pub async fn unused(
     limit: i64,
     offset: i64,
 ) -> Result<Vec<AddressRow>, DbError> {
-    Ok(sqlx::query_as(select!(
-        "WHERE identity = $1 AND (state = 'READY' OR (NOT $2 AND state IN ('BOUND', 'BINDING'))) \
+    Ok(sqlx::query_as(select_address!(
+        "WHERE identity = $1 AND NOT is_static AND (state = 'READY' OR (NOT $2 AND state IN ('BOUND', 'BINDING'))) \
          ORDER BY created_at, keyshare_id LIMIT $3 OFFSET $4"
     ))
     .bind(identity)

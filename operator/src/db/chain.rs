@@ -228,3 +228,19 @@ pub async fn deposits_of(ex: impl PgExecutor<'_>, script: &[u8]) -> Result<Vec<D
     .fetch_all(ex)
     .await?)
 }
+
+/// Transactions that pay a deposit address and are in no block.
+pub async fn pending_deposits(ex: impl PgExecutor<'_>) -> Result<Vec<Vec<u8>>, DbError> {
+    Ok(sqlx::query_scalar("SELECT DISTINCT txid FROM deposit_output WHERE height IS NULL")
+        .fetch_all(ex)
+        .await?)
+}
+
+/// Forgets outputs of transactions that left the mempool for no block.
+pub async fn delete_pending_deposits(ex: impl PgExecutor<'_>, txids: &[Vec<u8>]) -> Result<u64, DbError> {
+    Ok(sqlx::query("DELETE FROM deposit_output WHERE height IS NULL AND txid = ANY($1)")
+        .bind(txids)
+        .execute(ex)
+        .await?
+        .rows_affected())
+}

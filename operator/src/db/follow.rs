@@ -1,6 +1,6 @@
 //! The follower's header table and the facts of blocks, in Postgres.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bitcoin::{
     Block, OutPoint, Transaction, Txid,
@@ -63,22 +63,34 @@ impl ChainTables {
             for deposit in &facts.deposits {
                 chain::upsert_deposit(&mut *tx, deposit).await?;
             }
+            for outpoint in &facts.watch {
+                chain::watch(&mut *tx, outpoint).await?;
+            }
             for spend in &facts.spends {
                 chain::insert_event(&mut *tx, spend, height, &hash).await?;
             }
         })
     }
 
-    /// Spends that came are written, and those forgotten whose transaction left: into a block, replaced, or dropped.
+    /// Spends and outputs of static addresses that came are written, and those forgotten whose transaction left: into a
+    /// block, replaced, or dropped.
     async fn look(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), DbError> {
         let spends = self.spends(came.iter()).await?;
+        let mut deposits = self.deposits(came, None).await?;
+        deposits.retain(|(_, is_static)| *is_static);
         let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held.contains(&txid));
         let mut gone = chain::mempool_spenders(self.db.pool()).await?;
         gone.retain(|spender| !held(spender));
-        if spends.is_empty() && gone.is_empty() {
+        let mut unpaid = chain::pending_deposits(self.db.pool()).await?;
+        unpaid.retain(|txid| !held(txid));
+        if spends.is_empty() && gone.is_empty() && deposits.is_empty() && unpaid.is_empty() {
             return Ok(());
         }
         in_transaction!(self.db, tx => {
+            for (deposit, _) in &deposits {
+                chain::upsert_deposit(&mut *tx, deposit).await?;
+            }
+            chain::delete_pending_deposits(&mut *tx, &unpaid).await?;
             for spend in &spends {
                 chain::insert_mempool_spend(&mut *tx, spend).await?;
             }
@@ -87,34 +99,61 @@ impl ChainTables {
     }
 
     async fn facts(&self, id: BlockId, block: &Block) -> Result<Facts, DbError> {
-        let (height, hash) = (height(id)?, id.hash.to_byte_array().to_vec());
+        let place = (height(id)?, id.hash.to_byte_array().to_vec());
         let mut facts = Facts::default();
-        let scripts: Vec<Vec<u8>> = block
-            .txdata
+        for (deposit, is_static) in self.deposits(&block.txdata, Some(place)).await? {
+            if is_static {
+                facts.watch.push(chain::WatchedRow {
+                    txid: deposit.txid.clone(),
+                    vout: deposit.vout,
+                    kind: "DEPOSIT".to_owned(),
+                    leaf_id: None,
+                });
+            }
+            facts.deposits.push(deposit);
+        }
+        facts.spends = self.spends(block.txdata.iter()).await?;
+        Ok(facts)
+    }
+
+    /// Outputs that pay a deposit address, in the block at `place` or in the mempool, and whether the address is static.
+    async fn deposits(
+        &self,
+        transactions: &[Transaction],
+        place: Option<(i32, Vec<u8>)>,
+    ) -> Result<Vec<(DepositRow, bool)>, DbError> {
+        let scripts: Vec<Vec<u8>> = transactions
             .iter()
             .flat_map(|tx| tx.output.iter().map(|o| o.script_pubkey.to_bytes()))
             .filter(|s| s.len() == 34)
             .collect();
-        let ours: HashSet<Vec<u8>> =
-            address::by_scripts(self.db.pool(), &scripts).await?.into_iter().map(|a| a.script).collect();
-        for tx in &block.txdata {
-            let txid = tx.compute_txid();
+        if scripts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ours: HashMap<Vec<u8>, bool> = address::by_scripts(self.db.pool(), &scripts)
+            .await?
+            .into_iter()
+            .map(|a| (a.script, a.is_static))
+            .collect();
+        let mut deposits = Vec::new();
+        for tx in transactions {
+            let mut txid = None;
             for (vout, output) in (0i64..).zip(&tx.output) {
-                if ours.contains(output.script_pubkey.as_bytes()) {
-                    facts.deposits.push(DepositRow {
-                        txid: txid.to_byte_array().to_vec(),
-                        vout,
-                        script: output.script_pubkey.to_bytes(),
-                        amount: output.value.to_sat().cast_signed(),
-                        height: Some(height),
-                        block_hash: Some(hash.clone()),
-                        raw_tx: serialize(tx),
-                    });
-                }
+                let Some(is_static) = ours.get(output.script_pubkey.as_bytes()) else { continue };
+                let txid = txid.get_or_insert_with(|| tx.compute_txid().to_byte_array().to_vec());
+                let row = DepositRow {
+                    txid: txid.clone(),
+                    vout,
+                    script: output.script_pubkey.to_bytes(),
+                    amount: output.value.to_sat().cast_signed(),
+                    height: place.as_ref().map(|(height, _)| *height),
+                    block_hash: place.as_ref().map(|(_, hash)| hash.clone()),
+                    raw_tx: serialize(tx),
+                };
+                deposits.push((row, *is_static));
             }
         }
-        facts.spends = self.spends(block.txdata.iter()).await?;
-        Ok(facts)
+        Ok(deposits)
     }
 
     /// Spends of watched outpoints, each classified (D21).
@@ -171,6 +210,7 @@ impl ChainTables {
 #[derive(Default)]
 struct Facts {
     deposits: Vec<DepositRow>,
+    watch: Vec<chain::WatchedRow>,
     spends: Vec<SpendRow>,
 }
 

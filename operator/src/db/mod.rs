@@ -22,7 +22,9 @@ pub mod projection;
 pub mod query_event;
 pub mod query_node;
 pub mod query_transfer;
+pub mod query_utxo;
 pub mod receipt;
+pub mod static_deposit;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transfer;

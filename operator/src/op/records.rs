@@ -217,5 +217,6 @@ fn binding(row: &AddressRow, key: &KeyshareRow) -> Result<Binding, DbError> {
         group_key: parse("keyshare.group_key", &key.group_key)?,
         public_shares: public_shares(key)?,
         verifying_key: parse("deposit_address.verifying_key", &row.verifying_key)?,
+        is_static: row.is_static,
     })
 }

@@ -75,6 +75,8 @@ peer_calls! {
     bind_keyshare: signer::BindKeyshareRequest => signer::BindKeyshareResponse;
     /// Possession share of the peer's signer.
     prove_possession: signer::ProvePossessionRequest => signer::ProvePossessionResponse;
+    /// Share of a static deposit's refund, of the peer's signer.
+    refund_static_deposit: signer::RefundStaticDepositRequest => signer::RefundStaticDepositResponse;
     /// Signature shares of the peer's signer.
     release: signer::ReleaseRequest => signer::ReleaseResponse;
     /// ABORT of the peer's signer.

@@ -22,6 +22,7 @@ use crate::{
     deposit_address::DepositAddresses,
     keypool,
     op::{Engine, EngineError},
+    static_deposit::StaticDeposits,
 };
 
 /// Which member calls: set by a layer from the pinned TLS key, or derived here from [`PeerSpki`].
@@ -38,14 +39,15 @@ pub fn index_of_spki(federation: &Federation, spki: &Spki) -> Option<OperatorInd
 pub struct PeerService {
     engine: Engine,
     addresses: DepositAddresses,
+    refunds: StaticDeposits,
     /// Evidence against members that is in the log already.
     told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl PeerService {
-    /// Over the engine and the deposit addresses of this operator.
-    pub fn new(engine: Engine, addresses: DepositAddresses) -> Self {
-        Self { engine, addresses, told: Arc::default() }
+    /// Over the engine, the deposit addresses and the static deposits of this operator.
+    pub fn new(engine: Engine, addresses: DepositAddresses, refunds: StaticDeposits) -> Self {
+        Self { engine, addresses, refunds, told: Arc::default() }
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<OperatorIndex, Status> {
@@ -156,6 +158,14 @@ impl Peer for PeerService {
         self.caller(&request)?;
         let own = self.engine.signers().own();
         own.prove_possession(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
+
+    async fn refund_static_deposit(
+        &self,
+        request: Request<signer::RefundStaticDepositRequest>,
+    ) -> Reply<signer::RefundStaticDepositResponse> {
+        self.caller(&request)?;
+        self.refunds.on_refund(request.into_inner()).await.map(Response::new).map_err(Status::from)
     }
 
     async fn prepare(&self, request: Request<wire::Operation>) -> Reply<wire::PrepareReply> {

@@ -3,7 +3,10 @@
 use secp256k1::PublicKey;
 use spark_proto::{
     peer::v1::operation::Request,
-    signer::v1::{CommitNoncesRequest, CommitNoncesResponse},
+    signer::v1::{
+        CommitNoncesRequest, CommitNoncesResponse, RefundStaticDepositRequest, RefundStaticDepositResponse,
+        StaticRefund,
+    },
 };
 use spark_rules::{
     address::Network,
@@ -12,13 +15,14 @@ use spark_rules::{
 };
 use tonic::Code;
 
-use super::{DepositAddresses, Nonces, Operations};
+use super::{DepositAddresses, Nonces, Operations, Refunds};
 use crate::{
     call::CallError,
     db::address::AddressRow,
     deposit_address::{self, AddressError},
     op::{Engine, EngineError, INVOICE_PAID, Outcome},
     peer::Signers,
+    static_deposit::{RefundError, StaticDeposits},
     status::{Reason, Refused},
 };
 
@@ -73,6 +77,63 @@ impl DepositAddresses for deposit_address::DepositAddresses {
     ) -> Result<AddressRow, Refused> {
         Ok(self.issue(leaf, identity, user_key, network).await?)
     }
+
+    async fn generate_static(
+        &self,
+        user_key: &PublicKey,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<AddressRow, Refused> {
+        Ok(self.issue_static(identity, user_key, network).await?)
+    }
+
+    async fn rotate_static(
+        &self,
+        user_key: &PublicKey,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<(AddressRow, AddressRow), Refused> {
+        Ok(Self::rotate_static(self, identity, user_key, network).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl Refunds for StaticDeposits {
+    async fn check(&self, address: &AddressRow, refund: &StaticRefund) -> Result<(), Refused> {
+        Ok(Self::check(self, address, refund).await?)
+    }
+
+    async fn share(
+        &self,
+        operator: OperatorIndex,
+        request: RefundStaticDepositRequest,
+    ) -> Result<RefundStaticDepositResponse, Refused> {
+        Ok(Self::share(self, operator, request).await?)
+    }
+}
+
+impl From<RefundError> for Refused {
+    fn from(error: RefundError) -> Self {
+        let text = error.to_string();
+        match error {
+            RefundError::Malformed(field) => Self::field(field, "is malformed"),
+            RefundError::Address | RefundError::Output => Self::new(Reason::DepositUnknown, text),
+            RefundError::Unconfirmed => Self::new(Reason::DepositUnconfirmed, text),
+            RefundError::Claimed => Self::new(Reason::DepositClaimed, text),
+            RefundError::ChainStale(why) => Self::new(Reason::ChainStale, why),
+            RefundError::Template(error) => Self::rule("TEMPLATE", text).with("tag", error.rule.tag()),
+            RefundError::Statement(_) => Self::rule("static-refund.signature", text),
+            RefundError::Point(error) => Self::internal(&error),
+            RefundError::Call(error) => match &error {
+                // Held for somebody else, in the own signer's ledger.
+                CallError::Status(status) if status.message().contains("is held by") => {
+                    Self::new(Reason::DepositClaimed, "the deposit is spent or credited")
+                }
+                _ => of_call(&error),
+            },
+            RefundError::Db(error) => error.into(),
+        }
+    }
 }
 
 impl From<EngineError> for Refused {
@@ -93,8 +154,12 @@ impl From<AddressError> for Refused {
             AddressError::PoolEmpty => {
                 Self::new(Reason::KeysExhausted, "no unused keyshare; try again later")
             }
-            error @ AddressError::TooManyUnused => Self::new(Reason::Quota, error.to_string()),
+            error @ (AddressError::TooManyUnused | AddressError::TooManyStatic) => {
+                Self::new(Reason::Quota, error.to_string())
+            }
             AddressError::LeafIdTaken => Self::field("leaf_id", "is taken"),
+            error @ AddressError::OtherKey => Self::field("signing_public_key", error.to_string()),
+            error @ AddressError::NoStatic => Self::new(Reason::AddressUnknown, error.to_string()),
             AddressError::Network => Self::field("network", "is not this operator's"),
             error @ AddressError::Answer { .. } => {
                 tracing::warn!(%error, "deposit address");

@@ -1,6 +1,9 @@
 //! `get_signing_commitments`: nonces of a random t-subset of the operators, which thereby become the named signers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use rand::seq::SliceRandom as _;
@@ -96,12 +99,32 @@ pub(super) async fn collect(
     wanted: &Wanted,
     session: &Session,
 ) -> Result<Vec<spark::RequestedSigningCommitments>, Refused> {
+    collect_from(federation, candidates(federation, own, &BTreeSet::new()), nonces, wanted, session).await
+}
+
+/// Whom to ask, the last one first: oneself, then the others in random order, without those that have failed.
+pub(super) fn candidates(
+    federation: &Federation,
+    own: OperatorIndex,
+    failed: &BTreeSet<OperatorIndex>,
+) -> Vec<OperatorIndex> {
+    let others = federation.indices().filter(|index| *index != own && !failed.contains(index));
+    let mut candidates: Vec<OperatorIndex> = others.collect();
+    candidates.shuffle(&mut rand::thread_rng());
+    candidates.push(own);
+    candidates
+}
+
+/// As [`collect`], of the last t of `spare`; one that does not answer is replaced by the one before.
+pub(super) async fn collect_from(
+    federation: &Federation,
+    mut spare: Vec<OperatorIndex>,
+    nonces: &Arc<dyn Nonces>,
+    wanted: &Wanted,
+    session: &Session,
+) -> Result<Vec<spark::RequestedSigningCommitments>, Refused> {
     let request = wanted.request(session);
     let threshold = usize::from(federation.threshold());
-    let mut spare: Vec<OperatorIndex> = federation.indices().filter(|index| *index != own).collect();
-    spare.shuffle(&mut rand::thread_rng());
-    // Popped from the end: oneself is asked first.
-    spare.push(own);
 
     let ask = |operator: OperatorIndex| {
         let (nonces, request) = (nonces.clone(), request.clone());

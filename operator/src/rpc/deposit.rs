@@ -21,7 +21,7 @@ impl Api {
         if request.is_static.unwrap_or(false) {
             return Err(Refused::new(
                 Reason::Unimplemented,
-                "static deposit addresses are not offered by this operator",
+                "static deposit addresses come from generate_static_deposit_address",
             ));
         }
         if request.hash_variant != spark::HashVariant::V2 as i32 {
@@ -70,7 +70,7 @@ impl Api {
     }
 }
 
-fn proof(row: &address::AddressRow) -> Result<spark::DepositAddressProof, Refused> {
+pub(super) fn proof(row: &address::AddressRow) -> Result<spark::DepositAddressProof, Refused> {
     Ok(spark::DepositAddressProof {
         address_signatures: row.signatures()?,
         proof_of_possession_signature: row.possession_signature.clone().unwrap_or_default(),

@@ -15,6 +15,7 @@ mod page;
 mod refusal;
 mod service;
 mod settings;
+mod static_deposit;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -28,7 +29,10 @@ use std::{fmt, sync::Arc};
 use secp256k1::PublicKey;
 use spark_proto::{
     peer::v1::operation::Request,
-    signer::v1::{CommitNoncesRequest, CommitNoncesResponse},
+    signer::v1::{
+        CommitNoncesRequest, CommitNoncesResponse, RefundStaticDepositRequest, RefundStaticDepositResponse,
+        StaticRefund,
+    },
     spark::spark_service_server::SparkServiceServer,
     spark_token::spark_token_service_server::SparkTokenServiceServer,
 };
@@ -77,6 +81,36 @@ pub trait DepositAddresses: Send + Sync + 'static {
         identity: &PublicKey,
         network: Network,
     ) -> Result<AddressRow, Refused>;
+
+    /// The static address of an identity, complete; the same until it is rotated.
+    async fn generate_static(
+        &self,
+        user_key: &PublicKey,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<AddressRow, Refused>;
+
+    /// Another static address in its place: (new, former).
+    async fn rotate_static(
+        &self,
+        user_key: &PublicKey,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<(AddressRow, AddressRow), Refused>;
+}
+
+/// Refunds of static deposits.
+#[tonic::async_trait]
+pub trait Refunds: Send + Sync + 'static {
+    /// The owner's statement, and whether the output is there, deep enough, and nobody else's.
+    async fn check(&self, address: &AddressRow, refund: &StaticRefund) -> Result<(), Refused>;
+
+    /// The share of `operator`'s signer, after the same checks by its operator.
+    async fn share(
+        &self,
+        operator: OperatorIndex,
+        request: RefundStaticDepositRequest,
+    ) -> Result<RefundStaticDepositResponse, Refused>;
 }
 
 /// What the handlers work with.
@@ -98,6 +132,8 @@ pub struct Parts {
     pub nonces: Arc<dyn Nonces>,
     /// Deposit addresses.
     pub addresses: Arc<dyn DepositAddresses>,
+    /// Static deposits on their way back.
+    pub refunds: Arc<dyn Refunds>,
 }
 
 impl fmt::Debug for Parts {

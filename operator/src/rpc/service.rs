@@ -30,16 +30,18 @@ impl SparkService for Api {
 
     async fn generate_static_deposit_address(
         &self,
-        _: Request<spark::GenerateStaticDepositAddressRequest>,
+        request: Request<spark::GenerateStaticDepositAddressRequest>,
     ) -> Result<Response<spark::GenerateStaticDepositAddressResponse>, Status> {
-        Err(Refused::unimplemented("generate_static_deposit_address").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.static_deposit_address(&session, request).await?))
     }
 
     async fn rotate_static_deposit_address(
         &self,
-        _: Request<spark::RotateStaticDepositAddressRequest>,
+        request: Request<spark::RotateStaticDepositAddressRequest>,
     ) -> Result<Response<spark::RotateStaticDepositAddressResponse>, Status> {
-        Err(Refused::unimplemented("rotate_static_deposit_address").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.rotated_static_deposit_address(&session, request).await?))
     }
 
     async fn start_deposit_tree_creation(
@@ -178,9 +180,10 @@ impl SparkService for Api {
 
     async fn query_static_deposit_addresses(
         &self,
-        _: Request<spark::QueryStaticDepositAddressesRequest>,
+        request: Request<spark::QueryStaticDepositAddressesRequest>,
     ) -> Result<Response<spark::QueryStaticDepositAddressesResponse>, Status> {
-        Err(Refused::unimplemented("query_static_deposit_addresses").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.static_deposit_addresses(&session, request).await?))
     }
 
     async fn subscribe_to_events(
@@ -195,9 +198,10 @@ impl SparkService for Api {
 
     async fn initiate_static_deposit_utxo_refund(
         &self,
-        _: Request<spark::InitiateStaticDepositUtxoRefundRequest>,
+        request: Request<spark::InitiateStaticDepositUtxoRefundRequest>,
     ) -> Result<Response<spark::InitiateStaticDepositUtxoRefundResponse>, Status> {
-        Err(Refused::unimplemented("initiate_static_deposit_utxo_refund").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.refund_static_deposit(&session, request).await?))
     }
 
     async fn exit_single_node_trees(
@@ -275,16 +279,18 @@ impl SparkService for Api {
 
     async fn get_utxos_for_address(
         &self,
-        _: Request<spark::GetUtxosForAddressRequest>,
+        request: Request<spark::GetUtxosForAddressRequest>,
     ) -> Result<Response<spark::GetUtxosForAddressResponse>, Status> {
-        Err(Refused::unimplemented("get_utxos_for_address").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.utxos_of_address(&session, request).await?))
     }
 
     async fn get_utxos_for_identity(
         &self,
-        _: Request<spark::GetUtxosForIdentityRequest>,
+        request: Request<spark::GetUtxosForIdentityRequest>,
     ) -> Result<Response<spark::GetUtxosForIdentityResponse>, Status> {
-        Err(Refused::unimplemented("get_utxos_for_identity").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.utxos_of_identity(&session, request).await?))
     }
 
     async fn query_spark_invoices(

@@ -33,6 +33,8 @@ const WRITES: &[&str] = &[
     "start_transfer_v3",
     "claim_transfer",
     "renew_leaf",
+    "generate_static_deposit_address",
+    "initiate_static_deposit_utxo_refund",
     "ReserveKey",
     "update_wallet_setting",
 ];
@@ -42,6 +44,10 @@ const NEVER_THE_SAME: &[(&str, &str)] = &[
     (
         "get_signing_commitments",
         "a nonce serves once (S3): each answer has fresh ones, and no row is written",
+    ),
+    (
+        "rotate_static_deposit_address",
+        "nothing names a rotation: each call is one more, of few, and former addresses keep working",
     ),
     ("get_challenge", "each challenge is fresh, and nothing is stored"),
     ("verify_challenge", "a challenge is answered once: who replays an answer gets no session"),
@@ -54,11 +60,14 @@ const READS: &[&str] = &[
     "GetReceipts",
     "WatchLeaves",
     "get_signing_operator_list",
+    "get_utxos_for_address",
+    "get_utxos_for_identity",
     "query_all_transfers",
     "query_balance",
     "query_nodes",
     "query_pending_transfers",
     "query_spark_invoices",
+    "query_static_deposit_addresses",
     "query_token_outputs",
     "query_unused_deposit_addresses",
     "query_wallet_setting",
@@ -71,6 +80,8 @@ const SEND: &str = "/spark.SparkService/start_transfer_v2";
 const SEND_MANY: &str = "/spark.SparkService/start_transfer_v3";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
+const STATIC: &str = "/spark.SparkService/generate_static_deposit_address";
+const REFUND: &str = "/spark.SparkService/initiate_static_deposit_utxo_refund";
 const KEY: &str = "/packages.v1.PackageKeys/ReserveKey";
 const SETTING: &str = "/spark.SparkService/update_wallet_setting";
 const NONCES: &str = "/spark.SparkService/get_signing_commitments";
@@ -101,6 +112,8 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     story.logins_and_nonces(&leaf).await.context("login and nonces")?;
     story.a_package_key().await.context("package key")?;
     story.a_setting().await.context("setting")?;
+    story.a_static_address().await.context("static address")?;
+    story.a_static_refund().await.context("static refund")?;
     let sent = story.a_send().await.context("send")?;
     story.a_claim(&sent).await.context("claim")?;
     story.a_renewal(&leaf).await.context("renewal")?;
@@ -287,6 +300,48 @@ impl Story {
         };
         let first = self.call(SETTING, &change).await?;
         self.again(SETTING, &change, &first).await
+    }
+
+    async fn a_static_address(&mut self) -> anyhow::Result<()> {
+        self.tap.hold(STATIC);
+        ensure!(self.alice.static_address().await.is_err(), "held back, and answered");
+        let caught = self.tap.take(STATIC)?;
+        let first = self.call(STATIC, &caught).await?;
+        self.again(STATIC, &caught, &first).await?;
+        let mut other = spark::GenerateStaticDepositAddressRequest::decode(caught.message.as_slice())?;
+        other.signing_public_key = self.bob.keys().identity().public_key().serialize().to_vec();
+        let taken = (Code::InvalidArgument, "FIELD_INVALID");
+        self.changed("another key", STATIC, &caught.authorization, other.encode_to_vec(), taken).await?;
+        let answer = spark::GenerateStaticDepositAddressResponse::decode(first)?;
+        let shown = self.alice.static_address().await?;
+        ensure!(answer.deposit_address.context("address")?.address == shown.address, "another address");
+        Ok(())
+    }
+
+    async fn a_static_refund(&mut self) -> anyhow::Result<()> {
+        let address = self.alice.static_address().await?.address;
+        pay(&self.devnet, &address, SATS).await?;
+        self.devnet.faucet().mine(1).await?;
+        eventually("the output is confirmed", || async {
+            Ok(self.alice.static_outputs().await?.iter().any(|output| output.confirmed))
+        })
+        .await?;
+        let outputs = self.alice.static_outputs().await?;
+        let outpoint = outputs.first().context("output")?.spend.outpoint;
+        let to = self.devnet.faucet().address().to_string();
+        self.tap.hold(REFUND);
+        ensure!(self.alice.refund_static(&outpoint, &to, Some(2)).await.is_err(), "held back, and answered");
+        let caught = self.tap.take(REFUND)?;
+        // The others may see the block a moment later.
+        eventually("the refund is signed", || async { Ok(self.call(REFUND, &caught).await.is_ok()) }).await?;
+        let first = self.call(REFUND, &caught).await?;
+        self.again(REFUND, &caught, &first).await?;
+        let mut other = spark::InitiateStaticDepositUtxoRefundRequest::decode(caught.message.as_slice())?;
+        flip(&mut other.refund_tx_signing_job.as_mut().context("job")?.raw_tx)?;
+        let rule = (Code::FailedPrecondition, "RULE_VIOLATED");
+        self.changed("another transaction", REFUND, &caught.authorization, other.encode_to_vec(), rule)
+            .await?;
+        Ok(())
     }
 
     async fn a_send(&mut self) -> anyhow::Result<Caught> {

@@ -110,6 +110,12 @@ impl LeafId {
         Self(Uuid::new_v8(derive16(domain, parts)))
     }
 
+    /// What stands where a leaf id stands for a static deposit address, which never makes a leaf. It follows from the
+    /// keyshare, so that nobody can occupy it before.
+    pub fn of_static_address(keyshare: &KeyshareId) -> Self {
+        Self::derive("spark/static-address", &[keyshare.as_bytes()])
+    }
+
     /// As UUID, for storage.
     pub const fn uuid(&self) -> Uuid {
         self.0

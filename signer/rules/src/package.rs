@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::ecdsa::Signature;
 use bitcoin::secp256k1::{Message, PublicKey, SECP256K1};
+use bitcoin::{Amount, OutPoint};
 use sha2::{Digest as _, Sha256};
 use spark_proto::spark::{ClaimPackage, HashVariant, TransferPackage};
 use spark_proto::spark_authn::Challenge;
 use uuid::Uuid;
 
+use crate::address::Network;
 use crate::hash::StructuredHash;
+use crate::tx::{StaticRefund, sighash};
 
 /// A statement that its signature does not cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +106,43 @@ pub fn proof_of_possession(identity: &PublicKey, group_key: &PublicKey, address:
         .bytes(&group_key.serialize())
         .text(address)
         .finish()
+}
+
+/// Digest that the owner of a static deposit signs to take it back: action, network, txid as text, output, request
+/// type 2 (refund), value of the refund, and its sighash. Integers are little-endian, and nothing has a length before
+/// it: only the sighash and the txid vary in their bytes, and both have 32.
+pub fn static_refund_digest(
+    network: Network,
+    outpoint: &OutPoint,
+    value: Amount,
+    sighash: &[u8; 32],
+) -> [u8; 32] {
+    const REFUND: u8 = 2;
+    Sha256::new()
+        .chain_update(b"claim_static_deposit")
+        .chain_update(network.name().to_lowercase())
+        .chain_update(outpoint.txid.to_string())
+        .chain_update(outpoint.vout.to_le_bytes())
+        .chain_update([REFUND])
+        .chain_update(value.to_sat().to_le_bytes())
+        .chain_update(sighash)
+        .finalize()
+        .into()
+}
+
+/// Verifies the owner's statement over a refund of his static deposit, DER. Returns the sighash that it holds.
+pub fn verify_static_refund(
+    network: Network,
+    refund: &StaticRefund,
+    signature: &[u8],
+    owner: &PublicKey,
+) -> Result<[u8; 32], PackageError> {
+    let spend = refund.spend();
+    let sighash = sighash(&refund.build(), std::slice::from_ref(&spend.txout), 0)
+        .map_err(|_| PackageError::Signature)?;
+    let digest = static_refund_digest(network, &spend.outpoint, refund.value(), &sighash);
+    verify_der(&digest, signature, owner)?;
+    Ok(sighash)
 }
 
 /// Digest of an operator's statement that an address is its federation's.

@@ -40,6 +40,7 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::Refund => "refund",
         Purpose::DirectRefund => "direct_refund",
         Purpose::DirectFromCpfpRefund => "direct_from_cpfp_refund",
+        Purpose::StaticRefund => "static_refund",
     }
 }
 

@@ -9,11 +9,12 @@ use bitcoin::consensus::serialize;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, ScriptBuf, Sequence, Transaction, TxOut, Witness};
 use common::{NEW_OWNER, OWNER, RECEIVER, VERIFYING, deposit_output, leaf, public, secret};
+use spark_rules::address::Network;
 use spark_rules::leaf::{LeafError, LeafRecord, LeafStatus};
 use spark_rules::package::{self, PackageError};
 use spark_rules::tx::{
-    Maturity, Plan, Purpose, RawSet, Rule, Source, Template, TemplateError, Timelock, Variant, anchor,
-    maybe_fee, p2tr_script,
+    Maturity, Plan, Purpose, RawSet, Rule, Source, StaticRefund, Template, TemplateError, Timelock, Variant,
+    anchor, maybe_fee, p2tr_script,
 };
 
 fn tag<T: std::fmt::Debug>(result: Result<T, LeafError>) -> String {
@@ -258,4 +259,105 @@ fn ciphers_are_signed_for_one_leaf_of_one_transfer() {
     assert_ne!(Signature::from_compact(&high).unwrap(), signature);
     assert_eq!(verify("leaf", "transfer", b"cipher", &high), Ok(()));
     assert!(package::parse_transfer_id("0193C5D2-7B0A-7C40-9A55-2F3F6D0A1B2C").is_err());
+}
+
+/// A refund of a static deposit of 10,000 satoshis with one change.
+fn changed_refund(change: impl Fn(&mut Transaction)) -> Result<StaticRefund, String> {
+    let spend = deposit_output(7, 10_000);
+    let value = Amount::from_sat(9_000);
+    let script = p2tr_script(&public(RECEIVER));
+    let good = StaticRefund::new(spend.clone(), script, value, Network::Regtest).unwrap();
+    let mut tx = good.build();
+    change(&mut tx);
+    StaticRefund::check(&serialize(&tx), spend, Network::Regtest).map_err(|error| error.rule.tag())
+}
+
+#[test]
+fn x7_a_static_refund_spends_one_output_to_one_address_and_nothing_else() {
+    let refused = |change: &dyn Fn(&mut Transaction)| changed_refund(change).unwrap_err();
+    // Place and value are the owner's to choose, within what the chain carries.
+    let elsewhere = p2tr_script(&public(NEW_OWNER));
+    assert!(changed_refund(|_| {}).is_ok());
+    assert!(changed_refund(|tx| tx.output[0].script_pubkey = elsewhere.clone()).is_ok());
+    for (value, fits) in [(329, false), (330, true), (10_000, true), (10_001, false)] {
+        let result = changed_refund(|tx| tx.output[0].value = Amount::from_sat(value));
+        assert_eq!(result.err().as_deref(), (!fits).then_some("static-refund.value"), "{value}");
+    }
+    for script in [ScriptBuf::new(), ScriptBuf::new_op_return([1]), ScriptBuf::from_bytes(vec![0x51])] {
+        let tag = refused(&|tx| tx.output[0].script_pubkey = script.clone());
+        assert_eq!(tag, "static-refund.destination", "{script:?}");
+    }
+    for version in [1, 2, 4, -1] {
+        assert_eq!(refused(&|tx| tx.version = Version(version)), "tx.version");
+    }
+    assert_eq!(refused(&|tx| tx.lock_time = LockTime::from_consensus(1)), "tx.locktime");
+    assert_eq!(refused(&|tx| tx.output.push(anchor())), "tx.outputs");
+    assert_eq!(refused(&|tx| tx.output.clear()), "tx.outputs");
+    assert_eq!(refused(&|tx| tx.input.push(tx.input[0].clone())), "tx.inputs");
+    assert_eq!(refused(&|tx| tx.input[0].previous_output.vout = 0), "tx.outpoint");
+    assert_eq!(
+        refused(&|tx| tx.input[0].previous_output.txid = deposit_output(8, 1).outpoint.txid),
+        "tx.outpoint"
+    );
+    assert_eq!(refused(&|tx| tx.input[0].witness = Witness::from_slice(&[[1u8; 64]])), "tx.unsigned");
+    assert_eq!(refused(&|tx| tx.input[0].script_sig = ScriptBuf::from_bytes(vec![0])), "tx.unsigned");
+    for raw in [0, 1, 2000, 0xffff_fffd, 0xffff_fffe] {
+        assert_eq!(refused(&|tx| tx.input[0].sequence = Sequence::from_consensus(raw)), "tx.sequence");
+    }
+    // Not even the same transaction in other bytes.
+    let spend = deposit_output(7, 10_000);
+    let mut raw = serialize(
+        &StaticRefund::check(
+            &serialize(&changed_refund(|_| {}).unwrap().build()),
+            spend.clone(),
+            Network::Regtest,
+        )
+        .unwrap()
+        .build(),
+    );
+    raw.push(0);
+    assert_eq!(
+        StaticRefund::check(&raw, spend.clone(), Network::Regtest).unwrap_err().rule.tag(),
+        "tx.encoding"
+    );
+    assert_eq!(
+        StaticRefund::check(&vec![0; 5000], spend, Network::Regtest).unwrap_err().rule.tag(),
+        "tx.encoding"
+    );
+}
+
+/// D17: the statement is over the sighash, so over every byte and what is spent; its form is that of deployed wallets.
+#[test]
+fn a_static_refund_needs_its_owners_statement() {
+    use bitcoin::secp256k1::{Message, SECP256K1};
+    let refund = changed_refund(|_| {}).unwrap();
+    let message =
+        spark_rules::tx::sighash(&refund.build(), std::slice::from_ref(&refund.spend().txout), 0).unwrap();
+    let outpoint = refund.spend().outpoint;
+    let digest = |network, value| package::static_refund_digest(network, &outpoint, value, &message);
+    let sign = |digest: [u8; 32], key: u8| {
+        SECP256K1.sign_ecdsa(&Message::from_digest(digest), &secret(key)).serialize_der().to_vec()
+    };
+    let verify = |signature: &[u8]| {
+        package::verify_static_refund(Network::Regtest, &refund, signature, &public(OWNER))
+    };
+    let right = digest(Network::Regtest, refund.value());
+    assert_eq!(verify(&sign(right, OWNER)).unwrap(), message);
+    for wrong in [
+        sign(right, RECEIVER),
+        sign(digest(Network::Mainnet, refund.value()), OWNER),
+        sign(digest(Network::Regtest, Amount::from_sat(8_999)), OWNER),
+        sign(message, OWNER),
+        Vec::new(),
+    ] {
+        assert_eq!(verify(&wrong).unwrap_err(), PackageError::Signature);
+    }
+    // The bytes that public wallets hash, written out.
+    let mut bytes = b"claim_static_depositregtest".to_vec();
+    bytes.extend_from_slice(outpoint.txid.to_string().as_bytes());
+    bytes.extend_from_slice(&[1, 0, 0, 0, 2]);
+    bytes.extend_from_slice(&9_000u64.to_le_bytes());
+    bytes.extend_from_slice(&message);
+    let hash = <bitcoin::hashes::sha256::Hash as bitcoin::hashes::Hash>::hash(&bytes);
+    assert_eq!(right, *AsRef::<[u8; 32]>::as_ref(&hash));
 }

@@ -8,7 +8,7 @@ use spark_proto::{common, peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     address::deposit_address,
     frost::{Commitment, SigningPackage},
-    ids::{KeyshareId, OperatorIndex},
+    ids::{KeyshareId, LeafId, OperatorIndex},
     operation::{Binding, parse_commitments},
     package,
     transcript::Transcript,
@@ -70,6 +70,9 @@ fn payload(binding: &wire::Binding) -> Vec<u8> {
     t.bytes(&binding.identity_public_key)
         .u64(binding.network.unsigned_abs().into())
         .u64(binding.coordinator.into());
+    if binding.is_static {
+        t.bytes(b"static");
+    }
     t.finish().to_vec()
 }
 
@@ -154,6 +157,9 @@ impl Shared {
         let bound = keyshare.bound()?.ok_or(EngineError::Binding("no binding"))?;
         if bound.network.bitcoin() != self.federation.network() {
             return Err(EngineError::Malformed("network"));
+        }
+        if bound.is_static && bound.leaf_id != LeafId::of_static_address(&bound.keyshare_id) {
+            return Err(EngineError::Binding("the id of a static address follows from its keyshare"));
         }
         if ledger::keyshare_of_leaf(txn, &bound.leaf_id)?.is_some()
             || ledger::leaf(txn, &bound.leaf_id)?.is_some()

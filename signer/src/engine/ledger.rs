@@ -58,6 +58,7 @@ impl Keyshare {
             verifying_key: group_key
                 .combine(&user_key)
                 .map_err(|_| EngineError::Binding("keys cancel out"))?,
+            is_static: wire.is_static,
         }))
     }
 }

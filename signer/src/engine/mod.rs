@@ -20,6 +20,7 @@ mod prepare;
 mod release;
 mod repair;
 mod rotate;
+mod static_deposit;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -63,6 +64,8 @@ pub enum Request {
     BindKeyshare(wire::BindKeyshareRequest),
     /// A share of a proof of possession.
     ProvePossession(wire::ProvePossessionRequest),
+    /// A share of a static deposit's refund.
+    RefundStaticDeposit(wire::RefundStaticDepositRequest),
     /// Checks, stages, votes.
     Prepare(wire::PrepareRequest),
     /// Hands out the shares of one stage.
@@ -126,6 +129,7 @@ pub enum Reply {
     PackageKeys(wire::IssuePackageKeysResponse),
     BindKeyshare(wire::BindKeyshareResponse),
     ProvePossession(wire::ProvePossessionResponse),
+    RefundStaticDeposit(wire::RefundStaticDepositResponse),
     Prepare(wire::PrepareResponse),
     Release(wire::ReleaseResponse),
     Apply(wire::ApplyResponse),
@@ -387,6 +391,9 @@ impl Shared {
             Request::IssuePackageKeys(r) => Reply::PackageKeys(self.issue_package_keys(txn, &r)?),
             Request::BindKeyshare(r) => Reply::BindKeyshare(self.bind(txn, r)?),
             Request::ProvePossession(r) => Reply::ProvePossession(self.prove_possession(txn, &r)?),
+            Request::RefundStaticDeposit(r) => {
+                Reply::RefundStaticDeposit(self.refund_static_deposit(txn, &r)?)
+            }
             Request::Prepare(r) => Reply::Prepare(self.prepare(txn, r)?),
             Request::Release(r) => Reply::Release(self.release(txn, &r)?),
             Request::Apply(r) => Reply::Apply(self.apply(txn, &r)?),

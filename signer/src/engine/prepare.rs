@@ -17,6 +17,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::{
     EngineError, Shared, journal,
     ledger::{self, Attempt, Holder, Phase, View},
+    static_deposit,
 };
 use crate::{
     ecies::Envelope,
@@ -400,8 +401,11 @@ impl Shared {
                 .collect::<Result<_, EngineError>>()?
         };
         for leaf in leaves.iter().flatten() {
-            let record = ledger::leaf(txn, leaf)?.ok_or(EngineError::Unknown("leaf"))?;
-            if record.owner_identity != identity {
+            let owner = match ledger::leaf(txn, leaf)? {
+                Some(record) => record.owner_identity,
+                None => static_deposit::owner(txn, leaf)?.ok_or(EngineError::Unknown("leaf"))?,
+            };
+            if owner != identity {
                 return Err(OperationError::NotOwner(*leaf).into());
             }
         }

@@ -4,7 +4,10 @@ use spark_wallet::{Wallet, flow::Funding, state::DepositState};
 use super::{Printer, qr_code, refused};
 use crate::{
     cli::Deposit,
-    output::{Address, CommandError, DepositClaimed, DepositFailed, DepositInfo, List, explain},
+    output::{
+        Address, CommandError, DepositClaimed, DepositFailed, DepositInfo, DepositRefunded, List,
+        StaticOutputInfo, explain,
+    },
 };
 
 const UNCONFIRMED: &str =
@@ -12,7 +15,33 @@ const UNCONFIRMED: &str =
 
 pub(super) async fn run(wallet: &Wallet, command: Deposit, printer: Printer) -> Result<(), CommandError> {
     match command {
-        Deposit::Address { qr } => {
+        Deposit::Address { qr, is_static: true, rotate } => {
+            let address =
+                if rotate { wallet.rotate_static_address().await? } else { wallet.static_address().await? };
+            let qr = if qr { Some(qr_code(&address.address)?) } else { None };
+            printer.show(&Address { address: address.address, leaf_id: None, qr })
+        }
+        Deposit::Refund { outpoint, to, fee_rate } => {
+            let refunded = wallet.refund_static(&outpoint, &to, fee_rate).await?;
+            printer.show(&DepositRefunded {
+                txid: refunded.tx.compute_txid().to_string(),
+                amount_sats: refunded.value.to_sat(),
+                fee_sats: refunded.fee.to_sat(),
+                tx: encode::serialize_hex(&refunded.tx),
+                broadcast: refunded.broadcast,
+            })
+        }
+        Deposit::List { is_static: true } => {
+            let items = wallet.static_outputs().await?.into_iter().map(|output| StaticOutputInfo {
+                address: output.address,
+                outpoint: output.spend.outpoint.to_string(),
+                amount_sats: output.spend.txout.value.to_sat(),
+                confirmed: output.confirmed,
+                unspent: output.unspent,
+            });
+            printer.show(&List::<StaticOutputInfo> { items: items.collect() })
+        }
+        Deposit::Address { qr, .. } => {
             let record = wallet.deposit_address().await?;
             let qr = if qr { Some(qr_code(&record.address)?) } else { None };
             printer.show(&Address { address: record.address, leaf_id: Some(record.leaf_id), qr })
@@ -28,7 +57,7 @@ pub(super) async fn run(wallet: &Wallet, command: Deposit, printer: Printer) -> 
             };
             claim(wallet, address, &funding, printer).await
         }
-        Deposit::List => {
+        Deposit::List { .. } => {
             let items = wallet
                 .deposits()?
                 .into_iter()

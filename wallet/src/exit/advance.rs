@@ -205,7 +205,7 @@ impl Wallet {
         Ok(taken)
     }
 
-    pub(super) fn script_of(&self, destination: &str) -> Result<ScriptBuf, ExitError> {
+    pub(crate) fn script_of(&self, destination: &str) -> Result<ScriptBuf, ExitError> {
         destination
             .parse::<bitcoin::Address<_>>()
             .ok()

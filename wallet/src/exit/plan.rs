@@ -93,7 +93,7 @@ impl Wallet {
         })
     }
 
-    pub(super) async fn fee_rate(&self, chosen: Option<u64>) -> Result<u64, WalletError> {
+    pub(crate) async fn fee_rate(&self, chosen: Option<u64>) -> Result<u64, WalletError> {
         let rate = match chosen {
             Some(rate) => rate,
             None => self.chain()?.fee_rate().await?.unwrap_or(DEFAULT_FEE_RATE),

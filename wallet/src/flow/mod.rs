@@ -18,6 +18,7 @@ mod remember;
 mod renew;
 mod resume;
 mod send;
+mod static_deposit;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -30,4 +31,5 @@ pub use invoice::InvoiceTerms;
 pub use receive::{Claimed, Notice};
 pub use renew::Renewed;
 pub use send::Sent;
+pub use static_deposit::{RefundedDeposit, StaticOutput};
 pub use sync::{Balance, LeafView};

@@ -9,7 +9,7 @@ use spark_rules::{
 
 use super::VerifyError;
 
-/// A verified one-time deposit address.
+/// A verified deposit address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DepositAddress {
     /// P2TR(P).

@@ -5,6 +5,7 @@ mod deposit;
 mod lineage;
 mod node;
 mod refunds;
+mod static_deposit;
 mod transfer;
 
 pub use agree::{Agreement, Disagreement, Verdict, compare};
@@ -12,6 +13,7 @@ pub use deposit::{DepositAddress, deposit_address};
 pub use lineage::{Lineage, MAX_DEPTH};
 pub use node::Node;
 pub use refunds::{check_claimed, check_refunds, intermediate_refunds};
+pub use static_deposit::static_output;
 pub use transfer::{Incoming, incoming};
 
 #[cfg(test)]

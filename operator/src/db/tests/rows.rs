@@ -34,6 +34,7 @@ fn an_address(keyshare_id: Uuid, leaf: u8) -> AddressRow {
         possession_signature: None,
         state: "BINDING".to_owned(),
         created_micros: 0,
+        is_static: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod queries;
 mod settings;
+mod static_deposits;
 mod writes;
 
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,10 @@ use std::sync::{Arc, Mutex};
 use secp256k1::PublicKey;
 use spark_proto::{
     peer::v1::operation::Request as Operation,
-    signer::v1::{CommitNoncesRequest, CommitNoncesResponse},
+    signer::v1::{
+        CommitNoncesRequest, CommitNoncesResponse, RefundStaticDepositRequest, RefundStaticDepositResponse,
+        StaticRefund,
+    },
     spark,
 };
 use spark_rules::{
@@ -18,7 +22,7 @@ use spark_rules::{
 };
 use tonic::Request;
 
-use super::{Api, DepositAddresses, Nonces, Operations, Parts, testing};
+use super::{Api, DepositAddresses, Nonces, Operations, Parts, Refunds, testing};
 use crate::{
     convert::Converter,
     db::{Db, address::AddressRow, testing::database},
@@ -78,7 +82,43 @@ impl DepositAddresses for Unreachable {
             possession_signature: Some(vec![7; 64]),
             state: "READY".into(),
             created_micros: 0,
+            is_static: false,
         })
+    }
+
+    async fn generate_static(
+        &self,
+        user_key: &PublicKey,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<AddressRow, Refused> {
+        let row = self.generate(testing::leaf_id(1), user_key, identity, network).await?;
+        Ok(AddressRow { is_static: true, ..row })
+    }
+
+    async fn rotate_static(
+        &self,
+        user_key: &PublicKey,
+        identity: &PublicKey,
+        network: Network,
+    ) -> Result<(AddressRow, AddressRow), Refused> {
+        let row = self.generate_static(user_key, identity, network).await?;
+        Ok((row.clone(), row))
+    }
+}
+
+#[tonic::async_trait]
+impl Refunds for Unreachable {
+    async fn check(&self, _: &AddressRow, _: &StaticRefund) -> Result<(), Refused> {
+        Err(Refused::new(Reason::DepositUnconfirmed, "not yet"))
+    }
+
+    async fn share(
+        &self,
+        _: OperatorIndex,
+        _: RefundStaticDepositRequest,
+    ) -> Result<RefundStaticDepositResponse, Refused> {
+        Err(Refused::new(Reason::SignerUnreachable, "not there"))
     }
 }
 
@@ -103,6 +143,7 @@ async fn bench() -> Bench {
         operations: engine.clone(),
         nonces: Arc::new(Unreachable),
         addresses: Arc::new(Unreachable),
+        refunds: Arc::new(Unreachable),
     });
     Bench { api, db, engine }
 }

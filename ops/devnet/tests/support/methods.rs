@@ -9,8 +9,6 @@ pub(crate) const LOGIN: &[&str] = &["get_challenge", "verify_challenge"];
 
 /// Methods that no operator offers yet: refused with or without a session.
 pub(crate) const NOT_OFFERED: &[&str] = &[
-    "generate_static_deposit_address",
-    "rotate_static_deposit_address",
     "start_deposit_tree_creation",
     "finalize_transfer_with_transfer_package",
     "claim_transfer_tweak_keys",
@@ -20,8 +18,6 @@ pub(crate) const NOT_OFFERED: &[&str] = &[
     "query_preimage",
     "query_htlc",
     "query_user_signed_refunds",
-    "query_static_deposit_addresses",
-    "initiate_static_deposit_utxo_refund",
     "exit_single_node_trees",
     "cooperative_exit_v2",
     "claim_transfer_sign_refunds_v2",
@@ -29,8 +25,6 @@ pub(crate) const NOT_OFFERED: &[&str] = &[
     "initiate_preimage_swap_v2",
     "initiate_preimage_swap_v3",
     "start_leaf_swap_v2",
-    "get_utxos_for_address",
-    "get_utxos_for_identity",
     "initiate_swap_primary_transfer",
     "query_spark_transaction_volumes",
     "start_transaction",

@@ -20,9 +20,12 @@ const DECIDED: &[&str] = &[
     "receipt",
     "resource_claim",
     "signed_tx",
+    "static_address",
+    "static_refund",
     "transfer",
     "transfer_leaf",
     "transfer_receiver",
+    "utxo_claim",
     "vote",
 ];
 /// Tables that move by themselves: chain, key pool, messages under way, sqlx's own.

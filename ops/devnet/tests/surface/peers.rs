@@ -22,6 +22,7 @@ pub(super) fn voices(other: u32) -> Vec<(&'static str, Voice)> {
         ("CommitNonces", Carried("nonces are for a wallet's identity, not for a member")),
         ("BindKeyshare", Named(bind.encode_to_vec())),
         ("ProvePossession", Carried("the keyshare was bound on its coordinator's signature")),
+        ("RefundStaticDeposit", Carried("the owner's own statement, over every byte of the transaction")),
         ("Prepare", Named(peer::Operation { coordinator: other, ..Default::default() }.encode_to_vec())),
         ("Release", Carried("a certificate is portable")),
         ("Apply", Carried("a proof is portable")),

@@ -70,6 +70,16 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
         ("query_nodes", nodes(v)),
         ("query_balance", vec![no(balance(v))]),
         ("query_unused_deposit_addresses", vec![no(unused(v))]),
+        ("generate_static_deposit_address", vec![no(static_address(v))]),
+        // Of nobody but the thief, who has none.
+        ("rotate_static_deposit_address", vec![unknown(rotation(v))]),
+        ("query_static_deposit_addresses", vec![no(static_addresses(v))]),
+        ("get_utxos_for_address", vec![unknown(utxos_of_address(v))]),
+        ("get_utxos_for_identity", vec![no(utxos_of_identity(v))]),
+        (
+            "initiate_static_deposit_utxo_refund",
+            vec![(static_refund(v), Gets::Refusal(Code::FailedPrecondition))],
+        ),
         ("subscribe_to_events", vec![no(events(v))]),
         ("query_token_outputs", vec![no(tokens(v))]),
     ]
@@ -194,6 +204,80 @@ fn balance(v: &Victim) -> Vec<u8> {
 fn unused(v: &Victim) -> Vec<u8> {
     spark::QueryUnusedDepositAddressesRequest {
         identity_public_key: v.identity.clone(),
+        ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+fn static_address(v: &Victim) -> Vec<u8> {
+    spark::GenerateStaticDepositAddressRequest {
+        signing_public_key: v.identity.clone(),
+        identity_public_key: v.identity.clone(),
+        network: spark::Network::Regtest.into(),
+        hash_variant: spark::HashVariant::V2.into(),
+    }
+    .encode_to_vec()
+}
+
+fn rotation(v: &Victim) -> Vec<u8> {
+    spark::RotateStaticDepositAddressRequest {
+        signing_public_key: v.identity.clone(),
+        network: spark::Network::Regtest.into(),
+        hash_variant: spark::HashVariant::V2.into(),
+    }
+    .encode_to_vec()
+}
+
+fn static_addresses(v: &Victim) -> Vec<u8> {
+    spark::QueryStaticDepositAddressesRequest {
+        identity_public_key: v.identity.clone(),
+        ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+/// The output that the victim deposited.
+fn deposited(v: &Victim) -> Option<(bitcoin::Txid, bitcoin::TxOut, u32)> {
+    let utxo = v.deposit.on_chain_utxo.as_ref()?;
+    let tx: bitcoin::Transaction = bitcoin::consensus::deserialize(&utxo.raw_tx).ok()?;
+    let output = tx.output.get(usize::try_from(utxo.vout).ok()?)?.clone();
+    Some((tx.compute_txid(), output, utxo.vout))
+}
+
+fn utxos_of_address(v: &Victim) -> Vec<u8> {
+    let script = deposited(v).map(|(_, output, _)| output.script_pubkey);
+    let address = script.and_then(|s| bitcoin::Address::from_script(&s, bitcoin::Network::Regtest).ok());
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
+    spark::GetUtxosForAddressRequest { address, ..Default::default() }.encode_to_vec()
+}
+
+fn utxos_of_identity(v: &Victim) -> Vec<u8> {
+    spark::GetUtxosForIdentityRequest {
+        identity_public_key: v.identity.clone(),
+        network: spark::Network::Regtest.into(),
+        ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+fn static_refund(v: &Victim) -> Vec<u8> {
+    let (txid, vout) = deposited(v).map(|(txid, _, vout)| (txid, vout)).unzip();
+    let mut bytes: Vec<u8> = txid.map(|txid| AsRef::<[u8]>::as_ref(&txid).to_vec()).unwrap_or_default();
+    bytes.reverse();
+    let pair = spark_proto::common::SigningCommitment { hiding: v.thief.clone(), binding: v.thief.clone() };
+    spark::InitiateStaticDepositUtxoRefundRequest {
+        on_chain_utxo: Some(spark::Utxo {
+            vout: vout.unwrap_or_default(),
+            network: spark::Network::Regtest.into(),
+            txid: bytes,
+            raw_tx: Vec::new(),
+        }),
+        refund_tx_signing_job: Some(spark::SigningJob {
+            signing_public_key: v.thief.clone(),
+            raw_tx: vec![0; 100],
+            signing_nonce_commitment: Some(pair),
+        }),
+        user_signature: vec![0; 70],
         ..Default::default()
     }
     .encode_to_vec()

@@ -67,6 +67,9 @@ pub(super) fn derive(
     if binding.identity != owner {
         return Err(OperationError::Unknown("deposit address"));
     }
+    if binding.is_static {
+        return Err(OperationError::StaticAddress);
+    }
     let leaf = binding.leaf_id;
     let former = records.leaf(&leaf);
     if former.as_ref().is_some_and(|former| !replaceable(former, &binding)) {

@@ -41,6 +41,9 @@ pub enum OperationError {
     /// The requester does not own the leaf.
     #[error("leaf {0} is not owned by the requester")]
     NotOwner(LeafId),
+    /// A static deposit address makes no leaf.
+    #[error("a static deposit address makes no leaf")]
+    StaticAddress,
     /// A leaf twice, a transaction for a leaf that is not part, or one missing.
     #[error("transactions of leaf {0} are incomplete, doubled or out of place")]
     Incomplete(LeafId),
@@ -106,6 +109,7 @@ impl OperationError {
             Self::Unknown(_) => "UNKNOWN",
             Self::Unavailable(_) => "LEAF_UNAVAILABLE",
             Self::NotOwner(_) => "NOT_OWNER",
+            Self::StaticAddress => "STATIC_ADDRESS",
             Self::Incomplete(_) => "PACKAGE_INCOMPLETE",
             Self::SigningKey(_) => "SIGNING_KEY",
             Self::Named => "SIGNER_SET",

@@ -30,6 +30,8 @@ pub struct Binding {
     pub public_shares: Vec<PublicKey>,
     /// P = S + D.
     pub verifying_key: PublicKey,
+    /// Of a static address: it takes any number of deposits, and no leaf ever stands on one.
+    pub is_static: bool,
 }
 
 /// A send that was applied.

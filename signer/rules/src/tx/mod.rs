@@ -8,6 +8,7 @@ mod error;
 mod maturity;
 mod plan;
 mod sighash;
+mod static_refund;
 mod template;
 mod timelock;
 
@@ -15,6 +16,7 @@ pub use error::{Rule, TemplateError};
 pub use maturity::{Maturity, MaturityError};
 pub use plan::{Basis, Plan, Planned, RawSet, RenewalPath, Source};
 pub use sighash::{SighashError, attach_signature, sighash, verify_input};
+pub use static_refund::StaticRefund;
 pub use template::{Purpose, Template, Variant};
 pub use timelock::{INITIAL_TIMELOCK, INTERVAL, LEAST_REFUND_STEP, SequenceField, Timelock, TimelockError};
 

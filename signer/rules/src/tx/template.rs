@@ -43,6 +43,8 @@ pub enum Purpose {
     DirectRefund,
     /// Pays the owner out of the node, with its own fee.
     DirectFromCpfpRefund,
+    /// Pays the owner of a static deposit address back ([`super::StaticRefund`]).
+    StaticRefund,
 }
 
 impl Purpose {
@@ -57,6 +59,7 @@ impl Purpose {
             Self::Refund => "refund",
             Self::DirectRefund => "direct-refund",
             Self::DirectFromCpfpRefund => "direct-from-cpfp-refund",
+            Self::StaticRefund => "static-refund",
         }
     }
 
@@ -64,9 +67,11 @@ impl Purpose {
     pub const fn variant(self) -> Variant {
         match self {
             Self::Root | Self::Node | Self::Split | Self::Refund => Variant::Cpfp,
-            Self::DirectNode | Self::DirectSplit | Self::DirectRefund | Self::DirectFromCpfpRefund => {
-                Variant::Direct
-            }
+            Self::DirectNode
+            | Self::DirectSplit
+            | Self::DirectRefund
+            | Self::DirectFromCpfpRefund
+            | Self::StaticRefund => Variant::Direct,
         }
     }
 
@@ -296,7 +301,7 @@ fn unsigned(spend: &Spend, sequence: Sequence) -> TxIn {
     TxIn { previous_output: spend.outpoint, script_sig: ScriptBuf::new(), sequence, witness: Witness::new() }
 }
 
-fn decode(raw: &[u8]) -> Result<Transaction, TemplateError> {
+pub(super) fn decode(raw: &[u8]) -> Result<Transaction, TemplateError> {
     if raw.len() > MAX_RAW {
         return Err(TemplateError::new(Rule::Encoding, "at most 4096 bytes", raw.len()));
     }
@@ -308,6 +313,10 @@ fn first_sequence(tx: &Transaction) -> Result<SequenceField, TemplateError> {
     SequenceField::parse(first.sequence).map_err(|e| TemplateError::new(Rule::Sequence, "blocks", e))
 }
 
-fn same<T: PartialEq + std::fmt::Display>(rule: Rule, expected: &T, got: &T) -> Result<(), TemplateError> {
+pub(super) fn same<T: PartialEq + std::fmt::Display>(
+    rule: Rule,
+    expected: &T,
+    got: &T,
+) -> Result<(), TemplateError> {
     if expected == got { Ok(()) } else { Err(TemplateError::new(rule, expected, got)) }
 }

@@ -186,6 +186,7 @@ fn x15_keyshare_is_bound_once_and_only_by_its_coordinator() {
         identity_public_key: alice.id().serialize().to_vec(),
         network: 2,
         coordinator,
+        is_static: false,
     };
     let bind = |binding| {
         Request::BindKeyshare(wire::BindKeyshareRequest {
@@ -217,6 +218,7 @@ fn an_address_cannot_be_taken_over_by_another_keyshare() {
         identity_public_key: mallory.id().serialize().to_vec(),
         network: 2,
         coordinator: 0,
+        is_static: false,
     };
     let request = wire::BindKeyshareRequest { binding: Some(binding), position: None, signature: Vec::new() };
     let refused = quorum.call(0, Request::BindKeyshare(request));

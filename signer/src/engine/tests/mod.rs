@@ -15,6 +15,7 @@ mod quorum;
 mod receivers;
 mod renewals;
 mod repairs;
+mod static_deposits;
 mod tweaks;
 mod witness;
 

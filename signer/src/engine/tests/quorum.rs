@@ -7,7 +7,7 @@ use spark_proto::{peer::v1 as peer, signer::v1 as wire, spark};
 use spark_rules::{
     federation::{Federation, FederationEntry, MemberEntry},
     frost::{SignatureShare, SigningPackage},
-    ids::{Incarnation, LeafId, OperatorIndex, TransferId},
+    ids::{Incarnation, KeyshareId, LeafId, OperatorIndex, TransferId},
     leaf::LeafRecord,
     operation::{Keys, Operation, parse_commitments},
     package,
@@ -243,6 +243,22 @@ impl Quorum {
 
     /// Binds the next keyshare everywhere, checks statements and the proof of possession; returns P.
     pub(super) fn bind(&mut self, leaf: LeafId, user_key: PublicKey, identity: PublicKey) -> PublicKey {
+        self.bind_as(leaf, user_key, identity, false)
+    }
+
+    /// The same for a static address; its id follows from the keyshare.
+    pub(super) fn bind_static(&mut self, user_key: PublicKey, identity: PublicKey) -> PublicKey {
+        let id = KeyshareId::parse(&self.next_keyshare().keyshare_id).unwrap();
+        self.bind_as(LeafId::of_static_address(&id), user_key, identity, true)
+    }
+
+    fn bind_as(
+        &mut self,
+        leaf: LeafId,
+        user_key: PublicKey,
+        identity: PublicKey,
+        is_static: bool,
+    ) -> PublicKey {
         let keyshare = self.keyshares[self.next].clone();
         self.next += 1;
         let binding = wire::Binding {
@@ -252,6 +268,7 @@ impl Quorum {
             identity_public_key: identity.serialize().to_vec(),
             network: 2,
             coordinator: 0,
+            is_static,
         };
         let mut request =
             wire::BindKeyshareRequest { binding: Some(binding), position: None, signature: Vec::new() };
