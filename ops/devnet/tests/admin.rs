@@ -9,10 +9,10 @@ use spark_devnet::{member::Member, network::Devnet, wallet::WalletCommand};
 use spark_proto::signer::v1 as signer;
 use support::{
     address, available,
-    call::{Door, call, reason},
+    call::{Door, call},
     deposit, eventually, network, transfer,
 };
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 const SATS: u64 = 60_000;
 
@@ -24,6 +24,12 @@ fn member(devnet: &Devnet) -> anyhow::Result<&Member> {
 fn to_signer(devnet: &Devnet) -> anyhow::Result<Channel> {
     let member = member(devnet)?;
     Door::of(devnet, &member.signer_address()).open(Some(member.operator_tls()))
+}
+
+/// The stable reason that a signer gives.
+fn reason(status: &Status) -> String {
+    let reason = status.metadata().get("spark-reason").and_then(|reason| reason.to_str().ok());
+    reason.unwrap_or_default().to_owned()
 }
 
 fn json(member: &Member, arguments: &[&str]) -> anyhow::Result<Value> {
