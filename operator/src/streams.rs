@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -77,10 +76,8 @@ impl Places {
 
 impl Place {
     /// Resolves when a newer stream of the same identity needs the place.
-    pub fn gone(&mut self) -> impl Future<Output = ()> + Send + '_ {
-        async {
-            let _ = (&mut self.gone).await;
-        }
+    pub async fn gone(&mut self) {
+        let _ = (&mut self.gone).await;
     }
 }
 

@@ -24,11 +24,13 @@ struct Call {
     reply: oneshot::Sender<Result<Reply, EngineError>>,
 }
 
+type Care = Box<dyn FnOnce(Option<&mut Engine>) + Send>;
+
 /// What the thread does next.
 enum Job {
     Call(Box<Call>),
     /// Something between two batches; with nothing while the signer is sealed.
-    Care(Box<dyn FnOnce(Option<&mut Engine>) + Send>),
+    Care(Care),
     /// Forgets the keys.
     Seal(oneshot::Sender<()>),
     /// Opens the vault again.

@@ -199,7 +199,7 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<boo
                 }
             }
             for (transfer_id, receiver) in &write.completed {
-                transfer::complete(&mut *tx, *transfer_id, receiver).await?;
+                transfer::complete(&mut tx, *transfer_id, receiver).await?;
             }
             for leaf_id in &write.used_addresses {
                 address::mark_used(&mut *tx, *leaf_id).await?;
@@ -239,7 +239,7 @@ pub async fn adopt(db: &Db, write: &AppliedWrite) -> Result<(), DbError> {
             }
         }
         for (transfer_id, receiver) in &write.completed {
-            transfer::complete(&mut *tx, *transfer_id, receiver).await?;
+            transfer::complete(&mut tx, *transfer_id, receiver).await?;
         }
         for leaf_id in &write.used_addresses {
             address::mark_used(&mut *tx, *leaf_id).await?;

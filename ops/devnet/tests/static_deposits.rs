@@ -5,10 +5,7 @@ mod support;
 use anyhow::{Context as _, ensure};
 use bitcoin::{Amount, Network, OutPoint, TxOut};
 use serde_json::Value;
-use spark_devnet::{
-    network::Devnet,
-    wallet::{WalletCommand, number, text},
-};
+use spark_devnet::wallet::{WalletCommand, number, text};
 use spark_wallet::{ErrorClass, Wallet, WalletError};
 use support::{eventually, network, pay, people, ready, rows};
 

@@ -48,7 +48,7 @@ impl Wallet {
     /// Sends exactly `amount` satoshis. The same `id` with the same receiver and amount is the same transfer, also
     /// after a crash: the stored request is sent again.
     pub async fn send(&self, to: &SparkAddress, amount: u64, id: Option<Uuid>) -> Result<Sent, WalletError> {
-        self.check_address(to)?;
+        self.check_receiver(to)?;
         if to.invoice.is_some() {
             return Err(WalletError::Refused("this is an invoice: pay it as its text says".into()));
         }
@@ -60,7 +60,7 @@ impl Wallet {
     pub async fn send_many(&self, to: &[(SparkAddress, u64)], id: Option<Uuid>) -> Result<Sent, WalletError> {
         let mut payees = Vec::with_capacity(to.len());
         for (address, amount) in to {
-            self.check_address(address)?;
+            self.check_receiver(address)?;
             if address.invoice.is_some() {
                 return Err(WalletError::Refused("invoices are paid one by one".into()));
             }
@@ -81,14 +81,14 @@ impl Wallet {
         id: Option<Uuid>,
     ) -> Result<Sent, WalletError> {
         let to = SparkAddress::decode(text)?;
-        self.check_address(&to)?;
+        self.check_receiver(&to)?;
         let amount = payable(&to, amount, &self.keys().identity().public_key(), now())
             .map_err(|why| WalletError::Refused(why.into()))?;
         let payees = vec![(to.identity.to_string(), amount)];
         self.start_send(Order { payees, invoice: text.to_owned() }, id).await
     }
 
-    fn check_address(&self, to: &SparkAddress) -> Result<(), WalletError> {
+    fn check_receiver(&self, to: &SparkAddress) -> Result<(), WalletError> {
         if to.network != self.config().network {
             return Err(WalletError::Refused(format!("the address is for {}", to.network)));
         }

@@ -140,7 +140,11 @@ impl Wallet {
             let (bytes, new) = (answer.encoded_len(), answer.deposit_addresses.len());
             for item in answer.deposit_addresses {
                 let proof = item.proof_of_possession.ok_or(WalletError::Answer("the address proof"))?;
-                all.push(self.check_address(&item.deposit_address, &item.verifying_public_key, &proof)?);
+                all.push(self.check_static_address(
+                    &item.deposit_address,
+                    &item.verifying_public_key,
+                    &proof,
+                )?);
             }
             // The answer names no next offset: a page that is not full is the last one.
             let full = new == usize::try_from(PAGE).unwrap_or(usize::MAX);
@@ -330,10 +334,10 @@ impl Wallet {
     fn verified(&self, address: Option<Address>) -> Result<DepositAddress, WalletError> {
         let address = address.ok_or(WalletError::Answer("the address"))?;
         let proof = address.deposit_address_proof.ok_or(WalletError::Answer("the address proof"))?;
-        self.check_address(&address.address, &address.verifying_key, &proof)
+        self.check_static_address(&address.address, &address.verifying_key, &proof)
     }
 
-    fn check_address(
+    fn check_static_address(
         &self,
         address: &str,
         verifying_key: &[u8],

@@ -126,7 +126,7 @@ async fn addresses_are_for_their_owner_and_have_one_form_of_proof() {
     };
     let listed = bench.api.query_static_deposit_addresses(from(1, query(1))).await.unwrap().into_inner();
     let listed: Vec<_> = listed.deposit_addresses.into_iter().map(|a| a.deposit_address).collect();
-    assert_eq!(listed, [mine.address.clone()]);
+    assert_eq!(listed, std::slice::from_ref(&mine.address));
     let refused = bench.api.query_static_deposit_addresses(from(1, query(2))).await.unwrap_err();
     assert_eq!(reason(&refused), "NOT_OWNER");
     let unused = spark::QueryUnusedDepositAddressesRequest {

@@ -220,7 +220,7 @@ fn x26_packages_for_several_receivers_cannot_be_altered() {
         let (mut send, _) = send_many(&mut quorum, &alice, &[(&leaves[0], &bob), (&leaves[1], &carol)]);
         tamper(&mut send.sender_packages[0]);
         let request = operation(&mut quorum, Kind::SendMany(send));
-        assert_eq!(quorum.certify(&request).unwrap_err(), reason, "{what}");
+        assert_eq!(quorum.certify(&request).unwrap_err(), *reason, "{what}");
         // No attempt holds what it asked for: the others of this table find the leaves free.
     }
     // Two senders are no operation at all.
