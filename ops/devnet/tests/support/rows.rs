@@ -23,12 +23,14 @@ const DECIDED: &[&str] = &[
     "transfer",
     "transfer_leaf",
     "vote",
+    "wallet_setting",
 ];
 /// Tables that move by themselves: chain, key pool, messages under way, sqlx's own.
 const MOVING: &[&str] = &[
     "_sqlx_migrations",
     "chain_event",
     "deposit_output",
+    "event_cursor",
     "header",
     "inbox",
     "keyshare",
