@@ -38,7 +38,9 @@ pub async fn update(
     Ok(sqlx::query_as(
         "INSERT INTO wallet_setting AS s (identity, private, master) VALUES ($1, coalesce($2, true), $4) \
          ON CONFLICT (identity) DO UPDATE SET private = coalesce($2, s.private), \
-             master = CASE WHEN $3 THEN $4 ELSE s.master END, updated_at = now() \
+             master = CASE WHEN $3 THEN $4 ELSE s.master END, \
+             updated_at = CASE WHEN coalesce($2, s.private) <> s.private OR ($3 AND $4 IS DISTINCT FROM s.master) \
+                 THEN now() ELSE s.updated_at END \
          RETURNING private, master",
     )
     .bind(identity)

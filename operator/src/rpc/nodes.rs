@@ -23,6 +23,7 @@ impl Api {
         let identity = session.identity.serialize();
         let pool = self.parts.db.pool();
         let page = Page::parse(request.limit, request.offset)?;
+        let mut parents = request.include_parents;
         let (mut rows, offset) = match &request.source {
             // Named nodes come in one answer, whatever the limit: clients do not page here.
             Some(Source::NodeIds(named)) => {
@@ -33,12 +34,15 @@ impl Api {
             owner => {
                 let mut whose = identity;
                 if let Some(Source::OwnerIdentityPubkey(owner)) = owner {
-                    whose = self.readable("owner_identity_pubkey", owner, session).await?.owner.serialize();
+                    let readable = self.readable("owner_identity_pubkey", owner, session).await?;
+                    whose = readable.owner.serialize();
+                    // They keep the names of earlier owners.
+                    parents &= !readable.as_stranger;
                 }
                 page.cut(query_node::owned(pool, &whose, &statuses, page.fetch(), page.offset()).await?)
             }
         };
-        if request.include_parents {
+        if parents {
             let ids: Vec<_> = rows.iter().map(|row| row.leaf_id).collect();
             rows.extend(query_node::ancestors(pool, &ids).await?);
         }

@@ -27,12 +27,14 @@ const DECIDED: &[&str] = &[
     "transfer_receiver",
     "utxo_claim",
     "vote",
+    "wallet_setting",
 ];
 /// Tables that move by themselves: chain, key pool, messages under way, sqlx's own.
 const MOVING: &[&str] = &[
     "_sqlx_migrations",
     "chain_event",
     "deposit_output",
+    "event_cursor",
     "header",
     "inbox",
     "keyshare",
