@@ -6,7 +6,12 @@
 //! what must be there and of what must not, and tries a copy of the store from before.
 //!
 //! The token's directory is on a memory file system, the store on the disk that holds the temporary directory
-//! (`TMPDIR`). Programs of three roles are this one, started again: `fill`, `run`, `check`.
+//! (`TMPDIR`). Programs of two roles are this one, started again: `run`, `check`.
+//!
+//! `cpu_us_*` is processor time per deletion, of all threads: on a machine that does other things as well it says more
+//! than the rate. The parts of a deletion's time on the clock: `lookup_us_*` (finding and opening its page), `seal_us_*`
+//! (rewriting and sealing pages and nodes), `store_us_*` (the store's transaction), `token_us_*` (roots made, used and
+//! destroyed), `confirm_us_*` (the other process's look).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed benchmark must stop")]
 
@@ -18,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -28,7 +33,7 @@ use bitcoin::secp256k1::{PublicKey, ecdsa};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{
-    DeviceId, OpenError, RootId, RootToken, SecretId, SecretKind, Token, TokenError, Vault,
+    DeviceId, OpenError, RootId, RootToken, SecretId, SecretKind, Step, Token, TokenError, Vault,
 };
 use spark_signer_hsm::{
     confirmer::Confirmer,
@@ -171,6 +176,56 @@ fn share(index: u64, version: u64) -> SecretId {
     SecretId::new(owner(index), SecretKind::Keyshare, version)
 }
 
+/// Fills the vault as growth does, in rounds over all names, so that pages are as full as splits leave them.
+fn fill(vault: &mut Vault, shares: u64) {
+    const ROUNDS: u64 = 4;
+    const CHUNK: usize = 200_000;
+    for round in 0..ROUNDS {
+        let mut names: Vec<([u8; 16], u64)> =
+            (round..shares).step_by(ROUNDS as usize).map(|index| (owner(index), index)).collect();
+        names.sort_unstable();
+        for chunk in names.chunks(CHUNK) {
+            let mut txn = vault.begin();
+            for (owner, _) in chunk {
+                txn.put_secret(SecretId::new(*owner, SecretKind::Keyshare, 0), value(*owner, 0)).unwrap();
+            }
+            txn.commit().unwrap();
+        }
+    }
+}
+
+/// Where a commit's time goes, by its steps.
+#[derive(Default)]
+struct Parts {
+    last: Option<Instant>,
+    seal: Duration,
+    store: Duration,
+    token: Duration,
+}
+
+impl Parts {
+    fn reached(&mut self, step: Step) {
+        let now = Instant::now();
+        let spent = self.last.replace(now).map_or(Duration::ZERO, |last| now - last);
+        match step {
+            Step::Start => {}
+            Step::RootCreated | Step::KeyDerived | Step::TokenSynced | Step::RootDestroyed => {
+                self.token += spent
+            }
+            Step::Sealed => self.seal += spent,
+            Step::StoreCommitted => self.store += spent,
+        }
+    }
+}
+
+/// Processor time of this process, in ticks of 10 ms.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
 fn run(dir: &Path, shares: u64, seconds: u64) {
     let calls = Arc::new(AtomicU64::new(0));
     let token = generate_keys(&common::existing(), &IdentitySource::Generate).unwrap();
@@ -179,16 +234,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
     let store = Box::new(RedbStore::create(&path).unwrap());
     let mut vault = Vault::create(token, store, Incarnation::from_bytes([5; 16])).unwrap();
     let start = Instant::now();
-    let mut next = 0;
-    while next < shares {
-        let mut txn = vault.begin();
-        let end = shares.min(next + 100_000);
-        for index in next..end {
-            txn.put_secret(share(index, 0), value(owner(index), 0)).unwrap();
-        }
-        txn.commit().unwrap();
-        next = end;
-    }
+    fill(&mut vault, shares);
     eprintln!("{shares} shares in {:.1} s", start.elapsed().as_secs_f64());
     // A thief's copy, as large as it may be.
     std::fs::copy(&path, dir.join("old.redb")).unwrap();
@@ -205,37 +251,77 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
         results.push_str(&format!("{key}={value:.3}\n"));
         eprintln!("{key}={value:.3}");
     };
+    let parts = Arc::new(Mutex::new(Parts::default()));
+    let hook = Arc::clone(&parts);
+    vault.set_fail_point(Box::new(move |step: Step| {
+        hook.lock().unwrap().reached(step);
+        true
+    }));
+    let mut one_by_one = 0.0;
     for size in BATCHES {
-        let (start, calls_before) = (Instant::now(), calls.load(Ordering::Relaxed));
-        let (mut batches, mut deleted, mut waited) = (0u64, 0u64, Duration::ZERO);
-        while start.elapsed() - waited < Duration::from_secs(seconds) {
-            let making = Instant::now();
-            let mut batch: HashMap<u64, Zeroizing<Vec<u8>>> = HashMap::with_capacity(size);
+        *parts.lock().unwrap() = Parts::default();
+        let (calls_before, processor_before) = (calls.load(Ordering::Relaxed), processor_time());
+        let (mut batches, mut deleted) = (0u64, 0u64);
+        let (mut elapsed, mut lookup, mut spare, mut making_processor) =
+            (Duration::ZERO, Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        while elapsed < Duration::from_secs(seconds) {
+            // Making up shares is not the vault's work.
+            let before = processor_time();
+            let mut batch: HashMap<u64, (SecretId, SecretId, Zeroizing<Vec<u8>>)> =
+                HashMap::with_capacity(size);
             while batch.len() < size {
                 let index = rng.gen_range(0..shares);
-                let version = versions.get(&index).copied().unwrap_or(0);
-                batch.insert(index, value(owner(index), version + 1));
+                batch.entry(index).or_insert_with(|| {
+                    let version = versions.entry(index).or_insert(0);
+                    *version += 1;
+                    let owner = owner(index);
+                    let name = |version| SecretId::new(owner, SecretKind::Keyshare, version);
+                    (name(*version - 1), name(*version), value(owner, *version))
+                });
             }
-            // Making up shares is not the vault's work.
-            waited += making.elapsed();
+            making_processor += processor_time() - before;
+            let start = Instant::now();
             let mut txn = vault.begin();
-            for (index, value) in batch {
-                let version = versions.entry(index).or_insert(0);
-                assert!(txn.delete_secret(&share(index, *version)).unwrap());
-                *version += 1;
-                txn.put_secret(share(index, *version), value).unwrap();
+            txn.open_ahead(batch.values().map(|(old, ..)| *old)).unwrap();
+            for (old, new, value) in batch.into_values() {
+                assert!(txn.delete_secret(&old).unwrap());
+                txn.put_secret(new, value).unwrap();
             }
+            lookup += start.elapsed();
             let committed = txn.commit().unwrap();
             assert!(committed.epoch_after > committed.epoch_before);
+            let making = Instant::now();
             vault.prepare_spare().unwrap();
+            spare += making.elapsed();
+            elapsed += start.elapsed();
             batches += 1;
             deleted += size as u64;
         }
         // Confirmed: another process sees none of the roots of before.
+        let start = Instant::now();
         let (_, seen) = runtime.block_on(confirmer.roots(DeviceId(0))).unwrap();
         assert!(!seen.is_empty() && seen.iter().all(|root| *root >= vault.root()), "{seen:?}");
-        let elapsed = start.elapsed() - waited;
-        line(&format!("deletions_per_s_{size}"), deleted as f64 / elapsed.as_secs_f64());
+        let confirm = start.elapsed();
+        elapsed += confirm;
+        let rate = deleted as f64 / elapsed.as_secs_f64();
+        line(&format!("deletions_per_s_{size}"), rate);
+        if size == 1 {
+            one_by_one = rate;
+        } else {
+            line(&format!("times_one_by_one_{size}"), rate / one_by_one);
+        }
+        let processor = processor_time() - processor_before - making_processor;
+        let parts = parts.lock().unwrap();
+        for (name, time) in [
+            ("cpu", processor),
+            ("lookup", lookup),
+            ("seal", parts.seal),
+            ("store", parts.store),
+            ("token", parts.token + spare),
+            ("confirm", confirm),
+        ] {
+            line(&format!("{name}_us_{size}"), time.as_secs_f64() * 1e6 / deleted as f64);
+        }
         if size == 256 {
             let spent = calls.load(Ordering::Relaxed) - calls_before;
             line("hsm_calls_per_batch", spent as f64 / batches as f64);

@@ -4,7 +4,7 @@
 //! salt and info over the ephemeral key and the shared point, both uncompressed. The nonce has 16 bytes, not 12.
 
 use aes_gcm::aead::consts::U16;
-use aes_gcm::aead::{AeadInPlace as _, KeyInit as _};
+use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::{AesGcm, aes::Aes256};
 use bitcoin::secp256k1::{PublicKey, SecretKey, ecdh};
 use hkdf::Hkdf;
@@ -102,7 +102,7 @@ impl<'a> Envelope<'a> {
     fn open_with_point(&self, shared: &[u8; 64]) -> Result<Zeroizing<Vec<u8>>, EciesError> {
         let mut plaintext = Zeroizing::new(self.ciphertext.to_vec());
         cipher(&self.ephemeral, shared)
-            .decrypt_in_place_detached(self.nonce.into(), &[], &mut plaintext, self.tag.into())
+            .decrypt_inout_detached(self.nonce.into(), &[], plaintext.as_mut_slice().into(), self.tag.into())
             .map_err(|_| EciesError::Open)?;
         Ok(plaintext)
     }
@@ -128,7 +128,7 @@ pub fn seal(
     let (head, body) = sealed.split_at_mut(OVERHEAD);
     // Only a plaintext of more than 64 GiB is refused.
     let tag = cipher(&ephemeral, &shared)
-        .encrypt_in_place_detached(&nonce.into(), &[], body)
+        .encrypt_inout_detached(&nonce.into(), &[], body.into())
         .map_err(|_| EciesError::Open)?;
     head[POINT + NONCE..].copy_from_slice(&tag);
     Ok(sealed)

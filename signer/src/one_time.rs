@@ -6,7 +6,7 @@
 
 use aes_gcm::{
     Aes256Gcm,
-    aead::{AeadInPlace as _, KeyInit as _},
+    aead::{AeadInOut as _, KeyInit as _},
 };
 use bitcoin::secp256k1::PublicKey;
 use hkdf::Hkdf;
@@ -45,7 +45,7 @@ pub fn seal(
     let (header, rest) = sealed.split_at_mut(at);
     let (tag, body) = rest.split_first_chunk_mut::<TAG>().ok_or(EciesError::Open)?;
     let made =
-        cipher.encrypt_in_place_detached((&*nonce).into(), header, body).map_err(|_| EciesError::Open)?;
+        cipher.encrypt_inout_detached((&*nonce).into(), header, body.into()).map_err(|_| EciesError::Open)?;
     tag.copy_from_slice(&made);
     Ok(sealed)
 }
@@ -60,7 +60,12 @@ pub fn open(
     let (cipher, nonce) = cipher(envelope.header, &secret.public_key(), binding, &shared)?;
     let mut plaintext = Zeroizing::new(envelope.ciphertext.to_vec());
     cipher
-        .decrypt_in_place_detached((&*nonce).into(), envelope.header, &mut plaintext, envelope.tag.into())
+        .decrypt_inout_detached(
+            (&*nonce).into(),
+            envelope.header,
+            plaintext.as_mut_slice().into(),
+            envelope.tag.into(),
+        )
         .map_err(|_| EciesError::Open)?;
     Ok(plaintext)
 }

@@ -52,6 +52,10 @@ impl Shared {
         let keys = Keys::derive(&operation, &attempt.opened)?;
         let signatures = operation.parse_signatures(&proof.signatures)?;
         let outcome = operation.outcome(&signatures, &keys, &certificate.ballot().digest)?;
+        txn.open_ahead(operation.parts.iter().enumerate().flat_map(|(position, part)| {
+            let share = keyshare_secret(&part.record.keyshare_id, part.record.version);
+            [share, tweak_id(&operation.id, operation.attempt, position)]
+        }))?;
         for (position, part) in operation.parts.iter().enumerate() {
             let key = keys.get(&part.record.leaf_id).ok_or(OperationError::Opened("leaf missing"))?;
             self.advance_key(txn, &operation, position, key)?;

@@ -275,7 +275,7 @@ impl Vault {
         };
         let header =
             body.seal(head, &keys).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
-        let pages = std::mem::take(&mut tree.pages).into_iter().collect();
+        let pages = std::mem::take(&mut tree.pages);
         let store = StoreCommit { header, pages, records: records.into_iter().collect() };
         Ok(Sealed { store, state, tree, wrapped: keys.into_iter().map(|(id, _)| id).collect() })
     }

@@ -63,10 +63,15 @@ impl SecretId {
         Self { owner, kind, version }
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.owner);
-        out.push(self.kind as u8);
-        out.extend_from_slice(&self.version.to_be_bytes());
+    /// On disk. Names are ordered as their bytes are.
+    pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let (owner, rest) = bytes.split_at_mut(16);
+        let (kind, version) = rest.split_at_mut(1);
+        owner.copy_from_slice(&self.owner);
+        kind.copy_from_slice(&[self.kind as u8]);
+        version.copy_from_slice(&self.version.to_be_bytes());
+        bytes
     }
 
     pub(super) fn decode(bytes: &[u8; Self::BYTES]) -> Option<Self> {

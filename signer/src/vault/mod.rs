@@ -9,6 +9,7 @@
 //! so a freshly opened vault is read-only until [`Vault::confirm_witnessed`].
 
 mod commit;
+mod cores;
 #[cfg(test)]
 mod device_tests;
 mod devices;

@@ -13,7 +13,7 @@ use super::error::{CreateError, OpenError, VaultError};
 use super::failpoint::FailPoint;
 use super::header::{Body, BodyRef, Head};
 use super::id::SecretId;
-use super::ledger::{RecordSet, SetState};
+use super::ledger::RecordSet;
 use super::members::{Fingerprint, distinct, member};
 use super::seal::SealBroken;
 use super::store::{Record, SealedStore, StoreCommit, StoreError};
@@ -181,12 +181,12 @@ impl Vault {
     }
 
     fn check_records(&self) -> Result<(), OpenError> {
-        let mut state = SetState::EMPTY;
+        let mut tally = self.records.tally();
         self.store.scan(&[], None, &mut |key, value| {
-            self.records.add(&mut state, key, value);
+            tally.add(key, value);
             true
         })?;
-        if state.matches(&self.records.state) { Ok(()) } else { Err(OpenError::RecordsBroken) }
+        if tally.finish().matches(&self.records.state) { Ok(()) } else { Err(OpenError::RecordsBroken) }
     }
 
     /// Installs a hook that sees every step of a commit.
@@ -288,6 +288,15 @@ impl Vault {
     pub(super) fn contains(&self, open: &OpenPages, id: &SecretId) -> Result<bool, VaultError> {
         self.check_usable()?;
         self.tree.contains(&*self.store, open, id)
+    }
+
+    pub(super) fn open_ahead(
+        &self,
+        open: &OpenPages,
+        ids: &mut dyn Iterator<Item = SecretId>,
+    ) -> Result<(), VaultError> {
+        self.check_usable()?;
+        self.tree.open_ahead(&*self.store, open, ids)
     }
 
     pub(super) fn owned(&self, open: &OpenPages, owner: &[u8; 16]) -> Result<Vec<SecretId>, VaultError> {

@@ -66,6 +66,11 @@ impl<'v> Txn<'v> {
         self.vault
     }
 
+    /// Reads what the batch will need to know of these secrets, all at once: faster than one by one where they are many.
+    pub fn open_ahead(&self, ids: impl IntoIterator<Item = SecretId>) -> Result<(), VaultError> {
+        self.vault.open_ahead(&self.open, &mut ids.into_iter())
+    }
+
     /// A secret, as this batch leaves it.
     pub fn get_secret(&self, id: &SecretId) -> Result<Option<Secret>, VaultError> {
         match self.changes.secrets.get(id) {
@@ -98,29 +103,36 @@ impl<'v> Txn<'v> {
         if value.len() > MAX_SECRET_BYTES {
             return Err(VaultError::SecretTooLong);
         }
-        self.change_secret(id, Some(value))
-    }
-
-    /// Destroys a secret. Says whether there was one.
-    pub fn delete_secret(&mut self, id: &SecretId) -> Result<bool, VaultError> {
-        if !self.has_secret(id)? {
-            return Ok(false);
-        }
-        self.change_secret(*id, None)?;
-        Ok(true)
-    }
-
-    fn change_secret(&mut self, id: SecretId, value: Option<Secret>) -> Result<(), VaultError> {
         let ends = match self.changes.secrets.get(&id) {
             Some(fate) => fate.ends,
             None => self.vault.contains(&self.open, &id)?,
         };
-        let before = self.changes.secrets.insert(id, Fate { value, ends });
+        self.settle(id, Fate { value: Some(value), ends });
+        Ok(())
+    }
+
+    /// Destroys a secret. Says whether there was one.
+    pub fn delete_secret(&mut self, id: &SecretId) -> Result<bool, VaultError> {
+        let (there, ends) = match self.changes.secrets.get(id) {
+            Some(fate) => (fate.value.is_some(), fate.ends),
+            None => {
+                let there = self.vault.contains(&self.open, id)?;
+                (there, there)
+            }
+        };
+        if there {
+            self.settle(*id, Fate { value: None, ends });
+        }
+        Ok(there)
+    }
+
+    fn settle(&mut self, id: SecretId, fate: Fate) {
+        let ends = fate.ends;
+        let before = self.changes.secrets.insert(id, fate);
         if before.is_none() {
             self.changes.ends = self.changes.ends.saturating_add(usize::from(ends));
         }
         self.undo.push(Undo::Secret(id, before));
-        Ok(())
     }
 
     /// A record, as this batch leaves it.

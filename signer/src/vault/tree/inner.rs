@@ -2,12 +2,10 @@
 //!
 //! On disk, sealed: count (u16) ‖ per child: first name below it, number (u64), key (32 bytes).
 
-use zeroize::Zeroizing;
-
-use super::Place;
+use super::{Place, sealing::Unsealed};
 use crate::vault::{
     id::SecretId,
-    seal::{self, KEY_BYTES, SealBroken, TAG_BYTES},
+    seal::{self, Buffer, DataKey, KEY_BYTES, SealBroken, TAG_BYTES},
 };
 
 /// Children per node.
@@ -18,7 +16,7 @@ const ENTRY: usize = SecretId::BYTES + 8 + KEY_BYTES;
 pub(super) struct Kids {
     firsts: Vec<SecretId>,
     numbers: Vec<u64>,
-    keys: Zeroizing<Vec<u8>>,
+    keys: Buffer,
 }
 
 impl Kids {
@@ -26,14 +24,14 @@ impl Kids {
         Self {
             firsts: Vec::with_capacity(children),
             numbers: Vec::with_capacity(children),
-            keys: Zeroizing::new(Vec::with_capacity(children * KEY_BYTES)),
+            keys: Buffer::with_capacity(children * KEY_BYTES),
         }
     }
 
     pub(super) fn push(&mut self, first: SecretId, number: u64, key: &[u8; KEY_BYTES]) {
         if self.keys.capacity() - self.keys.len() < KEY_BYTES {
             // A vector that grows by itself leaves its old content behind.
-            let mut larger = Zeroizing::new(Vec::with_capacity((self.keys.len() + KEY_BYTES) * 2));
+            let mut larger = Buffer::with_capacity((self.keys.len() + KEY_BYTES) * 2);
             larger.extend_from_slice(&self.keys);
             self.keys = larger;
         }
@@ -91,7 +89,7 @@ impl Inner {
     }
 
     pub(super) fn open(place: &Place, key: &[u8; KEY_BYTES], stored: &[u8]) -> Result<Self, SealBroken> {
-        let text = seal::open(key, &place.context(0), stored)?;
+        let text = place.bind(&[], |context| seal::open(key, context, stored))?;
         let (count, rest) = text.split_first_chunk::<2>().ok_or(SealBroken)?;
         let count = usize::from(u16::from_be_bytes(*count));
         if count > FAN_OUT || rest.len() != count * ENTRY {
@@ -110,18 +108,17 @@ impl Inner {
         Ok(Self(kids))
     }
 
-    /// Seals under a fresh key.
-    pub(super) fn seal(&self, place: &Place, key: &[u8; KEY_BYTES]) -> Result<Vec<u8>, SealBroken> {
+    /// Lays out the node, to be sealed under a fresh key.
+    pub(super) fn unsealed(&self, place: Place, key: DataKey) -> Result<Unsealed, SealBroken> {
         let kids = &self.0;
-        let mut text = Zeroizing::new(Vec::with_capacity(2 + kids.len() * ENTRY + TAG_BYTES));
-        text.extend_from_slice(&u16::try_from(kids.len()).map_err(|_| SealBroken)?.to_be_bytes());
+        let mut page = Buffer::with_capacity(2 + kids.len() * ENTRY + TAG_BYTES);
+        page.extend_from_slice(&u16::try_from(kids.len()).map_err(|_| SealBroken)?.to_be_bytes());
         for (at, first) in kids.firsts.iter().enumerate() {
             let (_, number, key) = kids.get(at).ok_or(SealBroken)?;
-            first.encode(&mut text);
-            text.extend_from_slice(&number.to_be_bytes());
-            text.extend_from_slice(key);
+            page.extend_from_slice(&first.to_bytes());
+            page.extend_from_slice(&number.to_be_bytes());
+            page.extend_from_slice(key);
         }
-        seal::seal(key, &place.context(0), &mut text)?;
-        Ok(std::mem::take(&mut *text))
+        Ok(Unsealed::new(place, key, page, 0))
     }
 }

@@ -3,14 +3,10 @@
 //! On disk: count (u16) ‖ directory (per slot: name, length u32) ‖ sealed values. The directory is associated data,
 //! together with the page's place, so a secret cannot change its name, version, kind or place.
 
-use std::ops::Range;
-
-use zeroize::Zeroizing;
-
-use super::Place;
+use super::{Place, sealing::Unsealed};
 use crate::vault::{
     id::{MAX_SECRET_BYTES, SecretId},
-    seal::{self, SealBroken, TAG_BYTES},
+    seal::{self, Buffer, DataKey, SealBroken, TAG_BYTES},
 };
 
 /// Secrets per page.
@@ -20,6 +16,9 @@ pub(super) const SLOTS: usize = 64;
 pub(super) const FULL: usize = SLOTS * (ENTRY + 32);
 const ENTRY: usize = SecretId::BYTES + 4;
 
+/// Longest part of a page that is in the clear, in bytes.
+pub(super) const MOST_CLEAR: usize = 2 + SLOTS * ENTRY;
+
 /// A secret by name.
 pub(super) type Slot<'a> = (SecretId, &'a [u8]);
 
@@ -28,77 +27,103 @@ pub(super) const fn weight(value: &[u8]) -> usize {
     ENTRY + value.len()
 }
 
-/// A page in the clear.
+/// A page in the clear: as on disk, without the tag.
 pub(super) struct Leaf {
-    text: Zeroizing<Vec<u8>>,
-    directory: Vec<(SecretId, Range<usize>)>,
+    page: Buffer,
+    slots: usize,
 }
 
 impl Leaf {
-    pub(super) fn open(place: &Place, key: &[u8; 32], stored: &[u8]) -> Result<Self, SealBroken> {
-        let (count, rest) = stored.split_first_chunk::<2>().ok_or(SealBroken)?;
-        let count = usize::from(u16::from_be_bytes(*count));
-        if count > SLOTS {
+    pub(super) fn open(place: &Place, key: &[u8; 32], stored: Vec<u8>) -> Result<Self, SealBroken> {
+        let count = stored.first_chunk::<2>().ok_or(SealBroken)?;
+        let slots = usize::from(u16::from_be_bytes(*count));
+        if slots > SLOTS {
             return Err(SealBroken);
         }
-        let (directory, sealed) = rest.split_at_checked(count * ENTRY).ok_or(SealBroken)?;
-        let mut context = place.context(2 + directory.len());
-        context.extend_from_slice(stored.get(..2 + directory.len()).ok_or(SealBroken)?);
-        let text = seal::open(key, &context, sealed)?;
-        let mut slots = Vec::with_capacity(count);
-        let mut at = 0usize;
-        for entry in directory.chunks_exact(ENTRY) {
-            let (id, length) = entry.split_first_chunk::<{ SecretId::BYTES }>().ok_or(SealBroken)?;
-            let id = SecretId::decode(id).ok_or(SealBroken)?;
-            let length = u32::from_be_bytes(length.try_into().map_err(|_| SealBroken)?) as usize;
-            let end = at.checked_add(length).ok_or(SealBroken)?;
-            if length > MAX_SECRET_BYTES || end > text.len() {
+        let clear = 2 + slots * ENTRY;
+        let mut page = Buffer::from(stored);
+        let (open, sealed) = page.split_at_mut_checked(clear).ok_or(SealBroken)?;
+        let text = place.bind(open, |context| seal::open_in_place(key, context, sealed))?;
+        page.truncate(clear + text);
+        let leaf = Self { page, slots };
+        let mut values = 0usize;
+        for entry in leaf.directory().chunks_exact(ENTRY) {
+            let (_, length) = decode(entry).ok_or(SealBroken)?;
+            if length > MAX_SECRET_BYTES {
                 return Err(SealBroken);
             }
-            slots.push((id, at..end));
-            at = end;
+            values = values.checked_add(length).ok_or(SealBroken)?;
         }
-        if at == text.len() { Ok(Self { text, directory: slots }) } else { Err(SealBroken) }
+        if values == leaf.values().len() { Ok(leaf) } else { Err(SealBroken) }
     }
 
-    /// Seals slots, ascending by name, under a fresh key.
-    pub(super) fn seal(place: &Place, key: &[u8; 32], slots: &[Slot<'_>]) -> Result<Vec<u8>, SealBroken> {
+    fn directory(&self) -> &[u8] {
+        self.page.get(2..2 + self.slots * ENTRY).unwrap_or_default()
+    }
+
+    fn values(&self) -> &[u8] {
+        self.page.get(2 + self.slots * ENTRY..).unwrap_or_default()
+    }
+
+    /// Lays out slots, ascending by name, to be sealed under a fresh key.
+    pub(super) fn unsealed(place: Place, key: DataKey, slots: &[Slot<'_>]) -> Result<Unsealed, SealBroken> {
         let values: usize = slots.iter().map(|(_, value)| value.len()).sum();
-        let mut out = Vec::with_capacity(2 + slots.len() * ENTRY + values + TAG_BYTES);
-        out.extend_from_slice(&u16::try_from(slots.len()).map_err(|_| SealBroken)?.to_be_bytes());
+        let clear = 2 + slots.len() * ENTRY;
+        let mut page = Buffer::with_capacity(clear + values + TAG_BYTES);
+        page.extend_from_slice(&u16::try_from(slots.len()).map_err(|_| SealBroken)?.to_be_bytes());
         for (id, value) in slots {
-            id.encode(&mut out);
-            out.extend_from_slice(&u32::try_from(value.len()).map_err(|_| SealBroken)?.to_be_bytes());
+            page.extend_from_slice(&id.to_bytes());
+            page.extend_from_slice(&u32::try_from(value.len()).map_err(|_| SealBroken)?.to_be_bytes());
         }
-        let mut context = place.context(out.len());
-        context.extend_from_slice(&out);
-        let mut text = Zeroizing::new(Vec::with_capacity(values + TAG_BYTES));
         for (_, value) in slots {
-            text.extend_from_slice(value);
+            page.extend_from_slice(value);
         }
-        seal::seal(key, &context, &mut text)?;
-        out.extend_from_slice(&text);
-        Ok(out)
+        Ok(Unsealed::new(place, key, page, clear))
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.directory.len()
+    pub(super) const fn len(&self) -> usize {
+        self.slots
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.directory.is_empty()
+    /// What its slots weigh together.
+    pub(super) fn weight(&self) -> usize {
+        self.slots * ENTRY + self.values().len()
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.slots == 0
     }
 
     pub(super) fn first(&self) -> Option<SecretId> {
-        self.directory.first().map(|(id, _)| *id)
+        self.slots().next().map(|(id, _)| id)
     }
 
-    pub(super) fn slots(&self) -> impl Iterator<Item = (&SecretId, &[u8])> {
-        self.directory.iter().map(|(id, range)| (id, self.text.get(range.clone()).unwrap_or_default()))
+    pub(super) fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        let mut values = self.values();
+        self.directory().chunks_exact(ENTRY).filter_map(move |entry| {
+            let (id, length) = decode(entry)?;
+            let (value, rest) = values.split_at_checked(length)?;
+            values = rest;
+            Some((id, value))
+        })
     }
 
     pub(super) fn find(&self, id: &SecretId) -> Option<&[u8]> {
-        let at = self.directory.binary_search_by(|(slot, _)| slot.cmp(id)).ok()?;
-        self.text.get(self.directory.get(at)?.1.clone())
+        let name = id.to_bytes();
+        let (entries, _) = self.directory().as_chunks::<ENTRY>();
+        let at = entries.partition_point(|entry| entry.get(..SecretId::BYTES) < Some(name.as_slice()));
+        let (before, from) = entries.split_at_checked(at)?;
+        let (found, length) = decode(from.first()?)?;
+        let start: usize = before.iter().filter_map(|entry| decode_length(entry)).sum();
+        if found == *id { self.values().get(start..start.checked_add(length)?) } else { None }
     }
+}
+
+fn decode(entry: &[u8]) -> Option<(SecretId, usize)> {
+    Some((SecretId::decode(entry.first_chunk()?)?, decode_length(entry)?))
+}
+
+fn decode_length(entry: &[u8]) -> Option<usize> {
+    let length = entry.last_chunk::<4>()?;
+    usize::try_from(u32::from_be_bytes(*length)).ok()
 }

@@ -11,8 +11,13 @@
 mod inner;
 mod leaf;
 mod rebuild;
+mod sealing;
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use spark_rules::ids::Incarnation;
 use zeroize::Zeroizing;
@@ -22,6 +27,7 @@ use self::{
     leaf::Leaf,
 };
 use super::{
+    cores,
     error::VaultError,
     id::{SecretId, SecretKind},
     seal::{DataKey, SealBroken},
@@ -50,16 +56,31 @@ struct Place {
 }
 
 impl Place {
-    /// What every seal of this place begins with.
-    fn context(&self, capacity: usize) -> Vec<u8> {
+    /// Gives `with` what every seal of this place is bound to, and then `clear`, the page's part in the clear.
+    fn bind<T>(&self, clear: &[u8], with: impl FnOnce(&[u8]) -> T) -> T {
         const DOMAIN: &[u8] = b"spark/vault/tree/v1";
-        let mut context = Vec::with_capacity(DOMAIN.len() + 8 + 16 + 1 + 8 + capacity);
-        context.extend_from_slice(DOMAIN);
-        context.extend_from_slice(&self.origin.tree.0);
-        context.extend_from_slice(self.origin.incarnation.as_bytes());
-        context.push(self.level);
-        context.extend_from_slice(&self.number.to_be_bytes());
-        context
+        const FIXED: usize = DOMAIN.len() + 8 + 16 + 1 + 8;
+        let fixed = || {
+            let level = std::slice::from_ref(&self.level);
+            let number = self.number.to_be_bytes();
+            let parts: [&[u8]; 5] =
+                [DOMAIN, &self.origin.tree.0, self.origin.incarnation.as_bytes(), level, &number];
+            let mut context = [0u8; FIXED];
+            let places = context.iter_mut();
+            parts.into_iter().flatten().zip(places).for_each(|(byte, place)| *place = *byte);
+            context
+        };
+        // On the stack: this is done for every page of a batch, and pages are small.
+        let mut context = [0u8; FIXED + leaf::MOST_CLEAR];
+        match context.get_mut(..FIXED.saturating_add(clear.len())) {
+            Some(context) => {
+                let (head, rest) = context.split_at_mut(FIXED);
+                head.copy_from_slice(&fixed());
+                rest.copy_from_slice(clear);
+                with(context)
+            }
+            None => with(&[fixed().as_slice(), clear].concat()),
+        }
     }
 }
 
@@ -119,6 +140,9 @@ impl OpenPages {
     }
 }
 
+/// Number and key of a page, and the first name of the page after it.
+type Location<'a> = (u64, &'a [u8; 32], Option<SecretId>);
+
 /// The page that a name belongs to, and the first name of the page after it.
 type Sought = (Arc<Leaf>, Option<SecretId>);
 
@@ -153,6 +177,7 @@ impl Tree {
             let key = top.key.expose();
             tree.read(store, Place { origin, level: top.level, number: top.number }, key, None, &mut found)?;
         }
+        found.check_pages()?;
         tree.top = top;
         if found.secrets != len || found.pages != store.page_count()? {
             return Err(TreeError::Count);
@@ -175,19 +200,9 @@ impl Tree {
         let stored = store.page(place.number)?.ok_or_else(broken)?;
         found.pages = found.pages.saturating_add(1);
         if place.level == 0 {
-            let page = Leaf::open(&place, key, &stored).map_err(|SealBroken| broken())?;
-            for (id, _) in page.slots() {
-                // Names ascend over the whole tree, and a page begins with the name that its parent says.
-                if found.last.is_some_and(|last| last >= *id) {
-                    return Err(broken());
-                }
-                found.last = Some(*id);
-            }
-            if page.is_empty() || first.is_some_and(|first| page.first() != Some(first)) {
-                return Err(broken());
-            }
-            found.secrets = found.secrets.saturating_add(page.len() as u64);
-            return Ok(());
+            let key = DataKey::from_slice(key).ok_or_else(broken)?;
+            found.waiting.push(Closed { place, key, stored, first, leaf: None });
+            return if found.waiting.len() < Found::AT_ONCE { Ok(()) } else { found.check_pages() };
         }
         let node = Inner::open(&place, key, &stored).map_err(|SealBroken| broken())?;
         if node.kids().is_empty() || first.is_some_and(|first| node.kids().first() != Some(first)) {
@@ -223,20 +238,15 @@ impl Tree {
             return Ok(page);
         }
         let stored = store.page(number)?.ok_or(VaultError::Damaged("page is missing"))?;
-        let page = Leaf::open(&Place { origin: self.origin, level: 0, number }, key, &stored)
+        let page = Leaf::open(&Place { origin: self.origin, level: 0, number }, key, stored)
             .map_err(|SealBroken| VaultError::Damaged("page does not open"))?;
         let page = Arc::new(page);
         open.keep(number, &page);
         Ok(page)
     }
 
-    /// Where a name belongs.
-    fn seek(
-        &self,
-        store: &dyn SealedStore,
-        open: &OpenPages,
-        id: &SecretId,
-    ) -> Result<Option<Sought>, VaultError> {
+    /// Number and key of the page that a name belongs to, and the first name of the page after it.
+    fn locate(&self, id: &SecretId) -> Result<Option<Location<'_>>, VaultError> {
         let Some(top) = &self.top else { return Ok(None) };
         let (mut level, mut number, mut key, mut after) = (top.level, top.number, top.key.expose(), None);
         while level > 0 {
@@ -246,7 +256,50 @@ impl Tree {
             let (_, kid, kid_key) = kids.get(at).ok_or(VaultError::Damaged("node without children"))?;
             (level, number, key, after) = (level.saturating_sub(1), kid, kid_key, next.or(after));
         }
+        Ok(Some((number, key, after)))
+    }
+
+    /// Where a name belongs.
+    fn seek(
+        &self,
+        store: &dyn SealedStore,
+        open: &OpenPages,
+        id: &SecretId,
+    ) -> Result<Option<Sought>, VaultError> {
+        let Some((number, key, after)) = self.locate(id)? else { return Ok(None) };
         Ok(Some((self.page(store, open, number, key)?, after)))
+    }
+
+    /// Opens the pages that these names belong to, as far as a batch keeps them. What is wrong with one shows when it
+    /// is needed.
+    pub(super) fn open_ahead(
+        &self,
+        store: &dyn SealedStore,
+        open: &OpenPages,
+        ids: &mut dyn Iterator<Item = SecretId>,
+    ) -> Result<(), VaultError> {
+        let mut sought: BTreeMap<u64, &[u8; 32]> = BTreeMap::new();
+        for id in ids {
+            if let Some((number, key, _)) = self.locate(&id)?
+                && open.get(number).is_none()
+            {
+                sought.insert(number, key);
+            }
+        }
+        let mut pages = Vec::with_capacity(sought.len());
+        for (number, key) in sought.into_iter().take(open.most) {
+            let place = Place { origin: self.origin, level: 0, number };
+            if let (Some(stored), Some(key)) = (store.page(number)?, DataKey::from_slice(key)) {
+                pages.push(Closed { place, key, stored, first: None, leaf: None });
+            }
+        }
+        cores::each(&mut pages, Closed::open);
+        for page in pages {
+            if let Some(leaf) = page.leaf {
+                open.keep(page.place.number, &Arc::new(leaf));
+            }
+        }
+        Ok(())
     }
 
     /// A secret.
@@ -281,7 +334,7 @@ impl Tree {
         let mut from = Some(SecretId::new(*owner, SecretKind::Keyshare, 0));
         while let Some(id) = from {
             let Some((page, after)) = self.seek(store, open, &id)? else { break };
-            found.extend(page.slots().map(|(id, _)| *id).filter(|id| id.owner == *owner));
+            found.extend(page.slots().map(|(id, _)| id).filter(|id| id.owner == *owner));
             from = after.filter(|after| after.owner == *owner);
         }
         Ok(found)
@@ -301,9 +354,53 @@ impl Tree {
     }
 }
 
+/// A page that is not open yet.
+struct Closed {
+    place: Place,
+    key: DataKey,
+    stored: Vec<u8>,
+    /// The name that it begins with, as its parent says.
+    first: Option<SecretId>,
+    leaf: Option<Leaf>,
+}
+
+impl Closed {
+    fn open(&mut self) {
+        let stored = std::mem::take(&mut self.stored);
+        self.leaf = Leaf::open(&self.place, self.key.expose(), stored).ok();
+    }
+}
+
+/// What was read of a tree.
 #[derive(Default)]
 struct Found {
     pages: u64,
     secrets: u64,
     last: Option<SecretId>,
+    /// Pages in order, to be opened together.
+    waiting: Vec<Closed>,
+}
+
+impl Found {
+    const AT_ONCE: usize = 1024;
+
+    fn check_pages(&mut self) -> Result<(), TreeError> {
+        cores::each(&mut self.waiting, Closed::open);
+        for page in self.waiting.drain(..) {
+            let broken = || TreeError::Broken(page.place.number);
+            let leaf = page.leaf.as_ref().ok_or_else(broken)?;
+            for (id, _) in leaf.slots() {
+                // Names ascend over the whole tree, and a page begins with the name that its parent says.
+                if self.last.is_some_and(|last| last >= id) {
+                    return Err(broken());
+                }
+                self.last = Some(id);
+            }
+            if leaf.is_empty() || page.first.is_some_and(|first| leaf.first() != Some(first)) {
+                return Err(broken());
+            }
+            self.secrets = self.secrets.saturating_add(leaf.len() as u64);
+        }
+        Ok(())
+    }
 }

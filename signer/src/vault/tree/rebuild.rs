@@ -12,11 +12,12 @@ use super::{
     Inner, Kids, Leaf, MAX_LEVEL, OpenPages, Origin, Place, Top, Tree,
     inner::FAN_OUT,
     leaf::{self, SLOTS, Slot},
+    sealing::{Unsealed, seal_all},
 };
 use crate::vault::{
     error::VaultError,
     id::SecretId,
-    seal::{DataKey, SealBroken},
+    seal::{DataKey, KeySource, SealBroken},
     store::SealedStore,
 };
 
@@ -35,8 +36,8 @@ const fn lonely(most: usize) -> usize {
 
 /// A tree after a batch, and what the store must be told for it.
 pub(in crate::vault) struct Rewrite {
-    /// Pages and nodes by number. `None` removes.
-    pub(in crate::vault) pages: BTreeMap<u64, Option<Vec<u8>>>,
+    /// Pages and nodes, ascending by number. `None` removes.
+    pub(in crate::vault) pages: Vec<(u64, Option<Vec<u8>>)>,
     pub(super) nodes: BTreeMap<u64, Option<Inner>>,
     pub(in crate::vault) top: Option<Top>,
     pub(in crate::vault) next: u64,
@@ -55,6 +56,7 @@ impl Tree {
             tree: self,
             store,
             open,
+            keys: KeySource::new(),
             pages: BTreeMap::new(),
             nodes: BTreeMap::new(),
             next: self.next,
@@ -69,7 +71,7 @@ impl Tree {
             top => batch.rebuild_all(top.as_ref(), changes)?,
         };
         let Batch { pages, nodes, next, len, .. } = batch;
-        Ok(Rewrite { pages, nodes, top, next, len })
+        Ok(Rewrite { pages: seal(pages).map_err(unsealable)?, nodes, top, next, len })
     }
 }
 
@@ -77,7 +79,8 @@ struct Batch<'a> {
     tree: &'a Tree,
     store: &'a dyn SealedStore,
     open: &'a OpenPages,
-    pages: BTreeMap<u64, Option<Vec<u8>>>,
+    keys: KeySource,
+    pages: BTreeMap<u64, Option<Unsealed>>,
     nodes: BTreeMap<u64, Option<Inner>>,
     next: u64,
     len: u64,
@@ -168,9 +171,7 @@ impl Batch<'_> {
         for (at, part) in &parts {
             let Some((_, number, key)) = kids.get(*at) else { continue };
             let page = self.tree.page(self.store, self.open, number, key)?;
-            let slots = merge(page.slots(), part);
-            let weight: usize = slots.iter().map(|(_, value)| leaf::weight(value)).sum();
-            if weight < lonely(leaf::FULL) {
+            if weight_after(&page, part) < lonely(leaf::FULL) {
                 lonely_ones.extend(neighbour(*at, kids.len()));
             }
             open.insert(*at, page);
@@ -183,23 +184,25 @@ impl Batch<'_> {
         }
         let mut out = Kids::with_capacity(kids.len() + parts.len());
         if kids.is_empty() {
-            let slots = merge(std::iter::empty(), changes);
+            let mut slots = Vec::with_capacity(changes.len());
+            merge(std::iter::empty(), changes, &mut slots);
             self.count(0, slots.len())?;
             self.seal_pages(&slots, Vec::new(), &mut out)?;
             return Ok(out);
         }
         let mut at = 0;
+        let mut run: Vec<Slot<'_>> = Vec::with_capacity(2 * SLOTS);
         while at < kids.len() {
             if !open.contains_key(&at) {
                 out.extend(kids, at..at + 1);
                 at += 1;
                 continue;
             }
-            let mut run: Vec<Slot<'_>> = Vec::with_capacity(SLOTS);
+            run.clear();
             let mut numbers = Vec::new();
             let mut before = 0;
             while let Some(page) = open.get(&at) {
-                run.extend(merge(page.slots(), parts.get(&at).copied().unwrap_or_default()));
+                merge(page.slots(), parts.get(&at).copied().unwrap_or_default(), &mut run);
                 before += page.len();
                 numbers.extend(kids.get(at).map(|(_, number, _)| number));
                 at += 1;
@@ -224,15 +227,14 @@ impl Batch<'_> {
         out: &mut Kids,
     ) -> Result<(), VaultError> {
         let mut numbers = numbers.into_iter();
-        let weights: Vec<usize> = slots.iter().map(|(_, value)| leaf::weight(value)).collect();
-        for range in divide(&weights, leaf::FULL, SLOTS) {
+        for range in divide(slots.iter().map(|(_, value)| leaf::weight(value)), leaf::FULL, SLOTS) {
             let part = slots.get(range).unwrap_or_default();
             let Some((first, _)) = part.first() else { continue };
             let number = self.number(&mut numbers)?;
-            let key = DataKey::random();
-            let sealed = Leaf::seal(&self.place(0, number), key.expose(), part).map_err(unsealable)?;
-            self.pages.insert(number, Some(sealed));
+            let key = self.keys.draw();
             out.push(*first, number, key.expose());
+            let page = Leaf::unsealed(self.place(0, number), key, part).map_err(unsealable)?;
+            self.pages.insert(number, Some(page));
         }
         numbers.for_each(|number| self.remove(number));
         Ok(())
@@ -247,17 +249,17 @@ impl Batch<'_> {
         out: &mut Kids,
     ) -> Result<(), VaultError> {
         let mut numbers = numbers.into_iter();
-        for range in divide(&vec![1; kids.len()], FAN_OUT, FAN_OUT) {
+        for range in divide(std::iter::repeat_n(1, kids.len()), FAN_OUT, FAN_OUT) {
             let mut part = Kids::with_capacity(range.len());
             part.extend(kids, range);
             let Some(first) = part.first() else { continue };
             let number = self.number(&mut numbers)?;
-            let key = DataKey::random();
-            let node = Inner::new(part);
-            let sealed = node.seal(&self.place(level, number), key.expose()).map_err(unsealable)?;
-            self.pages.insert(number, Some(sealed));
-            self.nodes.insert(number, Some(node));
+            let key = self.keys.draw();
             out.push(first, number, key.expose());
+            let node = Inner::new(part);
+            let page = node.unsealed(self.place(level, number), key).map_err(unsealable)?;
+            self.pages.insert(number, Some(page));
+            self.nodes.insert(number, Some(node));
         }
         for number in numbers {
             self.remove(number);
@@ -292,6 +294,21 @@ impl Batch<'_> {
 
 const MISSING: VaultError = VaultError::Damaged("node without children");
 
+/// Seals what stays.
+fn seal(pages: BTreeMap<u64, Option<Unsealed>>) -> Result<Vec<(u64, Option<Vec<u8>>)>, SealBroken> {
+    let numbers: Vec<(u64, bool)> = pages.iter().map(|(number, page)| (*number, page.is_some())).collect();
+    let mut sealed = seal_all(pages.into_values().flatten().collect())?.into_iter();
+    let page = |(number, stays): (u64, bool)| match stays {
+        false => Ok((number, None)),
+        true => sealed
+            .next()
+            .filter(|(of, _)| *of == number)
+            .map(|(_, page)| (number, Some(page)))
+            .ok_or(SealBroken),
+    };
+    numbers.into_iter().map(page).collect()
+}
+
 fn unsealable(_: SealBroken) -> VaultError {
     VaultError::Damaged("content could not be sealed")
 }
@@ -318,37 +335,45 @@ fn by_child<'c>(kids: &Kids, mut changes: &'c [Change]) -> impl Iterator<Item = 
     })
 }
 
+/// What a page weighs after its changes.
+fn weight_after(page: &Leaf, changes: &[Change]) -> usize {
+    let gone = |id| page.find(id).map_or(0, leaf::weight);
+    let come = |value: &Option<Zeroizing<Vec<u8>>>| value.as_ref().map_or(0, |value| leaf::weight(value));
+    changes.iter().fold(page.weight(), |sum, (id, value)| (sum + come(value)).saturating_sub(gone(id)))
+}
+
 /// Slots of a page after its changes; both ascend.
-fn merge<'a>(slots: impl Iterator<Item = (&'a SecretId, &'a [u8])>, changes: &'a [Change]) -> Vec<Slot<'a>> {
-    let mut merged = Vec::with_capacity(SLOTS + changes.len());
+fn merge<'a>(slots: impl Iterator<Item = Slot<'a>>, changes: &'a [Change], merged: &mut Vec<Slot<'a>>) {
     let mut slots = slots.peekable();
     for (id, value) in changes {
-        while let Some((before, kept)) = slots.next_if(|(slot, _)| *slot < id) {
-            merged.push((*before, kept));
+        while let Some(kept) = slots.next_if(|(slot, _)| slot < id) {
+            merged.push(kept);
         }
-        let _replaced = slots.next_if(|(slot, _)| *slot == id);
+        let _replaced = slots.next_if(|(slot, _)| slot == id);
         merged.extend(value.as_ref().map(|value| (*id, value.as_slice())));
     }
-    merged.extend(slots.map(|(id, value)| (*id, value)));
-    merged
+    merged.extend(slots);
 }
 
 /// Divides a list evenly into parts of at most `most` weight, unless a single one is heavier, and `count` items.
 /// A single part if possible; otherwise each has room for more.
-fn divide(weights: &[usize], most: usize, count: usize) -> Vec<Range<usize>> {
-    if weights.is_empty() {
+fn divide(
+    weights: impl ExactSizeIterator<Item = usize> + Clone,
+    most: usize,
+    count: usize,
+) -> Vec<Range<usize>> {
+    let (length, total) = (weights.len(), weights.clone().sum::<usize>());
+    if length == 0 {
         return Vec::new();
     }
-    let total: usize = weights.iter().sum();
-    let parts = if weights.len() <= count && total <= most {
-        1
-    } else {
-        total.div_ceil(comfortable(most)).max(weights.len().div_ceil(comfortable(count)))
-    };
-    let (target, target_count) = (total.div_ceil(parts), weights.len().div_ceil(parts));
+    if length <= count && total <= most {
+        return std::iter::once(0..length).collect();
+    }
+    let parts = total.div_ceil(comfortable(most)).max(length.div_ceil(comfortable(count)));
+    let (target, target_count) = (total.div_ceil(parts), length.div_ceil(parts));
     let mut ranges = Vec::with_capacity(parts);
     let (mut start, mut weight) = (0, 0);
-    for (at, next) in weights.iter().enumerate() {
+    for (at, next) in weights.enumerate() {
         let full = weight + next > most || at - start >= count;
         let enough = weight >= target || at - start >= target_count;
         if at > start && (full || enough) {
@@ -357,7 +382,7 @@ fn divide(weights: &[usize], most: usize, count: usize) -> Vec<Range<usize>> {
         }
         weight += next;
     }
-    ranges.push(start..weights.len());
+    ranges.push(start..length);
     ranges
 }
 
@@ -372,7 +397,7 @@ mod tests {
         fn parts_are_whole_and_none_is_too_heavy(
             weights in proptest::collection::vec(prop_oneof![9 => Just(61usize), 1 => 30usize..9000], 0..400),
         ) {
-            let parts = divide(&weights, leaf::FULL, SLOTS);
+            let parts = divide(weights.iter().copied(), leaf::FULL, SLOTS);
             let mut next = 0;
             for part in &parts {
                 prop_assert_eq!(part.start, next);
