@@ -26,7 +26,7 @@ pub(super) fn each<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
     };
     thread::scope(|scope| {
         for _ in 0..helpers {
-            let _ = Builder::new().stack_size(STACK).spawn_scoped(scope, &take_part);
+            let _ = Builder::new().stack_size(STACK).spawn_scoped(scope, take_part);
         }
         take_part();
     });

@@ -294,8 +294,11 @@ impl Batch<'_> {
 
 const MISSING: VaultError = VaultError::Damaged("node without children");
 
+/// What the store gets under a page's number: new content, or none where the page goes.
+type Written = (u64, Option<Vec<u8>>);
+
 /// Seals what stays.
-fn seal(pages: BTreeMap<u64, Option<Unsealed>>) -> Result<Vec<(u64, Option<Vec<u8>>)>, SealBroken> {
+fn seal(pages: BTreeMap<u64, Option<Unsealed>>) -> Result<Vec<Written>, SealBroken> {
     let numbers: Vec<(u64, bool)> = pages.iter().map(|(number, page)| (*number, page.is_some())).collect();
     let mut sealed = seal_all(pages.into_values().flatten().collect())?.into_iter();
     let page = |(number, stays): (u64, bool)| match stays {
