@@ -1,5 +1,7 @@
 -- A transfer may have several receivers; each sees and claims its own leaves only. The row in `transfer` speaks of all
 -- of them: its total is their sum, its receiver the first one, and it is complete when each has claimed.
+ALTER INDEX transfer_receiver RENAME TO transfer_by_receiver;
+
 CREATE TABLE transfer_receiver (
     transfer_id  uuid NOT NULL REFERENCES transfer,
     receiver     bytea NOT NULL CHECK (octet_length(receiver) = 33),

@@ -24,6 +24,7 @@ const KNOWN: &[&str] = &[
     "peer.v1.Receipt.incarnation",
     "peer.v1.Receipt.keyshare_id",
     "peer.v1.Receipt.new_public_share",
+    "peer.v1.Receipt.package_keys",
     "peer.v1.Receipt.operation_id",
     "peer.v1.Receipt.retired_public_share",
     "peer.v1.Receipt.root_id_before",

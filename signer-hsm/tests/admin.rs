@@ -180,7 +180,7 @@ impl World {
                     root_epoch: 1,
                     sequence: 1,
                 };
-                let payload = [0u16.to_be_bytes().as_slice(), &question.nonce, &[0]].concat();
+                let payload = [0u16.to_be_bytes().as_slice(), &question.nonce, &[0, 0]].concat();
                 let statement = position.statement(&self.federation, "witness-answer/v1", &payload);
                 wire::WitnessAnswer {
                     witness: index.into(),

@@ -8,7 +8,11 @@ use spark_proto::{
 };
 use spark_rules::vote::Certificate;
 
-use super::{Wallet, deposit, operation, quorum::Quorum, send_request};
+use super::{
+    Wallet, deposit, operation,
+    quorum::{NOW, Quorum},
+    send_request,
+};
 
 type Change<'a> = &'a dyn Fn(&mut spark::StartTransferRequest);
 
@@ -109,7 +113,7 @@ fn x26_terms_without_a_signature_are_the_same_for_all_signers() {
     let (alice, bob) = (Wallet::new(), Wallet::new());
     let flipped = |send: &mut spark::StartTransferRequest| send.receiver_identity_public_key[0] ^= 1;
     let expiry = |send: &mut spark::StartTransferRequest| {
-        send.expiry_time = Some(prost_types::Timestamp { seconds: 77, nanos: 0 });
+        send.expiry_time = Some(prost_types::Timestamp { seconds: NOW as i64 + 77, nanos: 0 });
     };
     let lies: [&dyn Fn(&mut spark::StartTransferRequest); 2] = [&flipped, &expiry];
     for lie in lies {
