@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Api {
-    /// Leaves of an identity about which the session may read, or named nodes that concern the session's own; what concerns others is left out as if it
-    /// did not exist.
+    /// Leaves of an identity about which the session may read, or named nodes that concern the session's own; what
+    /// concerns others is left out as if it did not exist.
     pub(super) async fn nodes(
         &self,
         session: &Session,

@@ -39,6 +39,9 @@ const CALLS: usize = 2;
 /// Longest call: a rotation that waits for its confirmation, or a store that is opened.
 const DEADLINE: Duration = Duration::from_secs(180);
 
+/// After a connection that could not be taken.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// A path that fits into a socket's address, however long the real one is: through the open folder.
 pub(super) fn address(path: &Path) -> io::Result<(File, PathBuf)> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -82,16 +85,23 @@ pub async fn serve(listener: StdListener, admin: Admin) -> anyhow::Result<()> {
         .serve_with_incoming(ReceiverStream::new(incoming));
     tokio::select! {
         served = server => Ok(served?),
-        accepted = accept => Ok(accepted?),
+        () = accept => Ok(()),
     }
 }
 
-async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result<Connection>>) -> io::Result<()> {
+async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result<Connection>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let own = rustix::process::geteuid().as_raw();
     loop {
-        let (stream, _) = listener.accept().await?;
-        let user = stream.peer_cred()?.uid();
+        // Out of descriptors, say, because strangers hold them at the other listener: administration must outlive it.
+        let (stream, user) = match listener.accept().await.and_then(|(s, _)| Ok((s.peer_cred()?.uid(), s))) {
+            Ok((user, stream)) => (stream, user),
+            Err(error) => {
+                tracing::warn!(%error, "administration: a connection was not taken");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
         if user != own && user != 0 {
             tracing::warn!(user, "administration refused to another user");
             continue;
@@ -101,7 +111,7 @@ async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result<Con
             continue;
         };
         if connections.send(Ok(Connection { stream, _place: place })).await.is_err() {
-            return Ok(());
+            return;
         }
     }
 }
