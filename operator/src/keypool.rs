@@ -23,8 +23,13 @@ use crate::{
 
 /// Most keys of one batch.
 pub const MAX_BATCH: u32 = 64;
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often a full pool is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// The first pause after a failure; the peers of an operator that just started are often a moment behind.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause is reached by then.
+const MOST_DOUBLINGS: u32 = 8;
 
 /// A batch that gave no keys. It is abandoned; the next one starts anew.
 #[derive(Debug, thiserror::Error)]
@@ -101,19 +106,25 @@ impl Keypool {
     /// Fills the pool until `shutdown`.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
-        let mut pause = SHORTEST_PAUSE;
+        let mut failures: u32 = 0;
         loop {
-            match self.fill_once().await {
-                Ok(0) => pause = SHORTEST_PAUSE,
+            let pause = match self.fill_once().await {
+                Ok(0) => {
+                    failures = 0;
+                    LOOK
+                }
                 Ok(made) => {
                     tracing::info!(made, "keyshares generated");
-                    pause = Duration::ZERO;
+                    failures = 0;
+                    Duration::ZERO
                 }
                 Err(error) => {
-                    pause = (pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+                    let pause = SHORTEST_PAUSE.saturating_mul(1 << failures).min(LONGEST_PAUSE);
+                    failures = (failures + 1).min(MOST_DOUBLINGS);
                     tracing::warn!(%error, retry_in = ?pause, "key generation failed");
+                    pause
                 }
-            }
+            };
             tokio::select! {
                 () = &mut shutdown => return,
                 () = tokio::time::sleep(pause) => {}
