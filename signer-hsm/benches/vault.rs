@@ -10,7 +10,8 @@
 //!
 //! `cpu_us_*` is processor time per deletion, of all threads: on a machine that does other things as well it says more
 //! than the rate. The parts of a deletion's time on the clock: `lookup_us_*` (finding and opening its page), `seal_us_*`
-//! (rewriting and sealing pages and nodes), `store_us_*` (the store's transaction), `token_us_*` (roots made, used and
+//! (rewriting and sealing pages and nodes), `pages_us_*` (writing and syncing them), `store_us_*` (the transaction with
+//! header and records), `token_us_*` (roots made, used and
 //! destroyed), `confirm_us_*` (the other process's look).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed benchmark must stop")]
@@ -37,7 +38,7 @@ use spark_signer::vault::{
 };
 use spark_signer_hsm::{
     confirmer::Confirmer,
-    store::RedbStore,
+    store::{RedbStore, pages_path},
     token::{IdentitySource, Pkcs11Token, generate_keys},
 };
 use spark_softhsm::TokenDir;
@@ -199,6 +200,7 @@ fn fill(vault: &mut Vault, shares: u64) {
 struct Parts {
     last: Option<Instant>,
     seal: Duration,
+    pages: Duration,
     store: Duration,
     token: Duration,
 }
@@ -213,6 +215,7 @@ impl Parts {
                 self.token += spent
             }
             Step::Sealed => self.seal += spent,
+            Step::PagesWritten => self.pages += spent,
             Step::StoreCommitted => self.store += spent,
         }
     }
@@ -238,6 +241,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
     eprintln!("{shares} shares in {:.1} s", start.elapsed().as_secs_f64());
     // A thief's copy, as large as it may be.
     std::fs::copy(&path, dir.join("old.redb")).unwrap();
+    std::fs::copy(pages_path(&path), pages_path(&dir.join("old.redb"))).unwrap();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_spark-signer"));
@@ -316,6 +320,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
             ("cpu", processor),
             ("lookup", lookup),
             ("seal", parts.seal),
+            ("pages", parts.pages),
             ("store", parts.store),
             ("token", parts.token + spare),
             ("confirm", confirm),
@@ -342,7 +347,8 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
     line("share_read_us", start.elapsed().as_secs_f64() * 1e6 / f64::from(reads));
     assert_eq!(calls.load(Ordering::Relaxed), before, "a read asked the token");
     line("hsm_objects", vault.token().roots().unwrap().len() as f64);
-    line("bytes_per_share", std::fs::metadata(&path).unwrap().len() as f64 / shares as f64);
+    let bytes = [path.clone(), pages_path(&path)].map(|path| std::fs::metadata(path).unwrap().len());
+    line("bytes_per_share", bytes.iter().sum::<u64>() as f64 / shares as f64);
     std::fs::write(dir.join("results"), results).unwrap();
 
     // What the fresh process will look for: live shares, and versions that are gone.

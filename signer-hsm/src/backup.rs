@@ -19,6 +19,7 @@ use spark_signer::vault::Token as _;
 pub use log::{CheckedLog, Marks, Seen, take};
 
 use crate::config::{Config, TlsKeySource};
+use crate::store::pages_path;
 use crate::token::Pkcs11Token;
 
 /// Starts what is signed, so that it is no statement of another kind.
@@ -96,6 +97,7 @@ pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>
         let secrets = [&config.token.roots.pin, &config.token.keys.pin];
         let secret = secrets.iter().any(|pin| pin.path().is_some_and(|pin| same_file(pin, path)))
             || same_file(&config.store, path)
+            || same_file(&pages_path(&config.store), path)
             || matches!(config.tls.as_ref().map(|tls| &tls.key), Some(TlsKeySource::File(key)) if same_file(key, path));
         ensure!(!secret, "{} is not public", path.display());
         let name = path.file_name().and_then(|name| name.to_str()).context("a file without a name")?;

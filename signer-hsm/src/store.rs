@@ -1,29 +1,47 @@
-//! The vault's disk: one redb file, mode 0600, locked against other processes.
+//! The vault's disk: two files, mode 0600, locked against other processes.
+//!
+//! Header and records lie in a redb database, whose transaction is the commit point; pages lie in slots of a file beside
+//! it ([`pages_path`]), written and synced before. What the header leads to is never written over, so the second file
+//! needs no transactions of its own, and a batch is written to it in few long runs.
+
+mod pages;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use rand_core::{OsRng, RngCore as _};
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase as _,
-    ReadableTableMetadata as _, TableDefinition, TableError, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase as _, TableDefinition,
+    TableError, WriteTransaction,
 };
-use spark_signer::vault::{SealedStore, StoreCommit, StoreError};
+use spark_signer::vault::{Extent, SealedStore, StoreCommit, StoreError};
+
+use self::pages::PageFile;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const HEADER: TableDefinition<'_, (), &[u8]> = TableDefinition::new("header");
-const PAGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("pages");
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 
 const FORMAT_KEY: &str = "format";
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
+/// By which database and pages know each other.
+const STORE_KEY: &str = "store";
 const CACHE_BYTES: usize = 256 << 20;
 
-/// A store in a file.
+/// Where the pages of a store lie: beside its file, whose name is continued by `.pages`.
+pub fn pages_path(store: &Path) -> PathBuf {
+    let mut name = store.as_os_str().to_owned();
+    name.push(".pages");
+    name.into()
+}
+
+/// A store in a file, and another one with its pages.
 pub struct RedbStore {
     database: Database,
+    pages: PageFile,
     /// The tables as of the last commit: opening them for every read costs more than the read.
     reader: Mutex<Option<Reader>>,
 }
@@ -31,7 +49,6 @@ pub struct RedbStore {
 /// The tables as of one commit. While it lives, the file cannot use the space again that later commits free.
 struct Reader {
     header: ReadOnlyTable<(), &'static [u8]>,
-    pages: ReadOnlyTable<u64, &'static [u8]>,
     records: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
 
@@ -42,17 +59,22 @@ impl std::fmt::Debug for RedbStore {
 }
 
 impl RedbStore {
-    /// Makes a new, empty store. Refuses when the file exists.
+    /// Makes a new, empty store. Refuses when one of its files exists.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
         let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
-        let store = Self { database: database(file)?, reader: Mutex::default() };
+        let id = OsRng.next_u64();
+        let pages = PageFile::create(&pages_path(path), id)?;
+        let store = Self { database: database(file)?, pages, reader: Mutex::default() };
         let txn = store.begin()?;
-        txn.open_table(META).map_err(failed)?.insert(FORMAT_KEY, FORMAT).map_err(failed)?;
+        {
+            let mut meta = txn.open_table(META).map_err(failed)?;
+            meta.insert(FORMAT_KEY, FORMAT).map_err(failed)?;
+            meta.insert(STORE_KEY, id).map_err(failed)?;
+        }
         txn.open_table(HEADER).map_err(failed)?;
-        txn.open_table(PAGES).map_err(failed)?;
         txn.open_table(RECORDS).map_err(failed)?;
         txn.commit().map_err(failed)?;
-        // The file's name must survive a power cut as its content does.
+        // The files' names must survive a power cut as their content does.
         if let Some(folder) = path.parent() {
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
@@ -74,17 +96,21 @@ impl RedbStore {
         if metadata.len() == 0 {
             return Err(StoreError::Format(0));
         }
-        let store = Self { database: database(file)?, reader: Mutex::default() };
-        let txn = store.database.begin_read().map_err(failed)?;
-        let format = match txn.open_table(META) {
-            Ok(table) => table.get(FORMAT_KEY).map_err(failed)?.map_or(0, |format| format.value()),
-            Err(TableError::TableDoesNotExist(_)) => 0,
+        let database = database(file)?;
+        let txn = database.begin_read().map_err(failed)?;
+        let (format, id) = match txn.open_table(META) {
+            Ok(table) => {
+                let get = |key| table.get(key).map(|found| found.map_or(0, |value| value.value()));
+                (get(FORMAT_KEY).map_err(failed)?, get(STORE_KEY).map_err(failed)?)
+            }
+            Err(TableError::TableDoesNotExist(_)) => (0, 0),
             Err(error) => return Err(failed(error)),
         };
         if format != FORMAT {
             return Err(StoreError::Format(format));
         }
-        Ok(store)
+        let pages = PageFile::open(&pages_path(path), id)?;
+        Ok(Self { database, pages, reader: Mutex::default() })
     }
 
     fn read<T>(&self, read: impl FnOnce(&Reader) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -95,7 +121,6 @@ impl RedbStore {
                 let txn = self.database.begin_read().map_err(failed)?;
                 reader.insert(Reader {
                     header: txn.open_table(HEADER).map_err(failed)?,
-                    pages: txn.open_table(PAGES).map_err(failed)?,
                     records: txn.open_table(RECORDS).map_err(failed)?,
                 })
             }
@@ -136,12 +161,8 @@ impl SealedStore for RedbStore {
         self.read(|tables| Ok(tables.header.get(()).map_err(failed)?.map(|header| header.value().to_vec())))
     }
 
-    fn page(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        self.read(|tables| Ok(tables.pages.get(number).map_err(failed)?.map(|page| page.value().to_vec())))
-    }
-
-    fn page_count(&self) -> Result<u64, StoreError> {
-        self.read(|tables| tables.pages.len().map_err(failed))
+    fn page(&self, at: Extent) -> Result<Option<Vec<u8>>, StoreError> {
+        self.pages.read(at)
     }
 
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -169,18 +190,19 @@ impl SealedStore for RedbStore {
         })
     }
 
+    fn write_pages(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.pages.write(pages)?;
+        self.pages.sync()
+    }
+
     fn apply(&self, commit: &StoreCommit) -> Result<(), StoreError> {
         let txn = self.begin()?;
         {
             let mut header = txn.open_table(HEADER).map_err(failed)?;
             header.insert((), commit.header.as_slice()).map_err(failed)?;
-            let mut pages = txn.open_table(PAGES).map_err(failed)?;
-            for (number, page) in &commit.pages {
-                match page {
-                    Some(page) => pages.insert(number, page.as_slice()).map_err(failed)?,
-                    None => pages.remove(number).map_err(failed)?,
-                };
-            }
             let mut records = txn.open_table(RECORDS).map_err(failed)?;
             for (key, value) in &commit.records {
                 match value {
@@ -219,25 +241,25 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(store.header().unwrap(), None);
         let key = |bytes: &[u8]| (bytes.to_vec(), Some(bytes.to_vec()));
+        let (far, near) = (Extent::new(7, 2).unwrap(), Extent::new(1, 1).unwrap());
+        assert_eq!(store.page(near).unwrap(), None);
+        store.write_pages(&[(far, vec![2; 5000]), (near, vec![3])]).unwrap();
         let commit = StoreCommit {
             header: vec![1; 100],
-            pages: vec![(7, Some(vec![2; 5000])), (1, Some(vec![3]))],
             records: [b"a/1", b"a/2", b"a/3", b"b/1"].iter().map(|k| key(*k)).collect(),
         };
         store.apply(&commit).unwrap();
         drop(store);
         let store = RedbStore::open(&path).unwrap();
         assert_eq!(store.header().unwrap(), Some(vec![1; 100]));
-        assert_eq!(store.page_count().unwrap(), 2);
-        assert_eq!(store.page(7).unwrap(), Some(vec![2; 5000]));
+        assert_eq!(store.page(far).unwrap(), Some(vec![2; 5000]));
+        assert_eq!(store.page(near).unwrap(), Some(vec![3]));
         assert_eq!(store.record(b"a/2").unwrap().as_deref(), Some(b"a/2".as_slice()));
         assert_eq!(records(&store, b"a/", None, 9), [b"a/1", b"a/2", b"a/3"]);
         assert_eq!(records(&store, b"a/", Some(b"a/1"), 1), [b"a/2"]);
         assert_eq!(records(&store, b"", Some(b"a/3"), 9), [b"b/1"]);
-        let removal =
-            StoreCommit { header: vec![4], pages: vec![(7, None)], records: vec![(b"a/2".to_vec(), None)] };
+        let removal = StoreCommit { header: vec![4], records: vec![(b"a/2".to_vec(), None)] };
         store.apply(&removal).unwrap();
-        assert_eq!(store.page(7).unwrap(), None);
         assert_eq!(records(&store, b"a/", None, 9), [b"a/1", b"a/3"]);
     }
 
@@ -258,6 +280,15 @@ mod tests {
         drop(Database::create(&foreign).unwrap());
         std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(RedbStore::open(&foreign).unwrap_err(), StoreError::Format(0));
+        // The layout before, with the pages in the database.
+        let earlier = folder.path().join("earlier");
+        let database = Database::create(&earlier).unwrap();
+        let txn = database.begin_write().unwrap();
+        txn.open_table(META).unwrap().insert(FORMAT_KEY, 2).unwrap();
+        txn.commit().unwrap();
+        drop(database);
+        std::fs::set_permissions(&earlier, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(RedbStore::open(&earlier).unwrap_err(), StoreError::Format(2));
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&foreign, &link).unwrap();
         assert!(RedbStore::open(&link).is_err());

@@ -162,7 +162,7 @@ fn a_backup_holds_what_is_public_and_nothing_else() {
         ok(at, &["backup", "create", "--out", "backup.json", "--with", "transcript.json"]);
         refused(at, &["backup", "create", "--out", "backup.json"]);
         fs::write(at.join("some.key"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
-        for secret in ["keys.pin", "signer.redb", "some.key"] {
+        for secret in ["keys.pin", "signer.redb", "signer.redb.pages", "some.key"] {
             refused(at, &["backup", "create", "--out", "other.json", "--with", secret]);
             assert!(!at.join("other.json").exists(), "{secret}");
         }

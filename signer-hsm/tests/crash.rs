@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use spark_rules::ids::Incarnation;
-use spark_signer::vault::{CommitError, Destruction, OpenError, Position, SecretId, SecretKind, Step, Vault};
-use spark_signer_hsm::store::RedbStore;
+use spark_signer::vault::{
+    CommitError, Destruction, MAX_SECRET_BYTES, OpenError, Position, SecretId, SecretKind, Step, StoreError,
+    Vault, VaultError,
+};
+use spark_signer_hsm::store::{RedbStore, pages_path};
 use spark_signer_hsm::token::Pkcs11Token;
 use spark_softhsm::{TokenDir, isolated, passed, run_test};
 use zeroize::Zeroizing;
@@ -19,6 +22,8 @@ const CRASH: &str = "CRASH_AT";
 const SIGABRT: i32 = 6;
 const EXPECT: &str = "EXPECT";
 const SPARE: &str = "SPARE";
+const LIMIT: &str = "LIMIT";
+const SIGXFSZ: i32 = 25;
 
 fn store_path(dir: &TokenDir) -> PathBuf {
     dir.conf_path().with_file_name("vault.redb")
@@ -123,7 +128,7 @@ fn old_copies_do_not_open() {
         let path = store_path(dir);
         // Copied while open, as a thief or a snapshot would.
         let copy = path.with_extension("copy");
-        std::fs::copy(&path, &copy).unwrap();
+        copy_store(&path, &copy);
         let tokens_copy = dir.tokens_path().with_extension("copy");
         copy_tree(dir.tokens_path(), &tokens_copy);
         let at = vault.position();
@@ -145,7 +150,7 @@ fn old_copies_do_not_open() {
         let check = run_test("child_sees_a_rolled_back_token", dir, &[(EXPECT, "refused")]).unwrap();
         passed(&check).unwrap();
         // Both restored together open: only peers can tell.
-        std::fs::copy(&copy, &path).unwrap();
+        copy_store(&copy, &path);
         let check = run_test("child_sees_a_rolled_back_token", dir, &[(EXPECT, "opens")]).unwrap();
         passed(&check).unwrap();
         std::fs::remove_dir_all(&newer).unwrap();
@@ -186,10 +191,129 @@ fn a_store_that_was_edited_is_refused() {
         }
         assert!(matches!(open(dir), Err(OpenError::RecordsBroken)));
         std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(pages_path(&path)).unwrap();
         drop(RedbStore::create(&path).unwrap());
         assert!(matches!(open(dir), Err(OpenError::StoreLost(_))));
     })
     .unwrap();
+}
+
+/// The file with the pages, in whatever state but the one that the database beside it was committed with.
+#[test]
+fn a_page_file_that_is_not_the_present_one_is_refused() {
+    isolated("a_page_file_that_is_not_the_present_one_is_refused", |dir| {
+        let mut vault = create(dir);
+        let path = store_path(dir);
+        let pages = pages_path(&path);
+        let older = std::fs::read(&pages).unwrap();
+        let mut txn = vault.begin();
+        for n in 10..200 {
+            txn.put_secret(id(n), Zeroizing::new(vec![n; 32])).unwrap();
+        }
+        txn.commit().unwrap();
+        drop(vault);
+        let present = std::fs::read(&pages).unwrap();
+        assert!(older.len() < present.len());
+        let broken = |content: &[u8]| {
+            std::fs::write(&pages, content).unwrap();
+            assert!(matches!(open(dir), Err(OpenError::PageBroken(_))));
+        };
+        broken(&older);
+        broken(&present[..present.len() - 1]);
+        broken(&present[..older.len()]);
+        broken(&present[..4096]);
+        let mut torn = present.clone();
+        let last = torn.len() - 4096;
+        torn[last + 512..].fill(0);
+        broken(&torn);
+        torn.clone_from(&present);
+        torn[last] ^= 1;
+        broken(&torn);
+        torn[last..].fill(0xff);
+        broken(&torn);
+
+        let refused = |expected: StoreError| assert_eq!(RedbStore::open(&path).unwrap_err(), expected);
+        std::fs::write(&pages, &present[..4095]).unwrap();
+        refused(StoreError::PagesMissing);
+        std::fs::remove_file(&pages).unwrap();
+        refused(StoreError::PagesMissing);
+        let other = path.with_extension("other");
+        drop(RedbStore::create(&other).unwrap());
+        std::fs::copy(pages_path(&other), &pages).unwrap();
+        refused(StoreError::PagesForeign);
+        std::fs::write(&pages, &present).unwrap();
+        assert_eq!(read(&open(dir).unwrap(), 77), Some(vec![77; 32]));
+    })
+    .unwrap();
+}
+
+/// Not a test by itself: files may grow a little and no more, as named in the environment. Either the kernel kills this
+/// process in the middle of its pages, or the write fails and later succeeds.
+#[test]
+fn child_finds_no_space() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let Ok(how) = std::env::var(LIMIT) else { return };
+    isolated("child_finds_no_space", |dir| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let handled = (how == "fails").then(|| {
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ)).unwrap()
+        });
+        let mut vault = open(dir).unwrap();
+        vault.confirm_witnessed().unwrap();
+        let at = vault.position();
+        let unlimited = getrlimit(Resource::Fsize);
+        let size = std::fs::metadata(pages_path(&store_path(dir))).unwrap().len();
+        let mut limit = unlimited;
+        limit.current = Some(size + 10_000);
+        setrlimit(Resource::Fsize, limit).unwrap();
+        let result = replace(&mut vault, b"new");
+        assert!(
+            matches!(result, Err(CommitError::Vault(VaultError::Store(StoreError::Failed(_))))),
+            "{result:?}"
+        );
+        assert!(!vault.must_reopen() && vault.position() == at);
+        assert_eq!(read(&vault, 1).as_deref(), Some(b"old".as_slice()));
+        assert_eq!(vault.token().roots().unwrap(), vec![vault.root()]);
+        setrlimit(Resource::Fsize, unlimited).unwrap();
+        assert_eq!(replace(&mut vault, b"new").unwrap().destruction, Destruction::Reported);
+        drop(handled);
+    })
+    .unwrap();
+}
+
+/// Many large pages, and one small secret.
+fn replace(vault: &mut Vault, value: &[u8]) -> Result<spark_signer::vault::Committed, CommitError> {
+    let mut txn = vault.begin();
+    for version in 0..64 {
+        let name = SecretId::new([9; 16], SecretKind::SignatureShares, version);
+        txn.put_secret(name, Zeroizing::new(vec![value[0]; MAX_SECRET_BYTES])).unwrap();
+    }
+    txn.put_secret(id(1), Zeroizing::new(value.to_vec())).unwrap();
+    txn.commit()
+}
+
+#[test]
+fn a_kill_between_pages_and_a_full_disk_change_nothing() {
+    isolated("a_kill_between_pages_and_a_full_disk_change_nothing", |dir| {
+        let mut vault = create(dir);
+        replace(&mut vault, b"old").unwrap();
+        drop(vault);
+        let killed = run_test("child_finds_no_space", dir, &[(LIMIT, "kills")]).unwrap();
+        assert_eq!(killed.status.signal(), Some(SIGXFSZ), "{killed:?}");
+        passed(&run_test("child_recovers", dir, &[(EXPECT, "old")]).unwrap()).unwrap();
+        passed(&run_test("child_finds_no_space", dir, &[(LIMIT, "fails")]).unwrap()).unwrap();
+        let vault = open(dir).unwrap();
+        assert_eq!(read(&vault, 1).as_deref(), Some(b"new".as_slice()));
+        let last = SecretId::new([9; 16], SecretKind::SignatureShares, 63);
+        assert_eq!(vault.get_secret(&last).unwrap().unwrap()[..], [b'n'; MAX_SECRET_BYTES]);
+    })
+    .unwrap();
+}
+
+fn copy_store(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::copy(from, to).unwrap();
+    std::fs::copy(pages_path(from), pages_path(to)).unwrap();
 }
 
 fn copy_tree(from: &std::path::Path, to: &std::path::Path) {

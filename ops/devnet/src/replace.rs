@@ -30,6 +30,25 @@ impl Material {
     }
 }
 
+/// Where the pages of a store lie.
+fn pages(store: &Path) -> PathBuf {
+    let mut name = store.as_os_str().to_owned();
+    name.push(".pages");
+    name.into()
+}
+
+/// Moves a store: both its files.
+pub fn rename_store(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::rename(from, to)?;
+    fs::rename(pages(from), pages(to))
+}
+
+/// Copies a store: both its files.
+pub fn copy_store(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::copy(from, to)?;
+    fs::copy(pages(from), pages(to)).map(|_| ())
+}
+
 impl Member {
     fn store(&self) -> PathBuf {
         self.dir().join("signer.redb")
@@ -43,7 +62,7 @@ impl Member {
         ca: &Path,
     ) -> anyhow::Result<(Material, Made)> {
         let aside = self.dir().join(format!("signer.redb.{life}"));
-        fs::rename(self.store(), &aside)?;
+        rename_store(&self.store(), &aside)?;
         let tokens = new_tokens(self.index(), &self.dir().join(format!("tokens-{life}")))?;
         let certificate = self.dir().join(format!("signer-token-{life}.pem"));
         let lost = Material {
@@ -59,9 +78,9 @@ impl Member {
     /// Exchanges the signer's present material for other one; what was there is in `material` afterwards.
     fn exchange(&mut self, material: &mut Material) -> anyhow::Result<()> {
         let between = self.dir().join("signer.redb.between");
-        fs::rename(self.store(), &between)?;
-        fs::rename(&material.store, self.store())?;
-        fs::rename(&between, &material.store)?;
+        rename_store(&self.store(), &between)?;
+        rename_store(&material.store, &self.store())?;
+        rename_store(&between, &material.store)?;
         std::mem::swap(&mut self.tokens, &mut material.tokens);
         std::mem::swap(&mut self.signer_certificate, &mut material.certificate);
         std::mem::swap(&mut self.signer_spki, &mut material.spki);

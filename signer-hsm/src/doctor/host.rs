@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use super::{Check, certificate};
 use crate::{
     config::{Config, TlsKeySource},
+    store::pages_path,
     token::{PinSource, Security},
 };
 
@@ -30,6 +31,7 @@ pub(super) fn run(config: &Config) -> Vec<Check> {
         checks.push(pin(name, &token.pin));
     }
     checks.push(private("store-file", &config.store, "chmod 600 the store"));
+    checks.push(private("store-pages", &pages_path(&config.store), "chmod 600 the store's pages"));
     checks.push(memory(config));
     checks.push(clock(config));
     checks.push(disk(config));
@@ -119,7 +121,8 @@ fn clock(config: &Config) -> Check {
 
 fn disk(config: &Config) -> Check {
     let folder = config.store.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let size = fs::metadata(&config.store).map_or(0, |file| file.len());
+    let files = [config.store.clone(), pages_path(&config.store)];
+    let size: u64 = files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
     let hint = "a commit that finds no space stops the signer: make room";
     match rustix::fs::statvfs(folder) {
         Ok(stat) => {

@@ -9,7 +9,7 @@ use landlock::{
 };
 
 use super::{HardeningConfig, HardeningError};
-use crate::config::Config;
+use crate::{config::Config, store::pages_path};
 
 /// The least that counts as confined to files: truncation, Linux 6.2.
 const FILES: ABI = ABI::V3;
@@ -45,11 +45,11 @@ pub struct Places {
 }
 
 impl Places {
-    /// The signer: token files, the store's file, and for reloading the folders of configuration and certificates (a
+    /// The signer: token files, the store's files, and for reloading the folders of configuration and certificates (a
     /// file that is replaced by another one is not the file that a rule was made for).
     pub fn signer(config: &Config) -> Result<Self, HardeningError> {
         let mut places = Self::confirmer(config)?;
-        places.write.push(config.store.clone());
+        places.write.extend([config.store.clone(), pages_path(&config.store)]);
         if let Some(tls) = &config.tls {
             places.read.extend(tls.files().map(folder));
         }

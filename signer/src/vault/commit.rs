@@ -1,8 +1,9 @@
 //! The commit order.
 //!
-//! On every serving device: 0 new root · 1 derive twice, sync the token · 2 re-key the touched pages and seal the header · 3 one
-//! store transaction, the commit point · 4 on every one of them, destroy the old root; forget the old keys. A batch
-//! that destroys nothing keeps the root and skips 0 and 4.
+//! On every serving device: 0 new root · 1 derive twice, sync the token · 2 re-key the touched pages, seal the header, and
+//! write the pages to free slots · 3 one store transaction with header and records, the commit point · 4 on every one of
+//! them, destroy the old root; forget the old keys; the slots of what was superseded become free. A batch that destroys
+//! nothing keeps the root and skips 0 and 4.
 
 use super::devices::{Device, DeviceState, Refusal, derive_checked};
 use super::error::VaultError;
@@ -54,7 +55,7 @@ pub enum CommitError {
     /// The token failed before the commit point: nothing has changed.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The vault's content could not be read or sealed: nothing has changed.
+    /// The vault's content could not be read, sealed or written: nothing has changed.
     #[error(transparent)]
     Vault(#[from] VaultError),
     /// The store failed at the commit point; whether the batch is durable shows when the vault is opened again.
@@ -123,7 +124,7 @@ impl Vault {
                 return Err(error);
             }
         };
-        self.step(Step::Sealed)?;
+        self.step(Step::PagesWritten)?;
         if let Err(error) = self.store.apply(&sealed.store) {
             self.cut_off = true;
             return Err(CommitError::OutcomeUnknown(error));
@@ -264,19 +265,21 @@ impl Vault {
             }
         }
         let secrets: Vec<Change> = secrets.into_iter().map(|(id, Fate { value, .. })| (id, value)).collect();
-        let mut tree = self.tree.rewrite(&*self.store, open, &secrets)?;
+        let tree = self.tree.rewrite(&*self.store, open, &secrets)?;
         let body = BodyRef {
             incarnation: self.incarnation,
             records: &self.records,
             state,
             top: tree.top.as_ref(),
-            next_page: tree.next,
+            end: tree.end(),
             secrets: tree.len,
         };
         let header =
             body.seal(head, &keys).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
-        let pages = std::mem::take(&mut tree.pages);
-        let store = StoreCommit { header, pages, records: records.into_iter().collect() };
+        self.step(Step::Sealed)?;
+        // Over nothing that the present header refers to: if it fails, nothing has happened.
+        self.store.write_pages(&tree.pages).map_err(VaultError::from)?;
+        let store = StoreCommit { header, records: records.into_iter().collect() };
         Ok(Sealed { store, state, tree, wrapped: keys.into_iter().map(|(id, _)| id).collect() })
     }
 
@@ -289,7 +292,7 @@ impl Vault {
     }
 }
 
-/// A batch ready for the store, and what the vault becomes with it.
+/// A batch whose pages are written, and what the vault becomes with it.
 struct Sealed {
     store: StoreCommit,
     state: SetState,

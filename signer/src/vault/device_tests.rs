@@ -374,7 +374,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (0usize..3, fault).prop_map(|(at, fault)| Act::Fail(at, fault)),
         3 => (0usize..3).prop_map(Act::Back),
         3 => Just(Act::Heal),
-        3 => (0usize..9).prop_map(Act::Crash),
+        3 => (0..Step::ALL.len() + 2).prop_map(Act::Crash),
     ]
 }
 

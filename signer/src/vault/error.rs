@@ -72,11 +72,11 @@ pub enum OpenError {
     /// No device is configured that unlocks the header.
     #[error("store is sealed for the devices {0:?}, and none of them is configured")]
     NoDevice(Vec<DeviceId>),
-    /// A page is missing or changed.
-    #[error("page {0} is not the one that its parent names")]
+    /// What begins in this slot is not what was written there under this header: missing, changed or older.
+    #[error("page in slot {0} is not the one that its parent names")]
     PageBroken(u64),
-    /// Pages were added or lost.
-    #[error("store does not hold as many pages and secrets as the header says")]
+    /// The pages do not hold what the header counted.
+    #[error("store does not hold as many secrets as the header says")]
     PagesCount,
     /// Records are missing, added or changed.
     #[error("records are not those the header covers")]

@@ -11,8 +11,10 @@ pub enum Step {
     KeyDerived,
     /// The token's storage was synced.
     TokenSynced,
-    /// Everything is sealed; the store transaction comes next.
+    /// Everything is sealed; the pages are written next.
     Sealed,
+    /// Pages and nodes lie in free slots, durable; the store transaction comes next.
+    PagesWritten,
     /// The store transaction is durable: the commit has happened.
     StoreCommitted,
     /// The old root is destroyed.
@@ -21,12 +23,13 @@ pub enum Step {
 
 impl Step {
     /// All steps in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Start,
         Self::RootCreated,
         Self::KeyDerived,
         Self::TokenSynced,
         Self::Sealed,
+        Self::PagesWritten,
         Self::StoreCommitted,
         Self::RootDestroyed,
     ];

@@ -11,11 +11,12 @@ use zeroize::Zeroizing;
 
 use super::ledger::{RecordSet, SetState};
 use super::seal::{self, DataKey, KEY_BYTES, SealBroken, TAG_BYTES};
+use super::store::Extent;
 use super::token::{DeviceId, RootId, TreeId};
 use super::tree::Top;
 
-const FORMAT: &[u8; 4] = b"SPV2";
-const CONTEXT: &[u8] = b"spark/vault/header/v2";
+const FORMAT: &[u8; 4] = b"SPV3";
+const CONTEXT: &[u8] = b"spark/vault/header/v3";
 const SALT_BYTES: usize = 32;
 const HEAD_BYTES: usize = 4 + 8 + 8 + 8 + SALT_BYTES;
 /// Device number and the top key, wrapped.
@@ -76,7 +77,8 @@ pub(super) struct BodyRef<'a> {
     pub(super) records: &'a RecordSet,
     pub(super) state: SetState,
     pub(super) top: Option<&'a Top>,
-    pub(super) next_page: u64,
+    /// Slots of the store from here on were never written.
+    pub(super) end: u64,
     pub(super) secrets: u64,
 }
 
@@ -100,12 +102,12 @@ impl BodyRef<'_> {
         body.extend_from_slice(self.records.key().expose());
         body.extend_from_slice(&self.state.sum);
         body.extend_from_slice(&self.state.count.to_be_bytes());
-        body.extend_from_slice(&self.next_page.to_be_bytes());
+        body.extend_from_slice(&self.end.to_be_bytes());
         body.extend_from_slice(&self.secrets.to_be_bytes());
         body.push(u8::from(self.top.is_some()));
         if let Some(top) = self.top {
             body.push(top.level);
-            body.extend_from_slice(&top.number.to_be_bytes());
+            body.extend_from_slice(&top.at.number().to_be_bytes());
             body.extend_from_slice(top.key.expose());
         }
         seal::seal(top_key.expose(), &out, &mut body)?;
@@ -119,7 +121,8 @@ pub(super) struct Body {
     pub(super) incarnation: Incarnation,
     pub(super) records: RecordSet,
     pub(super) top: Option<Top>,
-    pub(super) next_page: u64,
+    /// Slots of the store from here on were never written.
+    pub(super) end: u64,
     pub(super) secrets: u64,
 }
 
@@ -143,16 +146,16 @@ impl Body {
         let (record_key, rest) = rest.split_at_checked(32)?;
         let (sum, rest) = rest.split_first_chunk::<32>()?;
         let (count, rest) = rest.split_first_chunk::<8>()?;
-        let (next_page, rest) = rest.split_first_chunk::<8>()?;
+        let (end, rest) = rest.split_first_chunk::<8>()?;
         let (secrets, rest) = rest.split_first_chunk::<8>()?;
         let (has_top, rest) = rest.split_first()?;
         let top = match has_top {
             0 if rest.is_empty() => None,
             1 => {
                 let (level, rest) = rest.split_first()?;
-                let (number, key) = rest.split_first_chunk::<8>()?;
+                let (at, key) = rest.split_first_chunk::<8>()?;
                 let key = DataKey::from_slice(key)?;
-                Some(Top { level: *level, number: u64::from_be_bytes(*number), key })
+                Some(Top { level: *level, at: Extent::from_number(u64::from_be_bytes(*at))?, key })
             }
             _ => return None,
         };
@@ -161,7 +164,7 @@ impl Body {
             incarnation: Incarnation::from_bytes(*incarnation),
             records: RecordSet::with(DataKey::from_slice(record_key)?, state).ok()?,
             top,
-            next_page: u64::from_be_bytes(*next_page),
+            end: u64::from_be_bytes(*end),
             secrets: u64::from_be_bytes(*secrets),
         })
     }

@@ -10,7 +10,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::store::{SealedStore, StoreCommit, StoreError};
+use super::store::{Extent, SealedStore, StoreCommit, StoreError};
 use super::token::{RootId, RootToken, Token, TokenError};
 
 /// Which call of the token fails.
@@ -157,8 +157,19 @@ impl Token for MemoryToken {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Disk {
     pub(crate) header: Option<Vec<u8>>,
-    pub(crate) pages: BTreeMap<u64, Vec<u8>>,
+    /// By first slot.
+    pub(crate) pages: BTreeMap<u64, (u64, Vec<u8>)>,
     pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The write of so many pages succeeds, that of the next one stops in its middle.
+    pub(crate) torn_after: Option<usize>,
+}
+
+impl Disk {
+    fn write(&mut self, at: Extent, content: &[u8]) {
+        let overlaps = |first: u64, slots: u64| first < at.end() && at.first() < first + slots;
+        self.pages.retain(|first, (slots, _)| !overlaps(*first, *slots));
+        self.pages.insert(at.first(), (at.slots(), content.to_vec()));
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -172,6 +183,11 @@ impl MemoryStore {
     pub(crate) fn restore(&self, disk: Disk) {
         *lock(&self.0) = disk;
     }
+
+    /// What a disk does that is full, or whose computer loses power: see [`Disk::torn_after`].
+    pub(crate) fn tear(&self, after: Option<usize>) {
+        lock(&self.0).torn_after = after;
+    }
 }
 
 impl SealedStore for MemoryStore {
@@ -179,12 +195,9 @@ impl SealedStore for MemoryStore {
         Ok(lock(&self.0).header.clone())
     }
 
-    fn page(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(lock(&self.0).pages.get(&number).cloned())
-    }
-
-    fn page_count(&self) -> Result<u64, StoreError> {
-        Ok(lock(&self.0).pages.len() as u64)
+    fn page(&self, at: Extent) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = lock(&self.0).pages.get(&at.first()).cloned();
+        Ok(found.filter(|(slots, _)| *slots == at.slots()).map(|(_, page)| page))
     }
 
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -209,15 +222,25 @@ impl SealedStore for MemoryStore {
         Ok(())
     }
 
+    fn write_pages(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError> {
+        let mut disk = lock(&self.0);
+        for (count, (at, page)) in pages.iter().enumerate() {
+            assert!(page.len() + Extent::LENGTH_BYTES <= at.bytes());
+            if disk.torn_after == Some(count) {
+                disk.write(*at, page.get(..page.len() / 2).unwrap_or_default());
+                return Err(StoreError::Failed("no space left on device".into()));
+            }
+            disk.write(*at, page);
+        }
+        match disk.torn_after {
+            Some(_) if !pages.is_empty() => Err(StoreError::Failed("sync failed".into())),
+            _ => Ok(()),
+        }
+    }
+
     fn apply(&self, commit: &StoreCommit) -> Result<(), StoreError> {
         let mut disk = lock(&self.0);
         disk.header = Some(commit.header.clone());
-        for (number, page) in &commit.pages {
-            match page {
-                Some(page) => disk.pages.insert(*number, page.clone()),
-                None => disk.pages.remove(number),
-            };
-        }
         for (key, value) in &commit.records {
             match value {
                 Some(value) => disk.records.insert(key.clone(), value.clone()),

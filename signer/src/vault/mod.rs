@@ -36,6 +36,6 @@ pub use error::{CreateError, OpenError, VaultError};
 pub use failpoint::{FailPoint, Step};
 pub use id::{MAX_SECRET_BYTES, SecretId, SecretKind};
 pub use open::{Position, Vault};
-pub use store::{Record, SealedStore, StoreCommit, StoreError};
+pub use store::{Extent, Record, SealedStore, StoreCommit, StoreError};
 pub use token::{DeviceId, RootId, RootToken, Token, TokenError, TreeId};
 pub use txn::{Savepoint, Txn};

@@ -61,7 +61,7 @@ impl Vault {
         incarnation: Incarnation,
     ) -> Result<Self, CreateError> {
         let Devices { keys: token, roots: devices, start_without } = devices.into();
-        if store.header()?.is_some() || store.page_count()? > 0 || has_records(&*store)? {
+        if store.header()?.is_some() || has_records(&*store)? {
             return Err(CreateError::StoreNotEmpty);
         }
         for (_, device) in &devices {
@@ -71,9 +71,9 @@ impl Vault {
             }
         }
         let members = distinct(&devices)?;
-        let mut tree = [0u8; 8];
-        OsRng.fill_bytes(&mut tree);
-        let head = Head::fresh(RootId { tree: TreeId(tree), epoch: 1 }, 1);
+        let mut id = [0u8; 8];
+        OsRng.fill_bytes(&mut id);
+        let head = Head::fresh(RootId { tree: TreeId(id), epoch: 1 }, 1);
         let mut keys = Vec::with_capacity(devices.len());
         for (id, device) in &devices {
             device.create_root(&head.root)?;
@@ -85,11 +85,11 @@ impl Vault {
         let mut state = records.state;
         made.iter().for_each(|(key, value)| records.add(&mut state, key, value));
         records.state = state;
-        let body = BodyRef { incarnation, state, records: &records, top: None, next_page: 0, secrets: 0 };
+        let tree = Tree::empty(Origin { tree: head.root.tree, incarnation });
+        let body = BodyRef { incarnation, state, records: &records, top: None, end: tree.end(), secrets: 0 };
         let header = body.seal(&head, &keys).map_err(|SealBroken| CreateError::Seal)?;
         let records_made = made.into_iter().map(|(key, value)| (key, Some(value))).collect();
-        store.apply(&StoreCommit { header, pages: Vec::new(), records: records_made })?;
-        let tree = Tree::empty(Origin { tree: head.root.tree, incarnation });
+        store.apply(&StoreCommit { header, records: records_made })?;
         Ok(Self {
             token,
             members,
@@ -153,13 +153,11 @@ impl Vault {
         };
         let origin = Origin { tree: head.root.tree, incarnation: body.incarnation };
         let tree =
-            Tree::open(origin, body.top, body.next_page, body.secrets, &*store).map_err(
-                |error| match error {
-                    TreeError::Store(error) => OpenError::Store(error),
-                    TreeError::Broken(number) => OpenError::PageBroken(number),
-                    TreeError::Count => OpenError::PagesCount,
-                },
-            )?;
+            Tree::open(origin, body.top, body.end, body.secrets, &*store).map_err(|error| match error {
+                TreeError::Store(error) => OpenError::Store(error),
+                TreeError::Broken(number) => OpenError::PageBroken(number),
+                TreeError::Count => OpenError::PagesCount,
+            })?;
         let mut vault = Self {
             token,
             devices: opened,
@@ -307,6 +305,11 @@ impl Vault {
     /// Number of secrets.
     pub fn secret_count(&self) -> u64 {
         self.tree.len()
+    }
+
+    /// Slots of the store that its pages take, and how many it has for them. See [`super::Extent::SLOT_BYTES`].
+    pub const fn slots(&self) -> (u64, u64) {
+        self.tree.slots()
     }
 
     /// A record.

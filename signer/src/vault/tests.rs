@@ -175,7 +175,9 @@ fn every_edit_of_the_store_is_refused() {
         site.store.restore(edited);
         site.open().map(|_| ()).unwrap_err()
     };
-    use OpenError::{Format, HeaderBroken, PageBroken, PagesCount, RecordsBroken};
+    use OpenError::{Format, HeaderBroken, PageBroken, RecordsBroken};
+    let (at, stale) = (2, 1);
+    assert_eq!(disk.pages.keys().copied().collect::<Vec<_>>(), [stale, at]);
     assert!(matches!(refused(&|d| d.records = before.records.clone()), RecordsBroken));
     assert!(matches!(refused(&|d| drop(d.records.remove(b"b".as_slice()))), RecordsBroken));
     assert!(matches!(refused(&|d| drop(d.records.insert(b"c".to_vec(), vec![]))), RecordsBroken));
@@ -184,13 +186,20 @@ fn every_edit_of_the_store_is_refused() {
         d.records.insert(b"b".to_vec(), b"3".to_vec());
     };
     assert!(matches!(refused(&swap), RecordsBroken));
-    assert!(matches!(refused(&|d| d.pages = before.pages.clone()), PageBroken(0)));
-    assert!(matches!(refused(&|d| d.pages.clear()), PageBroken(0)));
-    assert!(matches!(refused(&|d| drop(d.pages.insert(5, vec![1]))), PagesCount));
-    let bytes = disk.pages[&0].len();
-    for at in 0..bytes {
-        assert!(matches!(refused(&|d| d.pages.get_mut(&0).unwrap()[at] ^= 1), PageBroken(0)));
+    assert!(matches!(refused(&|d| d.pages = before.pages.clone()), PageBroken(2)));
+    assert!(matches!(refused(&|d| d.pages.clear()), PageBroken(2)));
+    assert!(matches!(refused(&|d| drop(d.pages.insert(at, d.pages[&stale].clone()))), PageBroken(2)));
+    let bytes = disk.pages[&at].1.len();
+    for byte in 0..bytes {
+        assert!(matches!(refused(&|d| d.pages.get_mut(&at).unwrap().1[byte] ^= 1), PageBroken(2)));
+        assert!(matches!(refused(&|d| d.pages.get_mut(&at).unwrap().1.truncate(byte)), PageBroken(2)));
     }
+    // What lies where nothing leads to is nothing.
+    let mut more = disk.clone();
+    more.pages.remove(&stale);
+    more.pages.insert(5, (1, vec![1]));
+    site.store.restore(more);
+    site.open().unwrap();
     for at in 0..disk.header.as_ref().unwrap().len() {
         let error = refused(&|d| d.header.as_mut().unwrap()[at] ^= 1);
         assert!(matches!(
@@ -228,6 +237,41 @@ fn token_failures_before_the_commit_point_change_nothing() {
     }
     assert_eq!(put(&mut vault, 1, b"two").destruction, Destruction::Reported);
     assert_eq!(site.token.snapshot().len(), 1);
+}
+
+/// A disk that is full, or fails, while pages are written: nothing has happened, and the same batch goes through later.
+#[test]
+fn a_disk_that_fails_under_the_pages_changes_nothing() {
+    let (site, mut vault) = Site::new();
+    let many = |vault: &mut Vault, value: u8| {
+        let mut txn = vault.begin();
+        for version in 0..500 {
+            txn.put_secret(SecretId::new([3; 16], SecretKind::Keyshare, version), secret(&[value; 32]))
+                .unwrap();
+        }
+        txn.put_record(b"vote/1", vec![value]);
+        txn.commit()
+    };
+    many(&mut vault, 1).unwrap();
+    let value = |vault: &Vault| {
+        vault.get_secret(&SecretId::new([3; 16], SecretKind::Keyshare, 77)).unwrap().unwrap()[0]
+    };
+    for round in 2..12 {
+        let at = vault.position();
+        for after in [0, 1, 5, 1000] {
+            site.store.tear(Some(after));
+            assert!(matches!(many(&mut vault, round), Err(CommitError::Vault(VaultError::Store(_)))));
+            assert!(!vault.must_reopen());
+            assert_eq!((vault.position(), value(&vault)), (at, round - 1));
+            assert_eq!(site.token.snapshot().into_keys().collect::<Vec<_>>(), vec![vault.root()]);
+            let stopped = site.open().unwrap();
+            assert_eq!((stopped.position(), value(&stopped)), (at, round - 1));
+            assert_eq!(stopped.record(b"vote/1").unwrap(), Some(vec![round - 1]));
+        }
+        site.store.tear(None);
+        assert_eq!(many(&mut vault, round).unwrap().destruction, Destruction::Reported);
+        assert_eq!((value(&vault), value(&site.open().unwrap())), (round, round));
+    }
 }
 
 #[test]
@@ -276,7 +320,7 @@ fn large_secrets_and_many_secrets_fit() {
     assert!(!txn.delete_secret(&id(77)).unwrap());
     txn.commit().unwrap();
     assert_eq!(vault.secret_count(), 1);
-    assert_eq!(site.store.snapshot().pages.len(), 1);
+    assert_eq!(vault.slots().0, Extent::slots_for(MAX_SECRET_BYTES));
     assert!(vault.secrets_of(&[9; 16]).unwrap().is_empty());
 }
 
@@ -341,6 +385,7 @@ fn a_deep_tree_holds_what_a_map_holds() {
     let (site, mut vault) = Site::new();
     let mut model: BTreeMap<SecretId, Vec<u8>> = BTreeMap::new();
     let mut older = site.store.snapshot();
+    let mut most = 0;
     let stages: [(usize, usize, usize); 9] = [
         (12_000, 0, 0),
         (8_000, 500, 300),
@@ -375,12 +420,17 @@ fn a_deep_tree_holds_what_a_map_holds() {
         txn.commit().unwrap();
         drop(vault);
         let disk = site.store.snapshot();
-        // Old pages under the new header: an edit like any other.
-        for (number, page) in older.pages.iter().filter(|(n, page)| disk.pages.get(n) != Some(page)).take(3) {
+        // What was there before the last batch, in place of what it wrote: an edit like any other.
+        let fresh =
+            disk.pages.iter().filter(|(at, page)| older.pages.get(at) != Some(page)).map(|(at, _)| *at);
+        for at in fresh.take(5) {
             let mut mixed = disk.clone();
-            mixed.pages.insert(*number, page.clone());
+            match older.pages.get(&at) {
+                Some(page) => mixed.pages.insert(at, page.clone()),
+                None => mixed.pages.remove(&at),
+            };
             site.store.restore(mixed);
-            assert!(matches!(site.open(), Err(OpenError::PageBroken(_) | OpenError::PagesCount)));
+            assert!(matches!(site.open(), Err(OpenError::PageBroken(broken)) if broken == at));
         }
         site.store.restore(disk.clone());
         older = disk;
@@ -397,10 +447,12 @@ fn a_deep_tree_holds_what_a_map_holds() {
             assert_eq!(vault.secrets_of(&[owner; 16]).unwrap(), own);
         }
         // Pages are neither crowded nor empty: the store does not grow without need.
-        let pages = site.store.snapshot().pages.len();
-        assert!(pages <= model.len() / 12 + 4, "{pages} pages for {} secrets", model.len());
+        let (taken, all) = vault.slots();
+        assert!(taken <= model.len() as u64 / 10 + 8, "{taken} slots for {} secrets", model.len());
+        most = most.max(taken);
+        assert!(all <= 5 * most, "{all} slots, and {most} were in use at most");
     }
-    assert!(model.is_empty() && site.store.snapshot().pages.is_empty());
+    assert!(model.is_empty() && vault.slots().0 == 0);
 }
 
 #[derive(Debug, Clone)]
@@ -496,12 +548,15 @@ proptest! {
 
     #[test]
     fn crashes_lose_nothing_and_keep_nothing(
-        batches in prop::collection::vec((prop::collection::vec(change(), 1..6), 0usize..9), 1..10)
+        batches in prop::collection::vec((prop::collection::vec(change(), 1..6), 0..Step::ALL.len() + 5), 1..10)
     ) {
         let (site, mut vault) = Site::new();
         let mut model = Model::default();
         let mut copies = vec![site.store.snapshot()];
         for (changes, crash) in batches {
+            // Beyond the steps: the disk fails after so many pages.
+            let torn = crash.checked_sub(Step::ALL.len()).filter(|after| *after < 4);
+            site.store.tear(torn);
             let crash = Step::ALL.get(crash).copied();
             if let Some(at) = crash {
                 vault.set_fail_point(Box::new(move |step: Step| step != at));
@@ -533,8 +588,18 @@ proptest! {
                     check(&vault, &model);
                     vault.confirm_witnessed().unwrap();
                 }
+                Err(CommitError::Vault(VaultError::Store(_))) if torn.is_some() => {
+                    prop_assert_eq!(vault.position(), start);
+                    site.store.tear(None);
+                    // It goes on as if nothing had been, and so does a process that starts now.
+                    check(&vault, &model);
+                    if torn.is_some_and(|after| after % 2 == 1) {
+                        vault = site.reopen();
+                    }
+                }
                 Err(error) => return Err(TestCaseError::fail(error.to_string())),
             }
+            site.store.tear(None);
             vault.set_fail_point(Box::new(|_| true));
             check(&vault, &model);
             prop_assert_eq!(site.token.snapshot().into_keys().collect::<Vec<_>>(), vec![vault.root()]);

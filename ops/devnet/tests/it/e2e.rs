@@ -6,7 +6,9 @@ use crate::support::{address, available, deposit, eventually, network, pay, peop
 use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use spark_devnet::{
-    demo, stamp,
+    demo,
+    replace::copy_store,
+    stamp,
     wallet::{WalletCommand, number, text},
 };
 use spark_wallet::Wallet;
@@ -338,13 +340,13 @@ async fn s8_restored_signer_store_refuses_to_start() -> anyhow::Result<()> {
     let store = devnet.members()[0].dir().join("signer.redb");
     let copy = store.with_extension("old");
     devnet.process("signer-0")?.kill()?;
-    fs::copy(&store, &copy)?;
+    copy_store(&store, &copy)?;
     devnet.process("signer-0")?.restart()?;
     ready(&mut devnet).await?;
     transfer(&alice, &bob, 40_000).await?;
 
     devnet.process("signer-0")?.kill()?;
-    fs::copy(&copy, &store)?;
+    copy_store(&copy, &store)?;
     let started = devnet.start_signer(0).await;
     ensure!(started.is_err(), "a signer starts from an old store");
     let log = fs::read_to_string(devnet.members()[0].dir().join("signer.log"))?;

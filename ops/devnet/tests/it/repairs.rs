@@ -11,6 +11,7 @@ use spark_devnet::{
     exposition::Exposition,
     http,
     network::Devnet,
+    replace::{copy_store, rename_store},
     wallet::{WalletCommand, number},
 };
 use spark_proto::signer::v1 as signer;
@@ -227,9 +228,9 @@ async fn the_old_one_does_not_vote(
     // Its store alone, on the new tokens.
     let store = devnet.members()[LOST].dir().join("signer.redb");
     let present = store.with_extension("present");
-    fs::rename(&store, &present)?;
-    fs::copy(lost.store(), &store)?;
+    rename_store(&store, &present)?;
+    copy_store(lost.store(), &store)?;
     ensure!(devnet.start_signer(LOST).await.is_err(), "a store opens with another HSM");
-    fs::rename(&present, &store)?;
+    rename_store(&present, &store)?;
     devnet.start_signer(LOST).await
 }

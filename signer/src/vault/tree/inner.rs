@@ -1,21 +1,24 @@
 //! A node: the keys of up to 64 pages or nodes below it.
 //!
-//! On disk, sealed: count (u16) ‖ per child: first name below it, number (u64), key (32 bytes).
+//! On disk, sealed: count (u16) ‖ per child: first name below it, where it lies (6 bytes), key (32 bytes). A full one
+//! fits a slot.
 
 use super::{Place, sealing::Unsealed};
 use crate::vault::{
     id::SecretId,
     seal::{self, Buffer, DataKey, KEY_BYTES, SealBroken, TAG_BYTES},
+    store::Extent,
 };
 
 /// Children per node.
 pub(super) const FAN_OUT: usize = 64;
-const ENTRY: usize = SecretId::BYTES + 8 + KEY_BYTES;
+const ENTRY: usize = SecretId::BYTES + Extent::BYTES + KEY_BYTES;
+const _: () = assert!(Extent::slots_for(2 + FAN_OUT * ENTRY + TAG_BYTES) == 1);
 
 /// Children in order of their first names. A list under construction may be longer than a node.
 pub(super) struct Kids {
     firsts: Vec<SecretId>,
-    numbers: Vec<u64>,
+    places: Vec<Extent>,
     keys: Buffer,
 }
 
@@ -23,12 +26,12 @@ impl Kids {
     pub(super) fn with_capacity(children: usize) -> Self {
         Self {
             firsts: Vec::with_capacity(children),
-            numbers: Vec::with_capacity(children),
+            places: Vec::with_capacity(children),
             keys: Buffer::with_capacity(children * KEY_BYTES),
         }
     }
 
-    pub(super) fn push(&mut self, first: SecretId, number: u64, key: &[u8; KEY_BYTES]) {
+    pub(super) fn push(&mut self, first: SecretId, at: Extent, key: &[u8; KEY_BYTES]) {
         if self.keys.capacity() - self.keys.len() < KEY_BYTES {
             // A vector that grows by itself leaves its old content behind.
             let mut larger = Buffer::with_capacity((self.keys.len() + KEY_BYTES) * 2);
@@ -36,25 +39,25 @@ impl Kids {
             self.keys = larger;
         }
         self.firsts.push(first);
-        self.numbers.push(number);
+        self.places.push(at);
         self.keys.extend_from_slice(key);
     }
 
     /// Appends children of another list.
     pub(super) fn extend(&mut self, other: &Self, range: std::ops::Range<usize>) {
         for at in range {
-            if let Some((first, number, key)) = other.get(at) {
-                self.push(first, number, key);
+            if let Some((first, place, key)) = other.get(at) {
+                self.push(first, place, key);
             }
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.numbers.len()
+        self.places.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.numbers.is_empty()
+        self.places.is_empty()
     }
 
     pub(super) fn first(&self) -> Option<SecretId> {
@@ -65,9 +68,9 @@ impl Kids {
         &self.firsts
     }
 
-    pub(super) fn get(&self, at: usize) -> Option<(SecretId, u64, &[u8; KEY_BYTES])> {
+    pub(super) fn get(&self, at: usize) -> Option<(SecretId, Extent, &[u8; KEY_BYTES])> {
         let key = self.keys.get(at.checked_mul(KEY_BYTES)?..)?.first_chunk()?;
-        Some((*self.firsts.get(at)?, *self.numbers.get(at)?, key))
+        Some((*self.firsts.get(at)?, *self.places.get(at)?, key))
     }
 
     /// The child that a name belongs to.
@@ -98,15 +101,19 @@ impl Inner {
         let mut kids = Kids::with_capacity(count);
         for entry in rest.chunks_exact(ENTRY) {
             let (first, entry) = entry.split_first_chunk::<{ SecretId::BYTES }>().ok_or(SealBroken)?;
-            let (number, key) = entry.split_first_chunk::<8>().ok_or(SealBroken)?;
+            let (at, key) = entry.split_first_chunk::<{ Extent::BYTES }>().ok_or(SealBroken)?;
             let first = SecretId::decode(first).ok_or(SealBroken)?;
             if kids.firsts.last().is_some_and(|last| *last >= first) {
                 return Err(SealBroken);
             }
-            kids.push(first, u64::from_be_bytes(*number), key.first_chunk().ok_or(SealBroken)?);
+            let at = Extent::from_bytes(*at).ok_or(SealBroken)?;
+            kids.push(first, at, key.first_chunk().ok_or(SealBroken)?);
         }
         Ok(Self(kids))
     }
+
+    /// Slots that a node of any size takes.
+    pub(super) const SLOTS: u64 = 1;
 
     /// Lays out the node, to be sealed under a fresh key.
     pub(super) fn unsealed(&self, place: Place, key: DataKey) -> Result<Unsealed, SealBroken> {
@@ -114,9 +121,9 @@ impl Inner {
         let mut page = Buffer::with_capacity(2 + kids.len() * ENTRY + TAG_BYTES);
         page.extend_from_slice(&u16::try_from(kids.len()).map_err(|_| SealBroken)?.to_be_bytes());
         for (at, first) in kids.firsts.iter().enumerate() {
-            let (_, number, key) = kids.get(at).ok_or(SealBroken)?;
+            let (_, place, key) = kids.get(at).ok_or(SealBroken)?;
             page.extend_from_slice(&first.to_bytes());
-            page.extend_from_slice(&number.to_be_bytes());
+            page.extend_from_slice(&place.to_bytes());
             page.extend_from_slice(key);
         }
         Ok(Unsealed::new(place, key, page, 0))

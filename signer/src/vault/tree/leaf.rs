@@ -7,14 +7,17 @@ use super::{Place, sealing::Unsealed};
 use crate::vault::{
     id::{MAX_SECRET_BYTES, SecretId},
     seal::{self, Buffer, DataKey, SealBroken, TAG_BYTES},
+    store::Extent,
 };
 
 /// Secrets per page.
 pub(super) const SLOTS: usize = 64;
-/// A page takes no further secret beyond this weight: it fits one page of the store. A heavier secret has a page of
-/// its own.
+/// A page takes no further secret beyond this weight: it fits one slot of the store. A heavier secret has a page of
+/// its own, of several slots.
 pub(super) const FULL: usize = SLOTS * (ENTRY + 32);
 const ENTRY: usize = SecretId::BYTES + 4;
+const _: () = assert!(Extent::slots_for(2 + FULL + TAG_BYTES) == 1);
+const _: () = assert!(Extent::new(1, Extent::slots_for(2 + ENTRY + MAX_SECRET_BYTES + TAG_BYTES)).is_some());
 
 /// Longest part of a page that is in the clear, in bytes.
 pub(super) const MOST_CLEAR: usize = 2 + SLOTS * ENTRY;
@@ -63,6 +66,12 @@ impl Leaf {
 
     fn values(&self) -> &[u8] {
         self.page.get(2 + self.slots * ENTRY..).unwrap_or_default()
+    }
+
+    /// Slots of the store that a page with these secrets takes.
+    pub(super) fn extent(slots: &[Slot<'_>]) -> u64 {
+        let weight: usize = slots.iter().map(|(_, value)| weight(value)).sum();
+        Extent::slots_for(2 + weight + TAG_BYTES)
     }
 
     /// Lays out slots, ascending by name, to be sealed under a fresh key.

@@ -2,7 +2,8 @@
 //! the top, whose key lies in the header.
 //!
 //! A B+ tree that is written anew along every path it changes: a batch seals the touched pages, and the nodes above
-//! them, under fresh keys. What was there before is ciphertext under keys that only the old header leads to. The nodes
+//! them, under fresh keys and to free slots of the store; a parent says where its children lie. What was there before is
+//! ciphertext under keys that only the old header leads to, until something is written over it. The nodes
 //! are kept open in memory, the pages are not: reading a secret costs one read of the store and one decryption.
 //!
 //! Presence and absence are both authenticated: names are bound into the seals, and which page a name belongs to is
@@ -12,6 +13,7 @@ mod inner;
 mod leaf;
 mod rebuild;
 mod sealing;
+mod space;
 
 use std::{
     cell::RefCell,
@@ -25,13 +27,14 @@ use zeroize::Zeroizing;
 use self::{
     inner::{Inner, Kids},
     leaf::Leaf,
+    space::Space,
 };
 use super::{
     cores,
     error::VaultError,
     id::{SecretId, SecretKind},
     seal::{DataKey, SealBroken},
-    store::{SealedStore, StoreError},
+    store::{Extent, SealedStore, StoreError},
     token::TreeId,
 };
 
@@ -52,19 +55,19 @@ pub(super) struct Origin {
 struct Place {
     origin: Origin,
     level: u8,
-    number: u64,
+    at: Extent,
 }
 
 impl Place {
     /// Gives `with` what every seal of this place is bound to, and then `clear`, the page's part in the clear.
     fn bind<T>(&self, clear: &[u8], with: impl FnOnce(&[u8]) -> T) -> T {
-        const DOMAIN: &[u8] = b"spark/vault/tree/v1";
+        const DOMAIN: &[u8] = b"spark/vault/tree/v2";
         const FIXED: usize = DOMAIN.len() + 8 + 16 + 1 + 8;
         let fixed = || {
             let level = std::slice::from_ref(&self.level);
-            let number = self.number.to_be_bytes();
+            let at = self.at.number().to_be_bytes();
             let parts: [&[u8]; 5] =
-                [DOMAIN, &self.origin.tree.0, self.origin.incarnation.as_bytes(), level, &number];
+                [DOMAIN, &self.origin.tree.0, self.origin.incarnation.as_bytes(), level, &at];
             let mut context = [0u8; FIXED];
             let places = context.iter_mut();
             parts.into_iter().flatten().zip(places).for_each(|(byte, place)| *place = *byte);
@@ -87,7 +90,7 @@ impl Place {
 /// The page or node that everything hangs from.
 pub(super) struct Top {
     pub(super) level: u8,
-    pub(super) number: u64,
+    pub(super) at: Extent,
     pub(super) key: DataKey,
 }
 
@@ -96,9 +99,9 @@ pub(super) struct Top {
 pub(super) enum TreeError {
     /// The store failed.
     Store(StoreError),
-    /// This page or node is missing, or is not the one that its parent names.
+    /// What begins in this slot is missing, or is not the page or node that its parent names.
     Broken(u64),
-    /// The store holds more, or fewer, pages than the tree.
+    /// The tree does not hold as many secrets as it says.
     Count,
 }
 
@@ -110,7 +113,7 @@ impl From<StoreError> for TreeError {
 
 /// Pages that a batch has opened: it looks at each several times before it writes it anew. Wiped with the batch.
 pub(super) struct OpenPages {
-    pages: RefCell<HashMap<u64, Arc<Leaf>>>,
+    pages: RefCell<HashMap<Extent, Arc<Leaf>>>,
     most: usize,
 }
 
@@ -128,20 +131,20 @@ impl OpenPages {
         Self { pages: RefCell::default(), most: 0 }
     }
 
-    fn get(&self, number: u64) -> Option<Arc<Leaf>> {
-        self.pages.borrow().get(&number).map(Arc::clone)
+    fn get(&self, at: Extent) -> Option<Arc<Leaf>> {
+        self.pages.borrow().get(&at).map(Arc::clone)
     }
 
-    fn keep(&self, number: u64, page: &Arc<Leaf>) {
+    fn keep(&self, at: Extent, page: &Arc<Leaf>) {
         let mut pages = self.pages.borrow_mut();
         if pages.len() < self.most {
-            pages.insert(number, Arc::clone(page));
+            pages.insert(at, Arc::clone(page));
         }
     }
 }
 
-/// Number and key of a page, and the first name of the page after it.
-type Location<'a> = (u64, &'a [u8; 32], Option<SecretId>);
+/// Where a page lies, its key, and the first name of the page after it.
+type Location<'a> = (Extent, &'a [u8; 32], Option<SecretId>);
 
 /// The page that a name belongs to, and the first name of the page after it.
 type Sought = (Arc<Leaf>, Option<SecretId>);
@@ -150,9 +153,8 @@ type Sought = (Arc<Leaf>, Option<SecretId>);
 pub(super) struct Tree {
     origin: Origin,
     top: Option<Top>,
-    nodes: HashMap<u64, Inner>,
-    /// Numbers from here on were never used.
-    next: u64,
+    nodes: HashMap<Extent, Inner>,
+    space: Space,
     /// Number of secrets.
     len: u64,
 }
@@ -160,26 +162,26 @@ pub(super) struct Tree {
 impl Tree {
     /// A tree without secrets.
     pub(super) fn empty(origin: Origin) -> Self {
-        Self { origin, top: None, nodes: HashMap::new(), next: 0, len: 0 }
+        Self { origin, top: None, nodes: HashMap::new(), space: Space::empty(), len: 0 }
     }
 
     /// Reads everything once: nodes stay open, and every page must be the one that its parent names.
     pub(super) fn open(
         origin: Origin,
         top: Option<Top>,
-        next: u64,
+        end: u64,
         len: u64,
         store: &dyn SealedStore,
     ) -> Result<Self, TreeError> {
-        let mut tree = Self { origin, top: None, nodes: HashMap::new(), next, len };
+        let mut tree = Self { origin, top: None, nodes: HashMap::new(), space: Space::up_to(end), len };
         let mut found = Found::default();
         if let Some(top) = &top {
             let key = top.key.expose();
-            tree.read(store, Place { origin, level: top.level, number: top.number }, key, None, &mut found)?;
+            tree.read(store, Place { origin, level: top.level, at: top.at }, key, None, &mut found)?;
         }
-        found.check_pages()?;
+        found.check_pages(store)?;
         tree.top = top;
-        if found.secrets != len || found.pages != store.page_count()? {
+        if found.secrets != len {
             return Err(TreeError::Count);
         }
         Ok(tree)
@@ -193,27 +195,26 @@ impl Tree {
         first: Option<SecretId>,
         found: &mut Found,
     ) -> Result<(), TreeError> {
-        let broken = || TreeError::Broken(place.number);
-        if place.number >= self.next || place.level > MAX_LEVEL {
+        let broken = || TreeError::Broken(place.at.first());
+        if place.level > MAX_LEVEL || !self.space.take(place.at) {
             return Err(broken());
         }
-        let stored = store.page(place.number)?.ok_or_else(broken)?;
-        found.pages = found.pages.saturating_add(1);
         if place.level == 0 {
             let key = DataKey::from_slice(key).ok_or_else(broken)?;
-            found.waiting.push(Closed { place, key, stored, first, leaf: None });
-            return if found.waiting.len() < Found::AT_ONCE { Ok(()) } else { found.check_pages() };
+            found.waiting.push(Closed::new(place, key, first));
+            return if found.waiting.len() < Found::AT_ONCE { Ok(()) } else { found.check_pages(store) };
         }
+        let stored = store.page(place.at)?.ok_or_else(broken)?;
         let node = Inner::open(&place, key, &stored).map_err(|SealBroken| broken())?;
         if node.kids().is_empty() || first.is_some_and(|first| node.kids().first() != Some(first)) {
             return Err(broken());
         }
         for kid in 0..node.kids().len() {
-            let (first, number, key) = node.kids().get(kid).ok_or_else(broken)?;
-            let below = Place { level: place.level.saturating_sub(1), number, ..place };
+            let (first, at, key) = node.kids().get(kid).ok_or_else(broken)?;
+            let below = Place { level: place.level.saturating_sub(1), at, ..place };
             self.read(store, below, key, Some(first), found)?;
         }
-        if self.nodes.insert(place.number, node).is_some() {
+        if self.nodes.insert(place.at, node).is_some() {
             return Err(broken());
         }
         Ok(())
@@ -223,40 +224,49 @@ impl Tree {
         self.len
     }
 
-    fn node(&self, number: u64) -> Result<&Inner, VaultError> {
-        self.nodes.get(&number).ok_or(VaultError::Damaged("node is not open"))
+    /// Slots of the store that are in use, and how many it has.
+    pub(super) const fn slots(&self) -> (u64, u64) {
+        (self.space.taken(), self.space.end())
+    }
+
+    pub(super) const fn end(&self) -> u64 {
+        self.space.end()
+    }
+
+    fn node(&self, at: Extent) -> Result<&Inner, VaultError> {
+        self.nodes.get(&at).ok_or(VaultError::Damaged("node is not open"))
     }
 
     fn page(
         &self,
         store: &dyn SealedStore,
         open: &OpenPages,
-        number: u64,
+        at: Extent,
         key: &[u8; 32],
     ) -> Result<Arc<Leaf>, VaultError> {
-        if let Some(page) = open.get(number) {
+        if let Some(page) = open.get(at) {
             return Ok(page);
         }
-        let stored = store.page(number)?.ok_or(VaultError::Damaged("page is missing"))?;
-        let page = Leaf::open(&Place { origin: self.origin, level: 0, number }, key, stored)
+        let stored = store.page(at)?.ok_or(VaultError::Damaged("page is missing"))?;
+        let page = Leaf::open(&Place { origin: self.origin, level: 0, at }, key, stored)
             .map_err(|SealBroken| VaultError::Damaged("page does not open"))?;
         let page = Arc::new(page);
-        open.keep(number, &page);
+        open.keep(at, &page);
         Ok(page)
     }
 
-    /// Number and key of the page that a name belongs to, and the first name of the page after it.
+    /// Where the page lies that a name belongs to, its key, and the first name of the page after it.
     fn locate(&self, id: &SecretId) -> Result<Option<Location<'_>>, VaultError> {
         let Some(top) = &self.top else { return Ok(None) };
-        let (mut level, mut number, mut key, mut after) = (top.level, top.number, top.key.expose(), None);
+        let (mut level, mut place, mut key, mut after) = (top.level, top.at, top.key.expose(), None);
         while level > 0 {
-            let kids = self.node(number)?.kids();
+            let kids = self.node(place)?.kids();
             let at = kids.of(id);
             let next = kids.get(at.saturating_add(1)).map(|(first, ..)| first);
             let (_, kid, kid_key) = kids.get(at).ok_or(VaultError::Damaged("node without children"))?;
-            (level, number, key, after) = (level.saturating_sub(1), kid, kid_key, next.or(after));
+            (level, place, key, after) = (level.saturating_sub(1), kid, kid_key, next.or(after));
         }
-        Ok(Some((number, key, after)))
+        Ok(Some((place, key, after)))
     }
 
     /// Where a name belongs.
@@ -266,8 +276,8 @@ impl Tree {
         open: &OpenPages,
         id: &SecretId,
     ) -> Result<Option<Sought>, VaultError> {
-        let Some((number, key, after)) = self.locate(id)? else { return Ok(None) };
-        Ok(Some((self.page(store, open, number, key)?, after)))
+        let Some((at, key, after)) = self.locate(id)? else { return Ok(None) };
+        Ok(Some((self.page(store, open, at, key)?, after)))
     }
 
     /// Opens the pages that these names belong to, as far as a batch keeps them. What is wrong with one shows when it
@@ -278,25 +288,23 @@ impl Tree {
         open: &OpenPages,
         ids: &mut dyn Iterator<Item = SecretId>,
     ) -> Result<(), VaultError> {
-        let mut sought: BTreeMap<u64, &[u8; 32]> = BTreeMap::new();
+        let mut sought: BTreeMap<Extent, &[u8; 32]> = BTreeMap::new();
         for id in ids {
-            if let Some((number, key, _)) = self.locate(&id)?
-                && open.get(number).is_none()
+            if let Some((at, key, _)) = self.locate(&id)?
+                && open.get(at).is_none()
             {
-                sought.insert(number, key);
+                sought.insert(at, key);
             }
         }
         let mut pages = Vec::with_capacity(sought.len());
-        for (number, key) in sought.into_iter().take(open.most) {
-            let place = Place { origin: self.origin, level: 0, number };
-            if let (Some(stored), Some(key)) = (store.page(number)?, DataKey::from_slice(key)) {
-                pages.push(Closed { place, key, stored, first: None, leaf: None });
-            }
+        for (at, key) in sought.into_iter().take(open.most) {
+            let place = Place { origin: self.origin, level: 0, at };
+            pages.extend(DataKey::from_slice(key).map(|key| Closed::new(place, key, None)));
         }
-        cores::each(&mut pages, Closed::open);
+        cores::each(&mut pages, |page| page.open(store));
         for page in pages {
-            if let Some(leaf) = page.leaf {
-                open.keep(page.place.number, &Arc::new(leaf));
+            if let Ok(Some(leaf)) = page.leaf {
+                open.keep(page.place.at, &Arc::new(leaf));
             }
         }
         Ok(())
@@ -342,14 +350,12 @@ impl Tree {
 
     /// Takes over what [`Self::rewrite`] prepared, once the store has it.
     pub(super) fn adopt(&mut self, rewrite: Rewrite) {
-        for (number, node) in rewrite.nodes {
-            match node {
-                Some(node) => self.nodes.insert(number, node),
-                None => self.nodes.remove(&number),
-            };
+        for at in &rewrite.gone {
+            self.nodes.remove(at);
         }
+        self.nodes.extend(rewrite.nodes);
+        self.space.adopt(rewrite.placed, rewrite.pages.iter().map(|(at, _)| *at), &rewrite.gone);
         self.top = rewrite.top;
-        self.next = rewrite.next;
         self.len = rewrite.len;
     }
 }
@@ -358,23 +364,26 @@ impl Tree {
 struct Closed {
     place: Place,
     key: DataKey,
-    stored: Vec<u8>,
     /// The name that it begins with, as its parent says.
     first: Option<SecretId>,
-    leaf: Option<Leaf>,
+    /// Once it was read; none if it is not what was sealed.
+    leaf: Result<Option<Leaf>, StoreError>,
 }
 
 impl Closed {
-    fn open(&mut self) {
-        let stored = std::mem::take(&mut self.stored);
-        self.leaf = Leaf::open(&self.place, self.key.expose(), stored).ok();
+    const fn new(place: Place, key: DataKey, first: Option<SecretId>) -> Self {
+        Self { place, key, first, leaf: Ok(None) }
+    }
+
+    fn open(&mut self, store: &dyn SealedStore) {
+        let open = |stored| Leaf::open(&self.place, self.key.expose(), stored).ok();
+        self.leaf = store.page(self.place.at).map(|stored| stored.and_then(open));
     }
 }
 
 /// What was read of a tree.
 #[derive(Default)]
 struct Found {
-    pages: u64,
     secrets: u64,
     last: Option<SecretId>,
     /// Pages in order, to be opened together.
@@ -384,11 +393,11 @@ struct Found {
 impl Found {
     const AT_ONCE: usize = 1024;
 
-    fn check_pages(&mut self) -> Result<(), TreeError> {
-        cores::each(&mut self.waiting, Closed::open);
+    fn check_pages(&mut self, store: &dyn SealedStore) -> Result<(), TreeError> {
+        cores::each(&mut self.waiting, |page| page.open(store));
         for page in self.waiting.drain(..) {
-            let broken = || TreeError::Broken(page.place.number);
-            let leaf = page.leaf.as_ref().ok_or_else(broken)?;
+            let broken = || TreeError::Broken(page.place.at.first());
+            let leaf = page.leaf?.ok_or_else(broken)?;
             for (id, _) in leaf.slots() {
                 // Names ascend over the whole tree, and a page begins with the name that its parent says.
                 if self.last.is_some_and(|last| last >= id) {

@@ -1,7 +1,7 @@
 //! A batch of changes: the pages it touches and the nodes above them, written anew under fresh keys.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     ops::Range,
     sync::Arc,
 };
@@ -13,12 +13,13 @@ use super::{
     inner::FAN_OUT,
     leaf::{self, SLOTS, Slot},
     sealing::{Unsealed, seal_all},
+    space::{Draft, Placed},
 };
 use crate::vault::{
     error::VaultError,
     id::SecretId,
     seal::{DataKey, KeySource, SealBroken},
-    store::SealedStore,
+    store::{Extent, SealedStore},
 };
 
 /// A secret's new value, or its end.
@@ -36,12 +37,21 @@ const fn lonely(most: usize) -> usize {
 
 /// A tree after a batch, and what the store must be told for it.
 pub(in crate::vault) struct Rewrite {
-    /// Pages and nodes, ascending by number. `None` removes.
-    pub(in crate::vault) pages: Vec<(u64, Option<Vec<u8>>)>,
-    pub(super) nodes: BTreeMap<u64, Option<Inner>>,
+    /// Pages and nodes, to be written before the header.
+    pub(in crate::vault) pages: Vec<(Extent, Vec<u8>)>,
+    pub(super) nodes: HashMap<Extent, Inner>,
+    /// What they supersede.
+    pub(super) gone: Vec<Extent>,
     pub(in crate::vault) top: Option<Top>,
-    pub(in crate::vault) next: u64,
+    pub(super) placed: Placed,
     pub(in crate::vault) len: u64,
+}
+
+impl Rewrite {
+    /// Slots of the store from here on were never written.
+    pub(in crate::vault) const fn end(&self) -> u64 {
+        self.placed.end
+    }
 }
 
 impl Tree {
@@ -57,21 +67,27 @@ impl Tree {
             store,
             open,
             keys: KeySource::new(),
-            pages: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            next: self.next,
+            pages: Vec::new(),
+            nodes: HashMap::new(),
+            gone: Vec::new(),
+            draft: self.space.draft(),
             len: self.len,
         };
         let top = match &self.top {
-            Some(top) if changes.is_empty() => DataKey::from_slice(top.key.expose()).map(|key| Top {
-                level: top.level,
-                number: top.number,
-                key,
-            }),
+            Some(top) if changes.is_empty() => {
+                DataKey::from_slice(top.key.expose()).map(|key| Top { level: top.level, at: top.at, key })
+            }
             top => batch.rebuild_all(top.as_ref(), changes)?,
         };
-        let Batch { pages, nodes, next, len, .. } = batch;
-        Ok(Rewrite { pages: seal(pages).map_err(unsealable)?, nodes, top, next, len })
+        let Batch { pages, nodes, gone, draft, len, .. } = batch;
+        Ok(Rewrite {
+            pages: seal_all(pages).map_err(unsealable)?,
+            nodes,
+            gone,
+            top,
+            placed: draft.finish(),
+            len,
+        })
     }
 }
 
@@ -80,9 +96,10 @@ struct Batch<'a> {
     store: &'a dyn SealedStore,
     open: &'a OpenPages,
     keys: KeySource,
-    pages: BTreeMap<u64, Option<Unsealed>>,
-    nodes: BTreeMap<u64, Option<Inner>>,
-    next: u64,
+    pages: Vec<Unsealed>,
+    nodes: HashMap<Extent, Inner>,
+    gone: Vec<Extent>,
+    draft: Draft<'a>,
     len: u64,
 }
 
@@ -92,7 +109,7 @@ impl Batch<'_> {
         let mut above = Kids::with_capacity(1);
         let mut level = 0;
         if let (Some(top), Some((first, _))) = (top, changes.first()) {
-            above.push(*first, top.number, top.key.expose());
+            above.push(*first, top.at, top.key.expose());
             level = top.level;
         }
         let mut kids = self.rebuild(level, &above, changes)?;
@@ -102,23 +119,23 @@ impl Batch<'_> {
                 return Err(VaultError::Damaged("tree is too high"));
             }
             let mut higher = Kids::with_capacity(kids.len() / lonely(FAN_OUT) + 1);
-            self.seal_nodes(level, &kids, Vec::new(), &mut higher)?;
+            self.seal_nodes(level, &kids, &mut higher)?;
             kids = higher;
         }
         // A node with a single child is no use at the top.
         while level > 0
-            && let Some((_, number, _)) = kids.get(0)
-            && let Some(Some(node)) = self.nodes.get(&number)
+            && let Some((_, at, _)) = kids.get(0)
+            && let Some(node) = self.nodes.get(&at)
             && node.kids().len() == 1
         {
             let mut lower = Kids::with_capacity(1);
             lower.extend(node.kids(), 0..1);
-            self.remove(number);
-            self.nodes.insert(number, None);
+            self.nodes.remove(&at);
+            self.pages.retain(|page| page.at() != at);
             (kids, level) = (lower, level.saturating_sub(1));
         }
-        let top = kids.get(0).and_then(|(_, number, key)| Some((number, DataKey::from_slice(key)?)));
-        Ok(top.map(|(number, key)| Top { level, number, key }))
+        let top = kids.get(0).and_then(|(_, at, key)| Some((at, DataKey::from_slice(key)?)));
+        Ok(top.map(|(at, key)| Top { level, at, key }))
     }
 
     /// Children of `kids`' level, after the changes.
@@ -129,16 +146,16 @@ impl Batch<'_> {
     fn rebuild_nodes(&mut self, level: u8, kids: &Kids, changes: &[Change]) -> Result<Kids, VaultError> {
         let mut built: BTreeMap<usize, Kids> = BTreeMap::new();
         for (at, part) in by_child(kids, changes) {
-            let (_, number, _) = kids.get(at).ok_or(MISSING)?;
-            let node = self.tree.node(number)?;
+            let (_, place, _) = kids.get(at).ok_or(MISSING)?;
+            let node = self.tree.node(place)?;
             built.insert(at, self.rebuild(level.saturating_sub(1), node.kids(), part)?);
         }
         let few: Vec<usize> =
             built.iter().filter(|(_, kids)| kids.len() < lonely(FAN_OUT)).map(|(at, _)| *at).collect();
         for at in few.into_iter().filter_map(|at| neighbour(at, kids.len())) {
             if let Entry::Vacant(entry) = built.entry(at) {
-                let (_, number, _) = kids.get(at).ok_or(MISSING)?;
-                let node = self.tree.node(number)?.kids();
+                let (_, place, _) = kids.get(at).ok_or(MISSING)?;
+                let node = self.tree.node(place)?.kids();
                 let mut copy = Kids::with_capacity(node.len());
                 copy.extend(node, 0..node.len());
                 entry.insert(copy);
@@ -153,13 +170,12 @@ impl Batch<'_> {
                 continue;
             }
             let mut run = Kids::with_capacity(FAN_OUT);
-            let mut numbers = Vec::new();
             while let Some(part) = built.remove(&at) {
                 run.extend(&part, 0..part.len());
-                numbers.extend(kids.get(at).map(|(_, number, _)| number));
+                self.gone.extend(kids.get(at).map(|(_, place, _)| place));
                 at += 1;
             }
-            self.seal_nodes(level, &run, numbers, &mut out)?;
+            self.seal_nodes(level, &run, &mut out)?;
         }
         Ok(out)
     }
@@ -169,8 +185,8 @@ impl Batch<'_> {
         let mut open: BTreeMap<usize, Arc<Leaf>> = BTreeMap::new();
         let mut lonely_ones = BTreeSet::new();
         for (at, part) in &parts {
-            let Some((_, number, key)) = kids.get(*at) else { continue };
-            let page = self.tree.page(self.store, self.open, number, key)?;
+            let Some((_, place, key)) = kids.get(*at) else { continue };
+            let page = self.tree.page(self.store, self.open, place, key)?;
             if weight_after(&page, part) < lonely(leaf::FULL) {
                 lonely_ones.extend(neighbour(*at, kids.len()));
             }
@@ -178,8 +194,8 @@ impl Batch<'_> {
         }
         for at in lonely_ones {
             if let Entry::Vacant(entry) = open.entry(at) {
-                let (_, number, key) = kids.get(at).ok_or(MISSING)?;
-                entry.insert(self.tree.page(self.store, self.open, number, key)?);
+                let (_, place, key) = kids.get(at).ok_or(MISSING)?;
+                entry.insert(self.tree.page(self.store, self.open, place, key)?);
             }
         }
         let mut out = Kids::with_capacity(kids.len() + parts.len());
@@ -187,7 +203,7 @@ impl Batch<'_> {
             let mut slots = Vec::with_capacity(changes.len());
             merge(std::iter::empty(), changes, &mut slots);
             self.count(0, slots.len())?;
-            self.seal_pages(&slots, Vec::new(), &mut out)?;
+            self.seal_pages(&slots, &mut out)?;
             return Ok(out);
         }
         let mut at = 0;
@@ -199,16 +215,15 @@ impl Batch<'_> {
                 continue;
             }
             run.clear();
-            let mut numbers = Vec::new();
             let mut before = 0;
             while let Some(page) = open.get(&at) {
                 merge(page.slots(), parts.get(&at).copied().unwrap_or_default(), &mut run);
                 before += page.len();
-                numbers.extend(kids.get(at).map(|(_, number, _)| number));
+                self.gone.extend(kids.get(at).map(|(_, place, _)| place));
                 at += 1;
             }
             self.count(before, run.len())?;
-            self.seal_pages(&run, numbers, &mut out)?;
+            self.seal_pages(&run, &mut out)?;
         }
         Ok(out)
     }
@@ -219,98 +234,43 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Divides slots into pages and seals them; numbers of pages that were there are used first.
-    fn seal_pages(
-        &mut self,
-        slots: &[Slot<'_>],
-        numbers: Vec<u64>,
-        out: &mut Kids,
-    ) -> Result<(), VaultError> {
-        let mut numbers = numbers.into_iter();
+    /// Divides slots into pages, to be sealed.
+    fn seal_pages(&mut self, slots: &[Slot<'_>], out: &mut Kids) -> Result<(), VaultError> {
         for range in divide(slots.iter().map(|(_, value)| leaf::weight(value)), leaf::FULL, SLOTS) {
             let part = slots.get(range).unwrap_or_default();
             let Some((first, _)) = part.first() else { continue };
-            let number = self.number(&mut numbers)?;
+            let place = self.place(0, Leaf::extent(part))?;
             let key = self.keys.draw();
-            out.push(*first, number, key.expose());
-            let page = Leaf::unsealed(self.place(0, number), key, part).map_err(unsealable)?;
-            self.pages.insert(number, Some(page));
+            out.push(*first, place.at, key.expose());
+            self.pages.push(Leaf::unsealed(place, key, part).map_err(unsealable)?);
         }
-        numbers.for_each(|number| self.remove(number));
         Ok(())
     }
 
-    /// Divides children into nodes of a level and seals them.
-    fn seal_nodes(
-        &mut self,
-        level: u8,
-        kids: &Kids,
-        numbers: Vec<u64>,
-        out: &mut Kids,
-    ) -> Result<(), VaultError> {
-        let mut numbers = numbers.into_iter();
+    /// Divides children into nodes of a level, to be sealed.
+    fn seal_nodes(&mut self, level: u8, kids: &Kids, out: &mut Kids) -> Result<(), VaultError> {
         for range in divide(std::iter::repeat_n(1, kids.len()), FAN_OUT, FAN_OUT) {
             let mut part = Kids::with_capacity(range.len());
             part.extend(kids, range);
             let Some(first) = part.first() else { continue };
-            let number = self.number(&mut numbers)?;
+            let place = self.place(level, Inner::SLOTS)?;
             let key = self.keys.draw();
-            out.push(first, number, key.expose());
+            out.push(first, place.at, key.expose());
             let node = Inner::new(part);
-            let page = node.unsealed(self.place(level, number), key).map_err(unsealable)?;
-            self.pages.insert(number, Some(page));
-            self.nodes.insert(number, Some(node));
-        }
-        for number in numbers {
-            self.remove(number);
-            self.nodes.insert(number, None);
+            self.pages.push(node.unsealed(place, key).map_err(unsealable)?);
+            self.nodes.insert(place.at, node);
         }
         Ok(())
     }
 
-    fn place(&self, level: u8, number: u64) -> Place {
+    fn place(&mut self, level: u8, slots: u64) -> Result<Place, VaultError> {
         let origin: Origin = self.tree.origin;
-        Place { origin, level, number }
-    }
-
-    fn number(&mut self, used: &mut impl Iterator<Item = u64>) -> Result<u64, VaultError> {
-        if let Some(number) = used.next() {
-            return Ok(number);
-        }
-        let number = self.next;
-        self.next = number.checked_add(1).ok_or(VaultError::Damaged("no page numbers left"))?;
-        Ok(number)
-    }
-
-    /// A page that the store has disappears from it; one of this batch was never there.
-    fn remove(&mut self, number: u64) {
-        if number < self.tree.next {
-            self.pages.insert(number, None);
-        } else {
-            self.pages.remove(&number);
-        }
+        let at = self.draft.place(slots).ok_or(VaultError::Damaged("no slots left"))?;
+        Ok(Place { origin, level, at })
     }
 }
 
 const MISSING: VaultError = VaultError::Damaged("node without children");
-
-/// What the store gets under a page's number: new content, or none where the page goes.
-type Written = (u64, Option<Vec<u8>>);
-
-/// Seals what stays.
-fn seal(pages: BTreeMap<u64, Option<Unsealed>>) -> Result<Vec<Written>, SealBroken> {
-    let numbers: Vec<(u64, bool)> = pages.iter().map(|(number, page)| (*number, page.is_some())).collect();
-    let mut sealed = seal_all(pages.into_values().flatten().collect())?.into_iter();
-    let page = |(number, stays): (u64, bool)| match stays {
-        false => Ok((number, None)),
-        true => sealed
-            .next()
-            .filter(|(of, _)| *of == number)
-            .map(|(_, page)| (number, Some(page)))
-            .ok_or(SealBroken),
-    };
-    numbers.into_iter().map(page).collect()
-}
 
 fn unsealable(_: SealBroken) -> VaultError {
     VaultError::Damaged("content could not be sealed")

@@ -4,6 +4,7 @@ use super::Place;
 use crate::vault::{
     cores,
     seal::{self, Buffer, DataKey, SealBroken},
+    store::Extent,
 };
 
 /// A page or node in the clear, and the key that it is to be sealed under.
@@ -22,6 +23,10 @@ impl Unsealed {
         Self { place, key: Some(key), page, clear }
     }
 
+    pub(super) const fn at(&self) -> Extent {
+        self.place.at
+    }
+
     fn seal(&mut self) -> Result<(), SealBroken> {
         let Some(key) = &self.key else { return Ok(()) };
         let (open, text) = self.page.split_at_mut_checked(self.clear).ok_or(SealBroken)?;
@@ -38,10 +43,10 @@ impl Unsealed {
 }
 
 /// Seals all, in the order given.
-pub(super) fn seal_all(mut pages: Vec<Unsealed>) -> Result<Vec<(u64, Vec<u8>)>, SealBroken> {
+pub(super) fn seal_all(mut pages: Vec<Unsealed>) -> Result<Vec<(Extent, Vec<u8>)>, SealBroken> {
     // One that fails keeps its key, and is not given away.
     cores::each(&mut pages, |page| {
         let _ = page.seal();
     });
-    pages.into_iter().map(|page| Ok((page.place.number, page.sealed()?))).collect()
+    pages.into_iter().map(|page| Ok((page.place.at, page.sealed()?))).collect()
 }

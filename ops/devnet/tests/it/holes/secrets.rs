@@ -166,7 +166,7 @@ fn x17_no_secret_reaches_a_disk() -> anyhow::Result<()> {
         }
         // Heap, index and write-ahead log of three databases.
         ensure!(seen_files > 6, "the search saw the leaf in {seen_files} files only");
-        let store = devnet.members().first().context("member")?.dir().join("signer.redb");
+        let store = devnet.members().first().context("member")?.dir().join("signer.redb.pages");
         ensure!(fs::metadata(store)?.len() > 0, "the signer's store is elsewhere");
         Ok(())
     })

@@ -1,0 +1,123 @@
+//! The slots: a file of blocks, mode 0600, locked against other processes.
+//!
+//! The first slot names the store that the file belongs to; then come the vault's, each page with its length at the end of
+//! its last slot. A slot is written whole and never while the store's header refers to it, so no write needs to be atomic;
+//! whether what is read is what the vault wrote shows when it is opened by its key.
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use spark_signer::vault::{Extent, StoreError};
+
+use super::{failed, options};
+
+const MAGIC: &[u8; 16] = b"spark/pages/v1\0\0";
+/// Most that is written at once, bytes.
+const RUN_BYTES: usize = 1 << 20;
+
+pub(super) struct PageFile(File);
+
+impl PageFile {
+    /// Makes a file without pages. Refuses when there is one.
+    pub(super) fn create(path: &Path, store: u64) -> Result<Self, StoreError> {
+        let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
+        lock(&file)?;
+        file.write_all_at(&first_slot(store), 0).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        Ok(Self(file))
+    }
+
+    /// Opens the file that was made for this store.
+    pub(super) fn open(path: &Path, store: u64) -> Result<Self, StoreError> {
+        let file = options().open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::PagesMissing,
+            _ => failed(error),
+        })?;
+        if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
+            return Err(StoreError::Failed("file is open to group or others, mode must be 0600".into()));
+        }
+        lock(&file)?;
+        let mut first = vec![0; Extent::SLOT_BYTES];
+        match file.read_exact_at(&mut first, 0) {
+            Ok(()) if first == first_slot(store) => Ok(Self(file)),
+            Ok(()) => Err(StoreError::PagesForeign),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(StoreError::PagesMissing),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    pub(super) fn read(&self, at: Extent) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut page = vec![0; at.bytes()];
+        match self.0.read_exact_at(&mut page, offset(at)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        }
+        let length = page.last_chunk().map(|length| u32::from_le_bytes(*length));
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let whole = length.filter(|length| *length <= at.bytes().saturating_sub(Extent::LENGTH_BYTES));
+        Ok(whole.map(|length| {
+            page.truncate(length);
+            page
+        }))
+    }
+
+    /// Writes pages where they belong, neighbours together.
+    pub(super) fn write(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError> {
+        let mut run = Vec::with_capacity(RUN_BYTES);
+        let mut start = 0;
+        let mut pages = pages.iter().peekable();
+        while let Some((at, page)) = pages.next() {
+            if run.is_empty() {
+                start = offset(*at);
+            }
+            add(&mut run, *at, page)?;
+            let goes_on = pages.peek().is_some_and(|(next, _)| {
+                next.first() == at.end() && run.len().saturating_add(next.bytes()) <= RUN_BYTES
+            });
+            if !goes_on {
+                self.0.write_all_at(&run, start).map_err(failed)?;
+                run.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written survives a power cut.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.0.sync_data().map_err(failed)
+    }
+}
+
+/// Lays a page out over its slots.
+fn add(run: &mut Vec<u8>, at: Extent, page: &[u8]) -> Result<(), StoreError> {
+    let too_long = || StoreError::Failed("page is longer than its slots".into());
+    let room = at.bytes().checked_sub(Extent::LENGTH_BYTES).filter(|room| page.len() <= *room);
+    let gap = room.ok_or_else(too_long)?.saturating_sub(page.len());
+    let length = u32::try_from(page.len()).map_err(|_| too_long())?;
+    run.extend_from_slice(page);
+    run.resize(run.len().saturating_add(gap), 0);
+    run.extend_from_slice(&length.to_le_bytes());
+    Ok(())
+}
+
+fn offset(at: Extent) -> u64 {
+    at.first().saturating_mul(Extent::SLOT_BYTES as u64)
+}
+
+fn first_slot(store: u64) -> Vec<u8> {
+    let mut slot = [MAGIC.as_slice(), &store.to_be_bytes()].concat();
+    slot.resize(Extent::SLOT_BYTES, 0);
+    slot
+}
+
+fn lock(file: &File) -> Result<(), StoreError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::InUse,
+        TryLockError::Error(error) => failed(error),
+    })
+}
