@@ -19,7 +19,7 @@ use spark_signer::vault::Token as _;
 pub use log::{CheckedLog, Marks, Seen, take};
 
 use crate::config::{Config, TlsKeySource};
-use crate::token::Pkcs11Token;
+use crate::token::KeysToken;
 
 /// Starts what is signed, so that it is no statement of another kind.
 const DOMAIN: &[u8] = b"spark/signer/backup/v1\n";
@@ -88,13 +88,14 @@ fn plain_name(name: &str) -> bool {
 /// Makes an archive of the configuration, the federation file, `more` public files and the `log` that [`take`] read,
 /// signed in the HSM.
 pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Archive> {
-    let token = Pkcs11Token::open(&config.token)?;
+    let token = KeysToken::open(&config.token)?;
     let mut files = BTreeMap::new();
     let text = fs::read_to_string(&config.path).with_context(|| config.path.display().to_string())?;
     add(&mut files, "signer.toml", without_pins(&text)?.as_bytes())?;
     for path in config.federation.iter().chain(more) {
-        let secrets = [&config.token.roots.pin, &config.token.keys.pin];
-        let secret = secrets.iter().any(|pin| pin.path().is_some_and(|pin| same_file(pin, path)))
+        let tokens = config.token.devices.iter().map(|device| &device.roots);
+        let mut pins = tokens.chain([&config.token.keys.token]).map(|token| &token.pin);
+        let secret = pins.any(|pin| pin.path().is_some_and(|pin| same_file(pin, path)))
             || same_file(&config.store, path)
             || matches!(config.tls.as_ref().map(|tls| &tls.key), Some(TlsKeySource::File(key)) if same_file(key, path));
         ensure!(!secret, "{} is not public", path.display());
@@ -112,7 +113,7 @@ pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>
         unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         federation_public_key: hex::encode(token.federation_public_key()),
         identity_public_key: hex::encode(token.identity_public_key().serialize()),
-        delete_claim: token.profile().delete_claim.as_str().to_owned(),
+        delete_claim: config.token.delete_claim().as_str().to_owned(),
         files,
     };
     log::check(&content)?;

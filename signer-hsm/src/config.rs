@@ -61,7 +61,7 @@ pub struct Config {
     /// The socket for administration on this host.
     #[serde(default)]
     pub admin: AdminConfig,
-    /// The two tokens.
+    /// The tokens.
     pub token: TokenConfig,
     /// What the process gives up.
     #[serde(default)]
@@ -166,14 +166,17 @@ impl Config {
             return Err(ConfigError::Value("operator must be below 15".into()));
         }
         let ids: BTreeSet<u8> = config.token.devices.iter().map(|device| device.id).collect();
-        if ids.len() != config.token.devices.len() || ids.contains(&0) {
-            return Err(ConfigError::Value("token.devices need distinct ids from 1 on".into()));
+        if ids.len() != config.token.devices.len() {
+            return Err(ConfigError::Value("token.devices need distinct ids; token.roots is 0".into()));
+        }
+        if config.profile == Security::Production && config.token.is_shared() {
+            return Err(ConfigError::Value("token.keys must not be a token with roots".into()));
         }
         let mut tokens: Vec<_> = config
             .token
-            .root_devices()
-            .into_iter()
-            .map(|device| (device.module, device.roots.label, device.roots.serial))
+            .devices
+            .iter()
+            .map(|device| (&device.module, &device.roots.label, &device.roots.serial))
             .collect();
         tokens.sort_unstable();
         if tokens.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
@@ -267,11 +270,14 @@ mod tests {
         roots = { label = "second", pin = { file = "pin" } }
         "#;
         let two = Config::parse(&[TEXT, device].concat()).unwrap();
-        assert_eq!(two.token.root_devices().iter().map(|device| device.id).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(two.token.devices.iter().map(|device| device.id).collect::<Vec<_>>(), [0, 1]);
         assert!(Config::parse(&[TEXT, device, device].concat()).is_err());
         assert!(Config::parse(&[TEXT, &device.replace("id = 1", "id = 0")].concat()).is_err());
         let same = [TEXT, &device.replace("second", "roots")].concat();
         assert!(Config::parse(&same).unwrap_err().to_string().contains("twice"));
+        let shared = TEXT.replace("\"keys\"", "\"roots\"");
+        assert!(Config::parse(&shared).unwrap_err().to_string().contains("token.keys"));
+        assert!(Config::parse(&format!("profile = \"development\"\n{shared}")).is_ok());
         let unpinned = TEXT.replace("operator = 0", "operator = 0\nfederation = \"f.json\"");
         assert!(Config::parse(&unpinned).unwrap_err().to_string().contains("pinned"));
         assert!(

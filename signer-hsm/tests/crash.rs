@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use spark_rules::ids::Incarnation;
-use spark_signer::vault::{CommitError, Destruction, OpenError, Position, SecretId, SecretKind, Step, Vault};
+use spark_signer::vault::{
+    CommitError, Destruction, DeviceId, OpenError, Position, SecretId, SecretKind, Step, Vault,
+};
 use spark_signer_hsm::store::RedbStore;
 use spark_signer_hsm::token::Pkcs11Token;
 use spark_softhsm::{TokenDir, isolated, passed, run_test};
@@ -80,10 +82,10 @@ fn child_recovers() {
     let Ok(expected) = std::env::var(EXPECT) else { return };
     isolated("child_recovers", |dir| {
         let mut vault = open(dir).unwrap();
-        let before = vault.token().roots().unwrap();
+        let before = vault.roots_on(DeviceId(0)).unwrap();
         assert_eq!(before.len(), 1 + vault.stray_roots().len());
         vault.confirm_witnessed().unwrap();
-        assert_eq!(vault.token().roots().unwrap(), vec![vault.root()]);
+        assert_eq!(vault.roots_on(DeviceId(0)).unwrap(), vec![vault.root()]);
         assert_eq!(read(&vault, 1).as_deref(), Some(expected.as_bytes()));
         assert_eq!(read(&vault, 2).as_deref(), Some(b"keep".as_slice()));
         assert_eq!(vault.record(b"vote/1").unwrap().as_deref(), Some(b"yes".as_slice()));
@@ -119,7 +121,7 @@ fn a_kill_at_any_step_loses_and_keeps_nothing() {
 fn old_copies_do_not_open() {
     isolated("old_copies_do_not_open", |dir| {
         let mut vault = create(dir);
-        let token = Arc::clone(vault.token());
+        let token = Arc::new(Pkcs11Token::open(&common::existing()).unwrap());
         let path = store_path(dir);
         // Copied while open, as a thief or a snapshot would.
         let copy = path.with_extension("copy");

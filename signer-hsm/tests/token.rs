@@ -114,8 +114,8 @@ fn ceremony_happens_once_and_imports_only_in_development() {
         std::fs::write(&pin, common::PIN).unwrap();
         std::fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         config.security = Security::Production;
-        config.roots.pin = PinSource::File(pin.clone());
-        config.keys.pin = PinSource::File(pin);
+        config.devices[0].roots.pin = PinSource::File(pin.clone());
+        config.keys.token.pin = PinSource::File(pin);
         assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unsupported(_))));
     })
     .unwrap();
@@ -130,8 +130,8 @@ fn a_generated_identity_works_in_production() {
         let mut config = common::config(dir);
         config.security = Security::Production;
         assert!(generate_keys(&config, &IdentitySource::Generate).is_err(), "PIN in the configuration");
-        config.roots.pin = PinSource::File(pin.clone());
-        config.keys.pin = PinSource::File(pin);
+        config.devices[0].roots.pin = PinSource::File(pin.clone());
+        config.keys.token.pin = PinSource::File(pin);
         let token = generate_keys(&config, &IdentitySource::Generate).unwrap();
         assert_eq!(token.identity_method(), IdentityMethod::Generated);
         drop(token);
@@ -144,13 +144,13 @@ fn a_generated_identity_works_in_production() {
 fn a_wrong_pin_is_refused_and_a_wrong_token_not_found() {
     isolated("a_wrong_pin_is_refused_and_a_wrong_token_not_found", |dir| {
         let mut config = common::config(dir);
-        config.keys.pin = PinSource::Inline("99999999".into());
+        config.keys.token.pin = PinSource::Inline("99999999".into());
         assert_eq!(generate_keys(&config, &IdentitySource::Generate).unwrap_err(), TokenError::PinRefused);
         config = common::existing();
-        config.roots.label = "elsewhere".into();
+        config.devices[0].roots.label = "elsewhere".into();
         assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unavailable(_))));
         config = common::existing();
-        config.roots.serial = Some("0000000000000000".into());
+        config.devices[0].roots.serial = Some("0000000000000000".into());
         assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unavailable(_))));
     })
     .unwrap();

@@ -47,7 +47,9 @@ pub struct Plan {
 impl Plan {
     /// From the configuration alone; touches no token.
     pub fn new(config: &Config) -> Self {
-        let profile = &config.token.profile;
+        let (first, keys) = (config.token.first(), &config.token.keys);
+        // The configuration has one.
+        let profile = &first.map_or(keys.profile, |first| first.profile);
         let mut attributes = vec![
             "CKA_TOKEN=true",
             "CKA_PRIVATE=true",
@@ -67,10 +69,13 @@ impl Plan {
             purpose,
             attributes: attributes.clone(),
         };
-        let (roots, keys) = (config.token.roots.label.as_str(), config.token.keys.label.as_str());
+        let roots = first.map_or("", |first| first.roots.label.as_str());
+        let module = &first.map_or(&keys.module, |first| &first.module);
+        let facts = first.map(|first| first.facts).unwrap_or_default();
+        let keys = keys.token.label.as_str();
         Self {
             operator: config.operator,
-            module: config.token.module.display().to_string(),
+            module: module.display().to_string(),
             store: config.store.display().to_string(),
             store_exists: config.store.exists(),
             profile: profile.name,
@@ -80,7 +85,7 @@ impl Plan {
                 .map(|(cell, value, mark)| (cell, value, mark.as_str()))
                 .collect(),
             delete_claim: profile.delete_claim.as_str(),
-            missing_facts: profile.missing_facts(&config.token.facts),
+            missing_facts: profile.missing_facts(&facts),
             objects: vec![
                 object(
                     roots,

@@ -35,7 +35,7 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
         Command::Info { module, json } => {
             let module = match module {
                 Some(module) => module.clone(),
-                None => Config::load(config).context("no --module, and no configuration")?.token.module,
+                None => Config::load(config).context("no --module, and no configuration")?.token.keys.module,
             };
             let slots = slots(&module)?;
             if *json {

@@ -48,15 +48,16 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
     if matches!(identity, IdentitySource::Import(_)) && config.security != Security::Development {
         return Err(TokenError::Unsupported("imported identity keys are for development only".into()));
     }
-    if config.profile.log_signature != LogSignature::Ed25519 {
+    let profile = config.keys.profile;
+    if profile.log_signature != LogSignature::Ed25519 {
         return Err(TokenError::Unsupported(format!(
             "federation keys are Ed25519, which profile {} lacks",
-            config.profile.name
+            profile.name
         )));
     }
-    let module = Module::load(&config.module)?;
-    let roots = Link::new(&module, &config.roots, config.security)?;
-    let keys = Link::new(&module, &config.keys, config.security)?;
+    let first = config.first().ok_or(TokenError::NoObjects)?;
+    let roots = Link::new(&Module::load(&first.module)?, &first.roots, config.security)?;
+    let keys = Link::new(&Module::load(&config.keys.module)?, &config.keys.token, config.security)?;
     keys.mutate(|_, session| {
         for label in [IDENTITY, IDENTITY_IMPORTED, FEDERATION] {
             if !session.find_objects(&[Attribute::Label(label.into())]).map_err(token_error)?.is_empty() {
@@ -65,13 +66,13 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
         }
         Ok(())
     })?;
-    roots::create_sentinel(&roots, &config.profile)?;
+    roots::create_sentinel(&roots, &first.profile)?;
     keys.mutate(|_, session| {
         match identity {
-            IdentitySource::Generate => generate_identity(session, &config.profile)?,
-            IdentitySource::Import(secret) => import_identity(session, &config.profile, secret)?,
+            IdentitySource::Generate => generate_identity(session, &profile)?,
+            IdentitySource::Import(secret) => import_identity(session, &profile, secret)?,
         }
-        generate_federation(session, &config.profile)
+        generate_federation(session, &profile)
     })?;
     let token = Pkcs11Token::open(config)?;
     token.sync()?;

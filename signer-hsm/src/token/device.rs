@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use spark_signer::vault::{RootId, RootToken, TokenError};
 use zeroize::Zeroizing;
 
+use super::apart::Hangs;
 use super::config::{DeviceConfig, Security};
 use super::link::Link;
 use super::module::Module;
@@ -106,9 +107,15 @@ impl RootDevice {
         self.revive()
     }
 
-    /// A call into the library, with this number, does not come back before `ended` reaches it.
-    pub(super) fn note_hang(&self, ended: Arc<AtomicU64>, number: u64) {
-        self.module.note_hang(ended, number);
+    /// Starts the library anew at once.
+    pub(super) fn reconnect(&self) -> Result<(), TokenError> {
+        self.module.reinitialize()?;
+        self.started_anew()
+    }
+
+    /// Whether this library is the other one's, too.
+    pub(super) fn shares(&self, module: &std::path::Path) -> bool {
+        Module::load(module).is_ok_and(|module| Arc::ptr_eq(&module, &self.module))
     }
 
     fn may_start_anew(&self) -> bool {
@@ -121,13 +128,19 @@ impl RootDevice {
     }
 
     /// After a fresh start objects show as they are, so a destruction may be tried again.
-    pub(super) fn started_anew(&self) -> Result<(), TokenError> {
+    fn started_anew(&self) -> Result<(), TokenError> {
         self.sticky().clear();
         self.probe()
     }
 
     fn sticky(&self) -> MutexGuard<'_, BTreeSet<RootId>> {
         self.not_destroyed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hangs for RootDevice {
+    fn note_hang(&self, ended: Arc<AtomicBool>) {
+        self.module.note_hang(ended);
     }
 }
 

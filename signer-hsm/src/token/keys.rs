@@ -103,6 +103,11 @@ impl Keys {
         Ok(())
     }
 
+    /// Closes its idle sessions and forgets its handles.
+    pub(super) fn reset(&self) {
+        self.link.reset();
+    }
+
     fn private(
         &self,
         link: &Link,

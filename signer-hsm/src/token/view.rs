@@ -54,7 +54,6 @@ impl DeviceConfig {
     pub fn is_same(&self, other: &Self) -> bool {
         self.module == other.module
             && self.profile.name == other.profile.name
-            && self.roots.label == other.roots.label
-            && self.roots.serial == other.roots.serial
+            && self.roots.is_token(&other.roots)
     }
 }

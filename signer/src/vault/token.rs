@@ -162,8 +162,10 @@ impl<T: RootToken + ?Sized> RootToken for std::sync::Arc<T> {
     }
 }
 
-/// An HSM: the first device for roots, and the keys that speak for the signer.
-pub trait Token: RootToken {
+/// The keys that speak for the signer: in a token of their own, apart from the roots (D13).
+///
+/// Calls may come from any thread.
+pub trait Token: Send + Sync {
     /// The identity key (secp256k1).
     fn identity_public_key(&self) -> PublicKey;
 
@@ -178,4 +180,26 @@ pub trait Token: RootToken {
 
     /// Ed25519 over `message`, verified before it is returned. Callers separate domains.
     fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError>;
+}
+
+impl<T: Token + ?Sized> Token for std::sync::Arc<T> {
+    fn identity_public_key(&self) -> PublicKey {
+        (**self).identity_public_key()
+    }
+
+    fn sign_identity(&self, digest: &[u8; 32]) -> Result<ecdsa::Signature, TokenError> {
+        (**self).sign_identity(digest)
+    }
+
+    fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        (**self).identity_ecdh_x(point)
+    }
+
+    fn federation_public_key(&self) -> [u8; 32] {
+        (**self).federation_public_key()
+    }
+
+    fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
+        (**self).sign_federation(message)
+    }
 }
