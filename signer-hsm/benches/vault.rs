@@ -31,7 +31,7 @@ use std::{
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use spark_rules::ids::Incarnation;
+use spark_rules::{federation_key::FederationKey, ids::Incarnation};
 use spark_signer::vault::{
     DeviceId, OpenError, RootId, RootToken, SecretId, SecretKind, Step, Token, TokenError, Vault,
 };
@@ -150,7 +150,7 @@ impl Token for Counted {
     fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
         self.count().identity_ecdh_x(point)
     }
-    fn federation_public_key(&self) -> [u8; 32] {
+    fn federation_public_key(&self) -> FederationKey {
         self.token.federation_public_key()
     }
     fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {

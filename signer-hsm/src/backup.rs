@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
-use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
+use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::Token as _;
 
 pub use log::{CheckedLog, Marks, Seen, take};
@@ -55,7 +55,7 @@ pub struct Content {
 pub struct Archive {
     /// What is signed.
     pub content: Content,
-    /// Ed25519, 64 bytes hex.
+    /// By that key, 64 bytes hex.
     pub signature: String,
 }
 
@@ -163,13 +163,11 @@ pub fn read(path: &Path, key: Option<&str>) -> anyhow::Result<Archive> {
         key.is_none_or(|key| key.eq_ignore_ascii_case(named)),
         "archive is signed by another key, {named}"
     );
-    let (mut public, mut signature) = ([0u8; 32], [0u8; 64]);
-    hex::decode_to_slice(named, &mut public).context("archive's key is malformed")?;
+    let public: FederationKey = named.parse().context("archive's key is malformed")?;
+    let mut signature = [0u8; 64];
     hex::decode_to_slice(&archive.signature, &mut signature).context("archive's signature is malformed")?;
     let message = message(&archive.content)?;
-    VerifyingKey::from_bytes(&public)
-        .and_then(|key| key.verify_strict(&message, &Signature::from_bytes(&signature)))
-        .context("archive's signature does not verify")?;
+    ensure!(public.verifies(&message, &signature), "archive's signature does not verify");
     for name in archive.content.files.keys() {
         ensure!(plain_name(name), "archive names a file {name:?}");
     }

@@ -482,6 +482,8 @@ fn devices_come_and_go_without_a_restart() {
         assert_eq!((state(&list, 0), state(&list, 1)), (Some("serving"), Some("retiring")));
         eventually("it is forgotten", || state(&world.json(&["device", "list"]), 1).is_none());
         assert_eq!(world.json(&["alarms", "list"])["active"], Value::from(Vec::<Value>::new()));
+        let shown = world.run(&["alarms", "list"]);
+        assert!(shown.stdout.is_empty() && String::from_utf8_lossy(&shown.stderr).contains("none is active"));
         // An entry that is left in the configuration does not bring it back at a restart; a person does.
         token(&second);
         drop(running);

@@ -34,6 +34,7 @@ fn second() -> DeviceConfig {
         profile: Profile::KRYOPTIC,
         roots: TokenRef { label: "second".into(), serial: None, pin: PinSource::Inline(common::PIN.into()) },
         facts: Facts::default(),
+        root_mechanism: None,
         retire: false,
     }
 }

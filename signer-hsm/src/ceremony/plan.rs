@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::{config::Config, token::Policies};
+use crate::{
+    config::Config,
+    token::{LogSignature, Policies, RootMechanism},
+};
 
 /// One object.
 #[derive(Debug, Clone, Serialize)]
@@ -73,6 +76,10 @@ impl Plan {
         let module = &first.map_or(&keys.module, |first| &first.module);
         let facts = first.map(|first| first.facts).unwrap_or_default();
         let keys = keys.token.label.as_str();
+        let root = match profile.root_mechanism {
+            RootMechanism::HmacSha256 => "generic secret, 32 bytes",
+            RootMechanism::AesCmac => "AES key, 32 bytes",
+        };
         Self {
             operator: config.operator,
             module: module.display().to_string(),
@@ -87,16 +94,11 @@ impl Plan {
             delete_claim: profile.delete_claim.as_str(),
             missing_facts: profile.missing_facts(&facts),
             objects: vec![
-                object(
-                    roots,
-                    "spark-sentinel",
-                    "generic secret, 32 bytes",
-                    "shows that the roots token can be listed",
-                ),
+                object(roots, "spark-sentinel", root, "shows that the roots token can be listed"),
                 object(
                     roots,
                     "spark-root",
-                    "generic secret, 32 bytes",
+                    root,
                     "root of the first epoch; destroyed and made anew with every batch that forgets",
                 ),
                 object(
@@ -108,7 +110,10 @@ impl Plan {
                 object(
                     keys,
                     "spark-federation",
-                    "key pair, Ed25519",
+                    match config.token.keys.profile.log_signature {
+                        LogSignature::Ed25519 => "key pair, Ed25519",
+                        LogSignature::EcdsaP256 => "key pair, P-256",
+                    },
                     "federation key: statements to other operators, the log",
                 ),
             ],

@@ -47,6 +47,9 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
                     .collect();
                 return print_json(&slots);
             }
+            if slots.is_empty() {
+                eprintln!("no initialised token");
+            }
             for (slot, token, mechanisms) in &slots {
                 println!(
                     "slot {slot}: {} ({} {}, serial {}, firmware {})",
@@ -59,6 +62,9 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
             let inventory = Inventory::read(&load(config)?.token)?;
             if *json {
                 return print_json(&inventory);
+            }
+            if inventory.objects.is_empty() {
+                eprintln!("no object of a signer");
             }
             for object in &inventory.objects {
                 let attributes: Vec<_> =

@@ -152,7 +152,8 @@ fn tokens(config: &Config, checks: &mut Vec<Check>) -> Option<Pkcs11Token> {
         exchanged,
         "the device's policy must let a derived secret be read",
     ));
-    let signed = token.sign_federation(b"spark/doctor").map(|_| "signs".to_owned());
+    let kind = token.federation_public_key().kind().as_str();
+    let signed = token.sign_federation(b"spark/doctor").map(|_| format!("signs, {kind}"));
     checks.push(Check::of("federation-key", signed, device));
     checks.push(match token.identity_method().as_str() {
         "generated" => Check::ok("identity-method", "generated"),

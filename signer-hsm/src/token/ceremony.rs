@@ -14,7 +14,8 @@ use super::keys::IdentityMethod;
 use super::link::Link;
 use super::module::Module;
 use super::objects::{
-    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, SECP256K1 as SECP256K1_OID, confined, with_policies,
+    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, P256, SECP256K1 as SECP256K1_OID, confined,
+    with_policies,
 };
 use super::profile::{LogSignature, Profile};
 use super::roots;
@@ -49,12 +50,6 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
         return Err(TokenError::Unsupported("imported identity keys are for development only".into()));
     }
     let profile = config.keys.profile;
-    if profile.log_signature != LogSignature::Ed25519 {
-        return Err(TokenError::Unsupported(format!(
-            "federation keys are Ed25519, which profile {} lacks",
-            profile.name
-        )));
-    }
     let first = config.first().ok_or(TokenError::NoObjects)?;
     let roots = Link::new(&Module::load(&first.module)?, &first.roots, config.security)?;
     let keys = Link::new(&Module::load(&config.keys.module)?, &config.keys.token, config.security)?;
@@ -102,12 +97,14 @@ fn generate_identity(session: &Session, profile: &Profile) -> Result<(), TokenEr
 
 fn generate_federation(session: &Session, profile: &Profile) -> Result<(), TokenError> {
     let mut public = public(FEDERATION);
-    public.push(Attribute::EcParams(ED25519.to_vec()));
+    let (mechanism, curve) = match profile.log_signature {
+        LogSignature::Ed25519 => (Mechanism::EccEdwardsKeyPairGen, ED25519.as_slice()),
+        LogSignature::EcdsaP256 => (Mechanism::EccKeyPairGen, P256.as_slice()),
+    };
+    public.push(Attribute::EcParams(curve.to_vec()));
     let mut private = confined(FEDERATION);
     private.push(Attribute::Sign(true));
-    with_policies(profile, &private, |private| {
-        session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &public, private)
-    })?;
+    with_policies(profile, &private, |private| session.generate_key_pair(&mechanism, &public, private))?;
     Ok(())
 }
 

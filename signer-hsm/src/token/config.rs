@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::profile::{DeleteClaim, Facts, Profile};
+use super::profile::{DeleteClaim, Facts, LogSignature, Profile, RootMechanism};
 
 /// Whether shortcuts for development are allowed: PINs in configuration or environment, imported keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -62,6 +62,7 @@ struct Form {
     #[serde(default)]
     preload: Vec<PathBuf>,
     facts: Option<Facts>,
+    root_mechanism: Option<RootMechanism>,
 }
 
 #[derive(Deserialize)]
@@ -72,16 +73,19 @@ struct KeysForm {
     label: String,
     serial: Option<String>,
     pin: PinSource,
+    /// "ed25519" or "ecdsa-p256"; default: the profile's.
+    federation_key: Option<LogSignature>,
 }
 
 impl TryFrom<Form> for TokenConfig {
     type Error = &'static str;
 
     fn try_from(form: Form) -> Result<Self, Self::Error> {
-        let KeysForm { module, profile, label, serial, pin } = form.keys;
+        let KeysForm { module, profile, label, serial, pin, federation_key } = form.keys;
+        let profile = profile.or(form.profile).ok_or("the keys token has no profile")?;
         let keys = KeysConfig {
             module: module.or_else(|| form.module.clone()).ok_or("the keys token has no module")?,
-            profile: profile.or(form.profile).ok_or("the keys token has no profile")?,
+            profile: federation_key.map_or(profile, |kind| profile.with_log_signature(kind)),
             token: TokenRef { label, serial, pin },
         };
         let mut devices = form.devices;
@@ -94,13 +98,19 @@ impl TryFrom<Form> for TokenConfig {
                     profile: form.profile.ok_or("the roots token has no profile")?,
                     roots,
                     facts: form.facts.unwrap_or_default(),
+                    root_mechanism: form.root_mechanism,
                     retire: false,
                 },
             ),
-            None if form.facts.is_some() => {
-                return Err("facts without a roots token: state them of a device");
+            None if form.facts.is_some() || form.root_mechanism.is_some() => {
+                return Err("facts or root_mechanism without a roots token: state them of a device");
             }
             None => {}
+        }
+        for device in &mut devices {
+            if let Some(kind) = device.root_mechanism {
+                device.profile = device.profile.with_root_mechanism(kind);
+            }
         }
         if devices.is_empty() {
             return Err("neither a roots token nor a device");
@@ -131,6 +141,9 @@ pub struct DeviceConfig {
     /// What the operator states of the device; a claim rests on it.
     #[serde(default)]
     pub facts: Facts,
+    /// "hmac-sha256" or "aes-cmac"; default: the profile's. Never changed for a device that holds roots.
+    #[serde(default)]
+    pub root_mechanism: Option<RootMechanism>,
     /// End its part: its roots are destroyed, and when that is confirmed it is forgotten.
     #[serde(default)]
     pub retire: bool,
@@ -297,6 +310,17 @@ mod tests {
         let config: TokenConfig = toml::from_str(APART).unwrap();
         assert_eq!((config.keys.profile.name, &*config.keys.token.label), ("luna", "keys"));
         assert_eq!(config.devices.iter().map(|device| device.id).collect::<Vec<_>>(), [3, 0]);
+        let cmac = APART.replacen("id = 3", "id = 3\nroot_mechanism = \"aes-cmac\"", 1);
+        let cmac: TokenConfig = toml::from_str(&cmac).unwrap();
+        let kinds: Vec<_> = cmac.devices.iter().map(|device| device.profile.root_mechanism).collect();
+        assert_eq!(kinds, [RootMechanism::AesCmac, RootMechanism::HmacSha256]);
+        let kind = |more: &str| {
+            let text = APART.replacen("label = \"keys\"", &format!("label = \"keys\"\n{more}"), 1);
+            toml::from_str::<TokenConfig>(&text).map(|config| config.keys.profile.log_signature)
+        };
+        assert_eq!(kind("").unwrap(), LogSignature::Ed25519);
+        assert_eq!(kind("federation_key = \"ecdsa-p256\"").unwrap(), LogSignature::EcdsaP256);
+        assert!(kind("federation_key = \"rsa\"").is_err());
         assert_eq!(config.delete_claim(), DeleteClaim::HostMedia, "the keys token claims nothing");
         for wrong in [
             APART.split("[[devices]]").next().unwrap().to_owned(),

@@ -81,7 +81,7 @@ impl RootDevice {
 
     /// Whether it answers and can list its objects.
     pub fn probe(&self) -> Result<(), TokenError> {
-        roots::assert_listable(&self.link)
+        roots::assert_listable(&self.link, self.profile.root_mechanism)
     }
 
     /// Whether it answers, if need be after its library was started anew: some do not find a device again by themselves.
@@ -150,7 +150,7 @@ impl RootToken for RootDevice {
     }
 
     fn roots(&self) -> Result<Vec<RootId>, TokenError> {
-        roots::list(&self.link)
+        roots::list(&self.link, self.profile.root_mechanism)
     }
 
     fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
@@ -161,7 +161,7 @@ impl RootToken for RootDevice {
         if self.sticky().contains(root) {
             return Err(TokenError::NotDestroyed(*root));
         }
-        let result = roots::destroy(&self.link, root);
+        let result = roots::destroy(&self.link, self.profile.root_mechanism, root);
         if matches!(result, Err(TokenError::NotDestroyed(_))) {
             self.sticky().insert(*root);
         }
@@ -169,7 +169,7 @@ impl RootToken for RootDevice {
     }
 
     fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
-        roots::fingerprint(&self.link)
+        roots::fingerprint(&self.link, self.profile.root_mechanism)
     }
 
     fn sync(&self) -> Result<(), TokenError> {

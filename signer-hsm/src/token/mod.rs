@@ -11,6 +11,7 @@ pub mod conformance;
 mod device;
 mod error;
 mod inventory;
+mod kdf;
 mod keys;
 mod link;
 mod module;
@@ -26,6 +27,7 @@ mod view;
 use std::sync::Arc;
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
+use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::{RootId, RootToken, Token, TokenError};
 use zeroize::Zeroizing;
 
@@ -34,7 +36,7 @@ pub use ceremony::{IdentitySource, generate_keys, prepare_device};
 pub use config::{DeviceConfig, KeysConfig, PinSource, Security, TokenConfig, TokenRef};
 pub use device::{LoadError, RootDevice};
 pub use inventory::{Inventory, LibraryInfo, ObjectInfo, Purpose, TokenInfo, bears_attributes, slots};
-pub use keys::IdentityMethod;
+pub use keys::{IdentityMethod, federation_key};
 pub use observed::Observed;
 pub use profile::{
     AtMost, DeleteClaim, EcdhExtract, Facts, LogSignature, Mark, Marks, Policies, Profile, RootMechanism,
@@ -142,7 +144,7 @@ impl Token for Pkcs11Token {
         self.keys.identity_ecdh_x(point)
     }
 
-    fn federation_public_key(&self) -> [u8; 32] {
+    fn federation_public_key(&self) -> FederationKey {
         self.keys.federation_public_key()
     }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
+use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::{Token, TokenError};
 use zeroize::Zeroizing;
 
@@ -122,8 +123,8 @@ impl Token for KeysToken {
         self.apart.call(move |inner| inner.keys.ecdh_x(&point))
     }
 
-    fn federation_public_key(&self) -> [u8; 32] {
-        self.keys().federation.to_bytes()
+    fn federation_public_key(&self) -> FederationKey {
+        self.keys().federation
     }
 
     fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {

@@ -28,6 +28,7 @@ pub fn existing() -> TokenConfig {
         profile: Profile::SOFTHSM,
         roots: token("roots"),
         facts: Facts::default(),
+        root_mechanism: None,
         retire: false,
     };
     TokenConfig {
