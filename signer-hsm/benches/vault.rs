@@ -32,7 +32,7 @@ use std::{
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use spark_rules::ids::Incarnation;
+use spark_rules::{federation_key::FederationKey, ids::Incarnation};
 use spark_signer::vault::{
     DeviceId, OpenError, RootId, RootToken, SecretId, SecretKind, Step, Token, TokenError, Vault,
 };
@@ -151,7 +151,7 @@ impl Token for Counted {
     fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
         self.count().identity_ecdh_x(point)
     }
-    fn federation_public_key(&self) -> [u8; 32] {
+    fn federation_public_key(&self) -> FederationKey {
         self.token.federation_public_key()
     }
     fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
@@ -346,7 +346,7 @@ fn run(dir: &Path, shares: u64, seconds: u64) {
     }
     line("share_read_us", start.elapsed().as_secs_f64() * 1e6 / f64::from(reads));
     assert_eq!(calls.load(Ordering::Relaxed), before, "a read asked the token");
-    line("hsm_objects", vault.token().roots().unwrap().len() as f64);
+    line("hsm_objects", vault.roots_on(DeviceId(0)).unwrap().len() as f64);
     let bytes = [path.clone(), pages_path(&path)].map(|path| std::fs::metadata(path).unwrap().len());
     line("bytes_per_share", bytes.iter().sum::<u64>() as f64 / shares as f64);
     std::fs::write(dir.join("results"), results).unwrap();

@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
-use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
+use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::Token as _;
 
 pub use log::{CheckedLog, Marks, Seen, take};
 
 use crate::config::{Config, TlsKeySource};
 use crate::store::pages_path;
-use crate::token::Pkcs11Token;
+use crate::token::KeysToken;
 
 /// Starts what is signed, so that it is no statement of another kind.
 const DOMAIN: &[u8] = b"spark/signer/backup/v1\n";
@@ -56,7 +56,7 @@ pub struct Content {
 pub struct Archive {
     /// What is signed.
     pub content: Content,
-    /// Ed25519, 64 bytes hex.
+    /// By that key, 64 bytes hex.
     pub signature: String,
 }
 
@@ -89,13 +89,14 @@ fn plain_name(name: &str) -> bool {
 /// Makes an archive of the configuration, the federation file, `more` public files and the `log` that [`take`] read,
 /// signed in the HSM.
 pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Archive> {
-    let token = Pkcs11Token::open(&config.token)?;
+    let token = KeysToken::open(&config.token)?;
     let mut files = BTreeMap::new();
     let text = fs::read_to_string(&config.path).with_context(|| config.path.display().to_string())?;
     add(&mut files, "signer.toml", without_pins(&text)?.as_bytes())?;
     for path in config.federation.iter().chain(more) {
-        let secrets = [&config.token.roots.pin, &config.token.keys.pin];
-        let secret = secrets.iter().any(|pin| pin.path().is_some_and(|pin| same_file(pin, path)))
+        let tokens = config.token.devices.iter().map(|device| &device.roots);
+        let mut pins = tokens.chain([&config.token.keys.token]).map(|token| &token.pin);
+        let secret = pins.any(|pin| pin.path().is_some_and(|pin| same_file(pin, path)))
             || same_file(&config.store, path)
             || same_file(&pages_path(&config.store), path)
             || matches!(config.tls.as_ref().map(|tls| &tls.key), Some(TlsKeySource::File(key)) if same_file(key, path));
@@ -114,7 +115,7 @@ pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>
         unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         federation_public_key: hex::encode(token.federation_public_key()),
         identity_public_key: hex::encode(token.identity_public_key().serialize()),
-        delete_claim: token.profile().delete_claim.as_str().to_owned(),
+        delete_claim: config.token.delete_claim().as_str().to_owned(),
         files,
     };
     log::check(&content)?;
@@ -164,13 +165,11 @@ pub fn read(path: &Path, key: Option<&str>) -> anyhow::Result<Archive> {
         key.is_none_or(|key| key.eq_ignore_ascii_case(named)),
         "archive is signed by another key, {named}"
     );
-    let (mut public, mut signature) = ([0u8; 32], [0u8; 64]);
-    hex::decode_to_slice(named, &mut public).context("archive's key is malformed")?;
+    let public: FederationKey = named.parse().context("archive's key is malformed")?;
+    let mut signature = [0u8; 64];
     hex::decode_to_slice(&archive.signature, &mut signature).context("archive's signature is malformed")?;
     let message = message(&archive.content)?;
-    VerifyingKey::from_bytes(&public)
-        .and_then(|key| key.verify_strict(&message, &Signature::from_bytes(&signature)))
-        .context("archive's signature does not verify")?;
+    ensure!(public.verifies(&message, &signature), "archive's signature does not verify");
     for name in archive.content.files.keys() {
         ensure!(plain_name(name), "archive names a file {name:?}");
     }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use spark_rules::ids::{Incarnation, OperatorIndex};
+use spark_rules::{
+    federation_key::FederationKey,
+    ids::{Incarnation, OperatorIndex},
+};
 use spark_signer::engine::ApprovedRepair;
 
 use crate::{
@@ -61,7 +64,7 @@ pub struct Config {
     /// The socket for administration on this host.
     #[serde(default)]
     pub admin: AdminConfig,
-    /// The two tokens.
+    /// The tokens.
     pub token: TokenConfig,
     /// What the process gives up.
     #[serde(default)]
@@ -79,7 +82,7 @@ pub struct RepairApproval {
     pub operator: u16,
     /// Incarnation of its new signer, 16 bytes hex.
     pub incarnation: String,
-    /// Federation key in its HSM, 32 bytes hex.
+    /// Federation key in its HSM, hex as in its transcript.
     pub federation_key: String,
 }
 
@@ -166,14 +169,17 @@ impl Config {
             return Err(ConfigError::Value("operator must be below 15".into()));
         }
         let ids: BTreeSet<u8> = config.token.devices.iter().map(|device| device.id).collect();
-        if ids.len() != config.token.devices.len() || ids.contains(&0) {
-            return Err(ConfigError::Value("token.devices need distinct ids from 1 on".into()));
+        if ids.len() != config.token.devices.len() {
+            return Err(ConfigError::Value("token.devices need distinct ids; token.roots is 0".into()));
+        }
+        if config.profile == Security::Production && config.token.is_shared() {
+            return Err(ConfigError::Value("token.keys must not be a token with roots".into()));
         }
         let mut tokens: Vec<_> = config
             .token
-            .root_devices()
-            .into_iter()
-            .map(|device| (device.module, device.roots.label, device.roots.serial))
+            .devices
+            .iter()
+            .map(|device| (&device.module, &device.roots.label, &device.roots.serial))
             .collect();
         tokens.sort_unstable();
         if tokens.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
@@ -208,11 +214,13 @@ impl Config {
         let mut repairs = BTreeMap::new();
         for approval in &self.approved_repairs {
             let refused = |what: &str| ConfigError::Value(format!("approved_repairs: {what}"));
-            let (mut incarnation, mut federation_key) = ([0u8; 16], [0u8; 32]);
+            let mut incarnation = [0u8; 16];
             hex::decode_to_slice(&approval.incarnation, &mut incarnation)
                 .map_err(|_| refused("incarnation is not 16 bytes of hex"))?;
-            hex::decode_to_slice(&approval.federation_key, &mut federation_key)
-                .map_err(|_| refused("federation_key is not 32 bytes of hex"))?;
+            let federation_key = approval
+                .federation_key
+                .parse::<FederationKey>()
+                .map_err(|error| refused(&format!("federation_key {error}")))?;
             let incarnation = Incarnation::from_bytes(incarnation);
             let index = OperatorIndex::new(approval.operator);
             let known = repairs.insert(index, ApprovedRepair { incarnation, federation_key });
@@ -267,11 +275,14 @@ mod tests {
         roots = { label = "second", pin = { file = "pin" } }
         "#;
         let two = Config::parse(&[TEXT, device].concat()).unwrap();
-        assert_eq!(two.token.root_devices().iter().map(|device| device.id).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(two.token.devices.iter().map(|device| device.id).collect::<Vec<_>>(), [0, 1]);
         assert!(Config::parse(&[TEXT, device, device].concat()).is_err());
         assert!(Config::parse(&[TEXT, &device.replace("id = 1", "id = 0")].concat()).is_err());
         let same = [TEXT, &device.replace("second", "roots")].concat();
         assert!(Config::parse(&same).unwrap_err().to_string().contains("twice"));
+        let shared = TEXT.replace("\"keys\"", "\"roots\"");
+        assert!(Config::parse(&shared).unwrap_err().to_string().contains("token.keys"));
+        assert!(Config::parse(&format!("profile = \"development\"\n{shared}")).is_ok());
         let unpinned = TEXT.replace("operator = 0", "operator = 0\nfederation = \"f.json\"");
         assert!(Config::parse(&unpinned).unwrap_err().to_string().contains("pinned"));
         assert!(
@@ -321,9 +332,12 @@ mod tests {
         }
     }
 
+    /// RFC 8032, test 1.
+    const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
     #[test]
     fn d12_repairs_are_approved_in_full() {
-        let (incarnation, key) = ("11".repeat(16), "22".repeat(32));
+        let (incarnation, key) = ("11".repeat(16), KEY.to_owned());
         let with = |operator: u16, incarnation: &str, key: &str| {
             format!(
                 "{TEXT}\n[[approved_repairs]]\noperator = {operator}\nincarnation = \"{incarnation}\"\n\
@@ -332,8 +346,10 @@ mod tests {
         };
         let text = with(1, &incarnation, &key);
         let repairs = Config::parse(&text).unwrap().repairs().unwrap();
-        let expected =
-            ApprovedRepair { incarnation: Incarnation::from_bytes([0x11; 16]), federation_key: [0x22; 32] };
+        let expected = ApprovedRepair {
+            incarnation: Incarnation::from_bytes([0x11; 16]),
+            federation_key: key.parse().unwrap(),
+        };
         assert_eq!(repairs, BTreeMap::from([(OperatorIndex::new(1), expected)]));
         let twice = text.clone() + text.strip_prefix(TEXT).unwrap();
         for wrong in [

@@ -82,10 +82,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         input.read_line(&mut line)?;
         let Some((id, pin)) = line.trim_end_matches('\n').split_once('\t') else { break };
         // The configuration may have changed since the signer read it: a device that is not there is not looked at.
-        let known = id
-            .parse::<u8>()
-            .ok()
-            .and_then(|id| config.token.root_devices().into_iter().find(|device| device.id == id));
+        let known = id.parse::<u8>().ok().and_then(|id| config.token.device(id).cloned());
         if let Some(mut device) = known {
             device.roots.pin = PinSource::Held(Zeroizing::new(pin.to_owned()));
             devices.insert(device.id, (device, None));

@@ -1,17 +1,19 @@
-//! The devices besides the first one, while the signer runs: one that was away joins again, one that retires is cleared,
+//! The devices with roots, while the signer runs: one that was away joins again, one that retires is cleared,
 //! a new one is loaded.
 
 mod fleet;
+mod keys;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use spark_signer::{
-    engine::{DeviceReport, EngineError},
+    engine::{DeviceReport, Engine, EngineError},
     vault::{DeviceId, DeviceState, TokenError},
 };
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use fleet::{Condition, DeviceError, Fleet, hold_pins};
+pub use keys::tend_keys;
 
 use crate::worker::{NotDone, Worker};
 
@@ -25,9 +27,6 @@ pub async fn tend(fleet: Arc<Fleet>, worker: Worker) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if fleet.is_empty() {
-            continue;
-        }
         let (locked, reports) = match worker.care(|engine| (engine.is_locked(), engine.devices())).await {
             Ok((locked, Ok(reports))) => (locked, reports),
             Ok((_, Err(error))) => {
@@ -46,7 +45,13 @@ pub async fn tend(fleet: Arc<Fleet>, worker: Worker) {
         }
         // The engine itself asks those that answer when it is unlocked.
         if !locked && (retires || !join.is_empty()) {
-            match worker.care(move |engine| engine.heal_devices(&join)).await {
+            // One that is loaded later may claim less than the others.
+            let claim = fleet.delete_claim().as_str();
+            let heal = move |engine: &mut Engine| {
+                engine.set_delete_claim(claim);
+                engine.heal_devices(&join)
+            };
+            match worker.care(heal).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "a device does not join"),
                 Err(NotDone::Sealed) => {}
@@ -138,12 +143,6 @@ pub async fn add(fleet: &Arc<Fleet>, worker: &Worker, id: DeviceId) -> Result<()
     let look = tokio::time::timeout(6 * INTERVAL, look).await.map_err(|_| silent(&"it hangs"))?;
     look.map_err(|error| silent(&error))?.map_err(|error| silent(&error))?;
     let claim = fleet.delete_claim().as_str();
-    worker
-        .care(move |engine| {
-            engine.add_device(id, counted)?;
-            engine.set_delete_claim(claim);
-            Ok::<_, EngineError>(())
-        })
-        .await??;
+    worker.care(move |engine| engine.add_device(id, counted, claim)).await??;
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use spark_rules::federation::{FederationEntry, FederationFile, MemberEntry};
 use spark_signer::vault::Token as _;
 
-use crate::{config::Config, token::Pkcs11Token};
+use crate::{config::Config, token::KeysToken};
 
 /// Writes an unsigned file from the members' entries, in index order.
 pub fn propose(
@@ -42,7 +42,7 @@ pub fn sign(config: &Config, path: &Path) -> anyhow::Result<()> {
     let federation = file.federation.check()?;
     let index = usize::from(config.operator);
     let Some(member) = federation.members().get(index) else { bail!("operator {index} is not a member") };
-    let token = Pkcs11Token::open(&config.token)?;
+    let token = KeysToken::open(&config.token)?;
     if member.identity != token.identity_public_key() {
         bail!("identity key of operator {index} in the file is not this signer's");
     }

@@ -4,7 +4,7 @@ use axum::{Router, http::StatusCode, routing::get};
 
 use crate::metrics::Metrics;
 
-/// `/metrics`, `/healthz` (the process answers), `/readyz` (unlocked: it votes and signs).
+/// `/metrics`, `/healthz` (the process answers), `/readyz` (unlocked, and the keys token answers: it votes and signs).
 pub fn router(metrics: Metrics) -> Router {
     let text = metrics.clone();
     Router::new()
@@ -13,10 +13,12 @@ pub fn router(metrics: Metrics) -> Router {
         .route(
             "/readyz",
             get(move || async move {
-                if metrics.is_unlocked() {
-                    (StatusCode::OK, "ready\n")
-                } else {
+                if !metrics.is_unlocked() {
                     (StatusCode::SERVICE_UNAVAILABLE, "locked: the peers' memory was not heard yet\n")
+                } else if !metrics.keys_answer() {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the keys token does not answer\n")
+                } else {
+                    (StatusCode::OK, "ready\n")
                 }
             }),
         )

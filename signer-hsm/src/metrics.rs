@@ -52,6 +52,7 @@ pub struct Metrics {
     locked: IntGauge,
     alarms: IntGaugeVec,
     acknowledged: IntGaugeVec,
+    hsm: HsmMetrics,
 }
 
 impl Metrics {
@@ -135,6 +136,7 @@ impl Metrics {
                 "Alarms that a person has acknowledged since the ceremony.",
                 &["kind"],
             )?,
+            hsm: hsm.clone(),
             registry,
         };
         let epoch = build.epoch.to_string();
@@ -240,6 +242,11 @@ impl Metrics {
             let epoch = i64::try_from(report.destroyed_before).unwrap_or(i64::MAX);
             self.device_destroyed_before.with_label_values(&[device.as_str()]).set(epoch);
         }
+    }
+
+    /// Whether the keys token answered when it was asked last: without it there is no vote and no receipt.
+    pub fn keys_answer(&self) -> bool {
+        self.hsm.keys_answer()
     }
 
     /// True once the peers were heard.

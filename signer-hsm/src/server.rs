@@ -30,7 +30,7 @@ use crate::{
     starter::Starter,
     store::RedbStore,
     tls::Tls,
-    token::{DeleteClaim, Observed, Pkcs11Token, Security},
+    token::{DeleteClaim, KeysToken, Observed, Security},
     worker::Worker,
 };
 
@@ -41,7 +41,8 @@ const HANDSHAKES: HandshakeLimits = HandshakeLimits { concurrent: 64, per_second
 
 /// Everything that a vault opens with, so that it can be opened again.
 pub struct Opener {
-    token: Arc<Observed<Pkcs11Token>>,
+    keys: Arc<KeysToken>,
+    hsm: HsmMetrics,
     fleet: Arc<Fleet>,
     federation: Federation,
     me: OperatorIndex,
@@ -56,7 +57,7 @@ impl std::fmt::Debug for Opener {
 }
 
 impl Opener {
-    /// Opens the token and checks that it belongs to the federation's member. From then on `metrics` counts its calls.
+    /// Opens the keys token and checks that it belongs to the federation's member. From then on `metrics` counts its calls.
     pub fn new(config: &Config, metrics: &HsmMetrics, pins: Pins) -> anyhow::Result<Self> {
         let path = config.federation.as_deref().context("configuration: federation is missing")?;
         let federation = federation::read(path)?.verify(config.pinned_hash()?.as_ref()).map_err(|error| {
@@ -70,9 +71,9 @@ impl Opener {
         );
         let me = OperatorIndex::new(config.operator);
         let member = federation.member(me).context("this operator is not in the federation file")?;
-        let token = Pkcs11Token::open(&config.token)?;
+        let token = KeysToken::open(&config.token)?;
         let real_money = federation.network() == bitcoin::Network::Bitcoin;
-        let fleet = Fleet::load(config, &token, metrics)?.with_real_money(real_money).with_pins(pins);
+        let fleet = Fleet::load(config, metrics)?.with_real_money(real_money).with_pins(pins);
         anyhow::ensure!(
             fleet.delete_claim() != DeleteClaim::None || !real_money,
             "a token of this profile proves nothing of deletion: it holds no real money"
@@ -86,7 +87,8 @@ impl Opener {
             "federation key is not the federation file's"
         );
         Ok(Self {
-            token: Arc::new(Observed::new(token, metrics.clone())),
+            keys: Arc::new(token),
+            hsm: metrics.clone(),
             fleet: Arc::new(fleet),
             me,
             approved_repairs: config.repairs()?,
@@ -98,7 +100,8 @@ impl Opener {
     /// Opens the store. The engine is locked until the peers were heard.
     pub fn engine(&self) -> anyhow::Result<Engine> {
         let store = RedbStore::open(&self.store)?;
-        let vault = Vault::open(self.fleet.devices(Arc::clone(&self.token)), Box::new(store))?;
+        let keys = Arc::new(Observed::new(Arc::clone(&self.keys), self.hsm.clone()));
+        let vault = Vault::open(self.fleet.devices(keys), Box::new(store))?;
         let settings = Settings {
             federation: self.federation.clone(),
             me: self.me,
@@ -143,7 +146,7 @@ struct Ready {
 fn prepare(mut config: Config) -> anyhow::Result<Ready> {
     let starter = Starter::launch(&config.path).context("starter")?;
     let pins = devices::hold_pins(&mut config.token)?;
-    config.token.keys.hold_pin(config.token.security)?;
+    config.token.keys.token.hold_pin(config.token.security)?;
     let listener = listen(config.listen.context("configuration: listen is missing")?)?;
     let web = config.http.map(listen).transpose()?;
     let socket = config.admin_socket();
@@ -198,6 +201,7 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     };
     let metrics = Metrics::new(build, &hsm)?;
     metrics.engine(&mut engine);
+    let keys = tokio::spawn(devices::tend_keys(Arc::clone(&opener.keys), hsm.clone()));
     let reopen = Box::new(move || opener.engine());
     let (worker, progress, thread) = Worker::start(engine, reopen, metrics.clone())?;
     let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress.clone()));
@@ -250,6 +254,7 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     confirmer.abort();
     fleet.abort();
     office.abort();
+    keys.abort();
     // Their end is the only news; they hold handles until then.
     let _ = confirmer.await;
     let _ = fleet.await;

@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -61,6 +61,7 @@ fn success(output: Output) -> Vec<u8> {
 struct Running {
     child: Child,
     address: String,
+    http: String,
 }
 
 impl Drop for Running {
@@ -152,7 +153,8 @@ impl World {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let told: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("it does not start"));
-        Running { child, address: told["listen"].as_str().unwrap().to_owned() }
+        let at = |what: &str| told[what].as_str().unwrap().to_owned();
+        Running { child, address: at("listen"), http: at("http") }
     }
 
     fn signer(&self, running: &Running) -> SignerClient<Channel> {
@@ -245,6 +247,9 @@ impl World {
     }
 }
 
+/// How the configuration names device 0.
+const FIRST: &str = "roots = { label = \"roots\", ";
+
 fn configuration(folder: &Path, client: &Identity, token: &str) -> String {
     let at = |name: &str| folder.join(name);
     let federation = match at("federation.json") {
@@ -253,11 +258,11 @@ fn configuration(folder: &Path, client: &Identity, token: &str) -> String {
     };
     let pin = at("pin");
     format!(
-        "profile = \"development\"\noperator = 0\nstore = {:?}\nlisten = \"127.0.0.1:0\"\n{federation}\
+        "profile = \"development\"\noperator = 0\nstore = {:?}\nlisten = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n{federation}\
          [tls]\ncert = {:?}\nkey = {:?}\nclient_ca = {:?}\nallow = [\"{}\"]\n\
          [hardening]\nfilesystem = \"enforce\"\nnetwork = \"enforce\"\nsyscalls = \"enforce\"\nmemory = \"off\"\n\
          [token]\nmodule = {:?}\nprofile = \"softhsm\"\n\
-         roots = {{ label = \"roots\", pin = {{ file = {pin:?} }} }}\n\
+         {FIRST}pin = {{ file = {pin:?} }} }}\n\
          keys = {{ label = \"keys\", pin = {{ file = {pin:?} }} }}\n{token}\n",
         at("signer.redb"),
         at("signer.pem"),
@@ -281,15 +286,21 @@ fn state(list: &Value, id: u64) -> Option<&str> {
     list["devices"].as_array()?.iter().find(|device| device["id"] == id)?["state"].as_str()
 }
 
-/// A file of the second device's token that its library locks whenever it looks.
-fn second_token(dir: &TokenDir) -> fs::File {
+/// Makes every call into a token of this label hang, until what is returned is dropped: its library waits for a lock
+/// on each file before it reads it.
+fn hang(dir: &TokenDir, label: &str) -> Vec<fs::File> {
     let tokens = fs::read_dir(dir.tokens_path()).unwrap().map(|token| token.unwrap().path());
-    let second = |token: &PathBuf| {
+    let named = |token: &PathBuf| {
         let content = fs::read(token.join("token.object")).unwrap();
-        content.windows(6).any(|window| window == b"second")
+        content.windows(label.len()).any(|window| window == label.as_bytes())
     };
-    let token = tokens.into_iter().find(second).unwrap();
-    fs::File::options().read(true).write(true).open(token.join("generation")).unwrap()
+    let token = tokens.into_iter().find(named).unwrap();
+    let files = fs::read_dir(token).unwrap().map(|file| file.unwrap().path()).map(|path| {
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        file
+    });
+    files.collect()
 }
 
 fn eventually(what: &str, mut check: impl FnMut() -> bool) {
@@ -452,8 +463,7 @@ fn devices_come_and_go_without_a_restart() {
         assert_eq!(epochs, [after, after]);
 
         // A device that hangs, as this lock on its file makes it, is left behind: the other one goes on.
-        let lock = second_token(dir);
-        rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let lock = hang(dir, "second");
         let epoch = rotated["epoch_after"].as_u64().unwrap();
         world.refused_for(&["root", "rotate", "--wait", "1"], "not confirmed");
         let list = world.json(&["device", "list"]);
@@ -472,6 +482,8 @@ fn devices_come_and_go_without_a_restart() {
         assert_eq!((state(&list, 0), state(&list, 1)), (Some("serving"), Some("retiring")));
         eventually("it is forgotten", || state(&world.json(&["device", "list"]), 1).is_none());
         assert_eq!(world.json(&["alarms", "list"])["active"], Value::from(Vec::<Value>::new()));
+        let shown = world.run(&["alarms", "list"]);
+        assert!(shown.stdout.is_empty() && String::from_utf8_lossy(&shown.stderr).contains("none is active"));
         // An entry that is left in the configuration does not bring it back at a restart; a person does.
         token(&second);
         drop(running);
@@ -481,6 +493,74 @@ fn devices_come_and_go_without_a_restart() {
         assert_eq!(state(&list, 1), Some("away"));
         assert_eq!(list["devices"][1]["retired"], true);
         assert_eq!(state(&world.json(&["device", "add", "1"]), 1), Some("serving"));
+
+        // The first one is no different: it may hang, and it may go.
+        let lock = hang(dir, "roots");
+        world.refused_for(&["root", "rotate", "--wait", "1"], "not confirmed");
+        let list = world.json(&["device", "list"]);
+        assert_eq!((state(&list, 0), state(&list, 1)), (Some("away"), Some("serving")));
+        assert!(http(&running, "/readyz").starts_with("HTTP/1.1 200"), "the other one serves");
+        drop(lock);
+        eventually("it is back", || state(&world.json(&["device", "list"]), 0) == Some("serving"));
+        let list = world.json(&["device", "retire", "0"]);
+        assert_eq!((state(&list, 0), state(&list, 1)), (Some("retiring"), Some("serving")));
+        eventually("it is forgotten", || state(&world.json(&["device", "list"]), 0).is_none());
+        world.refused_for(&["device", "retire", "1"], "DEVICE_STATE");
+        drop(running);
+        token(&second);
+        let text = fs::read_to_string(world.config()).unwrap();
+        let without: String = text
+            .lines()
+            .filter(|line| !line.starts_with(FIRST))
+            .fold(String::new(), |all, line| all + line + "\n");
+        assert_ne!(text, without);
+        fs::write(world.config(), without).unwrap();
+        let running = world.start();
+        world.unlock(&running);
+        assert_eq!(world.json(&["root", "rotate", "--wait", "120"])["confirmed"], true);
+        assert_eq!(state(&world.json(&["device", "list"]), 0), None);
+    })
+    .unwrap();
+}
+
+/// What the signer's own HTTP listener says.
+fn http(running: &Running, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(&running.http).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    said
+}
+
+#[test]
+fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
+    isolated("a_keys_token_that_hangs_holds_nobody_up_and_is_seen", |dir| {
+        let world = World::new(dir);
+        let running = world.start();
+        world.unlock(&running);
+        let ready = || http(&running, "/readyz").starts_with("HTTP/1.1 200");
+        let up = |value: u8| {
+            http(&running, "/metrics")
+                .lines()
+                .any(|line| line == format!("spark_signer_keys_token_up {value}"))
+        };
+        assert!(ready() && up(1));
+
+        // Its votes and receipts need these keys: nothing takes their place. Calls end all the same.
+        let lock = hang(dir, "keys");
+        let mut signer = world.signer(&running);
+        let ask = || wire::SignAbortRequest { operation_id: vec![7; 16], attempt: 1 };
+        let refused = world.runtime.block_on(signer.sign_abort(ask())).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+        assert!(!ready() && up(0));
+        // Roots are elsewhere, so administration goes on.
+        assert_eq!(world.json(&["status"])["locked"], false);
+        let again = world.runtime.block_on(signer.sign_abort(ask())).unwrap_err();
+        assert!(format!("{again:?}").contains("HSM_UNAVAILABLE"), "{again:?}");
+
+        drop(lock);
+        eventually("it answers again", || ready() && up(1));
+        world.runtime.block_on(signer.sign_abort(ask())).unwrap();
     })
     .unwrap();
 }

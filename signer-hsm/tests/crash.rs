@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{
-    CommitError, Destruction, MAX_SECRET_BYTES, OpenError, Position, SecretId, SecretKind, Step, StoreError,
-    Vault, VaultError,
+    CommitError, Destruction, DeviceId, MAX_SECRET_BYTES, OpenError, Position, SecretId, SecretKind, Step,
+    StoreError, Vault, VaultError,
 };
 use spark_signer_hsm::store::{RedbStore, pages_path};
 use spark_signer_hsm::token::Pkcs11Token;
@@ -85,10 +85,10 @@ fn child_recovers() {
     let Ok(expected) = std::env::var(EXPECT) else { return };
     isolated("child_recovers", |dir| {
         let mut vault = open(dir).unwrap();
-        let before = vault.token().roots().unwrap();
+        let before = vault.roots_on(DeviceId(0)).unwrap();
         assert_eq!(before.len(), 1 + vault.stray_roots().len());
         vault.confirm_witnessed().unwrap();
-        assert_eq!(vault.token().roots().unwrap(), vec![vault.root()]);
+        assert_eq!(vault.roots_on(DeviceId(0)).unwrap(), vec![vault.root()]);
         assert_eq!(read(&vault, 1).as_deref(), Some(expected.as_bytes()));
         assert_eq!(read(&vault, 2).as_deref(), Some(b"keep".as_slice()));
         assert_eq!(vault.record(b"vote/1").unwrap().as_deref(), Some(b"yes".as_slice()));
@@ -124,7 +124,7 @@ fn a_kill_at_any_step_loses_and_keeps_nothing() {
 fn old_copies_do_not_open() {
     isolated("old_copies_do_not_open", |dir| {
         let mut vault = create(dir);
-        let token = Arc::clone(vault.token());
+        let token = Arc::new(Pkcs11Token::open(&common::existing()).unwrap());
         let path = store_path(dir);
         // Copied while open, as a thief or a snapshot would.
         let copy = path.with_extension("copy");
@@ -274,7 +274,7 @@ fn child_finds_no_space() {
         );
         assert!(!vault.must_reopen() && vault.position() == at);
         assert_eq!(read(&vault, 1).as_deref(), Some(b"old".as_slice()));
-        assert_eq!(vault.token().roots().unwrap(), vec![vault.root()]);
+        assert_eq!(vault.roots_on(DeviceId(0)).unwrap(), vec![vault.root()]);
         setrlimit(Resource::Fsize, unlimited).unwrap();
         assert_eq!(replace(&mut vault, b"new").unwrap().destruction, Destruction::Reported);
         drop(handled);

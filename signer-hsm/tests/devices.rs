@@ -34,6 +34,7 @@ fn second() -> DeviceConfig {
         profile: Profile::KRYOPTIC,
         roots: TokenRef { label: "second".into(), serial: None, pin: PinSource::Inline(common::PIN.into()) },
         facts: Facts::default(),
+        root_mechanism: None,
         retire: false,
     }
 }
@@ -52,7 +53,7 @@ fn device() -> Arc<RootDevice> {
 
 /// Both devices, or the second one instead of the first.
 fn devices(token: Pkcs11Token, second: Arc<RootDevice>, alone: bool) -> Devices {
-    let devices = Devices::new(Arc::new(token));
+    let devices = Devices::from(Arc::new(token));
     if alone { devices.with(DeviceId(0), second) } else { devices.with(KRYOPTIC, second) }
 }
 
@@ -124,7 +125,7 @@ fn a_device_goes_and_comes_back_while_the_vault_is_in_use() {
 }
 
 fn first_device() -> DeviceConfig {
-    common::existing().root_devices().remove(0)
+    common::existing().devices.remove(0)
 }
 
 /// Not a test by itself: the process that dies at the step named in the environment.
@@ -165,7 +166,7 @@ fn child_recovers_with_two_devices() {
         assert_eq!(read(&vault, 2).as_deref(), Some(b"keep".as_slice()));
         assert_eq!(device().roots().unwrap(), [vault.root()]);
         if !alone {
-            assert_eq!(vault.token().roots().unwrap(), [vault.root()]);
+            assert_eq!(vault.roots_on(DeviceId(0)).unwrap(), [vault.root()]);
         }
         assert_eq!(put(&mut vault, 1, b"old"), Destruction::Reported);
         vault.probe().unwrap();

@@ -61,8 +61,7 @@ fn a_hardened_process_serves_its_token_and_does_nothing_else() {
         let address = listener.local_addr().unwrap();
         let beside = UnixStream::pair().unwrap();
         {
-            let token: Arc<dyn spark_signer::vault::Token> =
-                Arc::new(generate_keys(&config.token, &IdentitySource::Generate).unwrap());
+            let token = Arc::new(generate_keys(&config.token, &IdentitySource::Generate).unwrap());
             let store = RedbStore::create(&config.store).unwrap();
             Vault::create(token, Box::new(store), Incarnation::from_bytes([3; 16])).unwrap();
         }
@@ -83,8 +82,8 @@ fn a_hardened_process_serves_its_token_and_does_nothing_else() {
 
         // Token and store open as in a signer that starts, and then the calls are closed.
         let token = Arc::new(Pkcs11Token::open(&config.token).unwrap());
-        let shared: Arc<dyn spark_signer::vault::Token> = Arc::clone(&token) as _;
-        let mut vault = Vault::open(shared, Box::new(RedbStore::open(&config.store).unwrap())).unwrap();
+        let mut vault =
+            Vault::open(Arc::clone(&token), Box::new(RedbStore::open(&config.store).unwrap())).unwrap();
         let parent = rustix::process::getppid().unwrap();
         hardening.filter(Role::Signer).unwrap();
         refused("socket", UdpSocket::bind("127.0.0.1:0"));

@@ -11,10 +11,12 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::UserType;
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
+use spark_rules::federation_key::KeyKind;
 use spark_signer::vault::{DeviceId, RootId, RootToken as _, Token as _, TokenError, TreeId};
 use spark_signer_hsm::confirmer::Confirmer;
 use spark_signer_hsm::token::{
-    IdentityMethod, IdentitySource, PinSource, Pkcs11Token, Security, generate_keys,
+    IdentityMethod, IdentitySource, LogSignature, PinSource, Pkcs11Token, RootMechanism, RootsView, Security,
+    generate_keys,
 };
 use spark_softhsm::{isolated, passed, run_test};
 use zeroize::Zeroizing;
@@ -40,10 +42,33 @@ fn signatures_are_low_s_and_verify() {
             assert_eq!(signature, normal);
             SECP256K1.verify_ecdsa(&Message::from_digest(digest), &signature, &identity).unwrap();
         }
-        let key = ed25519_dalek::VerifyingKey::from_bytes(&token.federation_public_key()).unwrap();
-        let signature = token.sign_federation(b"vote").unwrap();
-        key.verify_strict(b"vote", &ed25519_dalek::Signature::from_bytes(&signature)).unwrap();
+        let key = token.federation_public_key();
+        assert_eq!(key.kind(), KeyKind::Ed25519);
+        assert!(key.verifies(b"vote", &token.sign_federation(b"vote").unwrap()));
         token.probe().unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_token_without_eddsa_has_a_p256_federation_key() {
+    isolated("a_token_without_eddsa_has_a_p256_federation_key", |dir| {
+        let mut config = common::config(dir);
+        config.keys.profile = config.keys.profile.with_log_signature(LogSignature::EcdsaP256);
+        let token = generate_keys(&config, &IdentitySource::Generate).unwrap();
+        let key = token.federation_public_key();
+        assert_eq!(key.kind(), KeyKind::EcdsaP256);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            let signature = token.sign_federation(b"vote").unwrap();
+            assert!(key.verifies(b"vote", &signature) && !key.verifies(b"another", &signature));
+            assert!(seen.insert(signature), "the token draws a nonce each time");
+        }
+        // The key says its kind itself, whatever the profile says later.
+        drop(token);
+        let again = Pkcs11Token::open(&common::existing()).unwrap();
+        assert_eq!(again.federation_public_key(), key);
+        again.probe().unwrap();
     })
     .unwrap();
 }
@@ -89,6 +114,38 @@ fn roots_live_and_die() {
 }
 
 #[test]
+fn roots_of_a_token_without_hmac_keys_are_aes_keys() {
+    isolated("roots_of_a_token_without_hmac_keys_are_aes_keys", |dir| {
+        let mut config = common::config(dir);
+        let hmac = config.devices[0].profile;
+        config.devices[0].profile = hmac.with_root_mechanism(RootMechanism::AesCmac);
+        let token = generate_keys(&config, &IdentitySource::Generate).unwrap();
+        let print = token.fingerprint().unwrap();
+        token.create_root(&root(1)).unwrap();
+        token.create_root(&root(2)).unwrap();
+        let (one, two) = (token.derive(&root(1), b"x").unwrap(), token.derive(&root(2), b"x").unwrap());
+        assert_ne!(one, two);
+        assert_ne!(one[..16], one[16..], "two blocks");
+        assert_eq!(token.derive(&root(1), b"x").unwrap(), one);
+        assert_ne!(token.derive(&root(1), b"y").unwrap(), one);
+        token.destroy_root(&root(1)).unwrap();
+        assert_eq!(*token.derive(&root(1), b"x").err().as_ref().unwrap(), TokenError::RootMissing(root(1)));
+        assert_eq!(token.roots().unwrap(), vec![root(2)]);
+        drop(token);
+        // From another process, and after a restart.
+        let again = Pkcs11Token::open(&config).unwrap();
+        assert_eq!((again.fingerprint().unwrap(), again.derive(&root(2), b"x").unwrap()), (print, two));
+        let view = RootsView::open(&config.devices[0], Security::Development).unwrap();
+        assert_eq!(view.look().unwrap(), (print, vec![root(2)]));
+        // A configuration that means the other kind finds no roots: it is refused, and destroys nothing.
+        config.devices[0].profile = hmac;
+        assert!(Pkcs11Token::open(&config).is_err());
+        assert_eq!(again.roots().unwrap(), vec![root(2)]);
+    })
+    .unwrap();
+}
+
+#[test]
 fn ceremony_happens_once_and_imports_only_in_development() {
     isolated("ceremony_happens_once_and_imports_only_in_development", |dir| {
         let mut config = common::config(dir);
@@ -114,8 +171,8 @@ fn ceremony_happens_once_and_imports_only_in_development() {
         std::fs::write(&pin, common::PIN).unwrap();
         std::fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         config.security = Security::Production;
-        config.roots.pin = PinSource::File(pin.clone());
-        config.keys.pin = PinSource::File(pin);
+        config.devices[0].roots.pin = PinSource::File(pin.clone());
+        config.keys.token.pin = PinSource::File(pin);
         assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unsupported(_))));
     })
     .unwrap();
@@ -130,8 +187,8 @@ fn a_generated_identity_works_in_production() {
         let mut config = common::config(dir);
         config.security = Security::Production;
         assert!(generate_keys(&config, &IdentitySource::Generate).is_err(), "PIN in the configuration");
-        config.roots.pin = PinSource::File(pin.clone());
-        config.keys.pin = PinSource::File(pin);
+        config.devices[0].roots.pin = PinSource::File(pin.clone());
+        config.keys.token.pin = PinSource::File(pin);
         let token = generate_keys(&config, &IdentitySource::Generate).unwrap();
         assert_eq!(token.identity_method(), IdentityMethod::Generated);
         drop(token);
@@ -144,13 +201,13 @@ fn a_generated_identity_works_in_production() {
 fn a_wrong_pin_is_refused_and_a_wrong_token_not_found() {
     isolated("a_wrong_pin_is_refused_and_a_wrong_token_not_found", |dir| {
         let mut config = common::config(dir);
-        config.keys.pin = PinSource::Inline("99999999".into());
+        config.keys.token.pin = PinSource::Inline("99999999".into());
         assert_eq!(generate_keys(&config, &IdentitySource::Generate).unwrap_err(), TokenError::PinRefused);
         config = common::existing();
-        config.roots.label = "elsewhere".into();
+        config.devices[0].roots.label = "elsewhere".into();
         assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unavailable(_))));
         config = common::existing();
-        config.roots.serial = Some("0000000000000000".into());
+        config.devices[0].roots.serial = Some("0000000000000000".into());
         assert!(matches!(Pkcs11Token::open(&config), Err(TokenError::Unavailable(_))));
     })
     .unwrap();

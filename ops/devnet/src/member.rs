@@ -24,6 +24,8 @@ use crate::{
 const FAIL_FILE: &str = "SPARK_FAIL_FILE";
 /// The member whose roots live on two devices.
 pub const OF_TWO_DEVICES: u16 = 1;
+/// The operator whose federation key is a P-256 key.
+const OF_P256: u16 = 2;
 /// Label of its second device.
 pub const SECOND: &str = "second";
 /// Longest wait for a process to be ready.
@@ -235,7 +237,7 @@ allow = ["{allow}"]
 module = {module:?}
 profile = "softhsm"
 roots = {{ label = "roots", pin = {{ file = {pin:?} }} }}
-keys = {{ label = "keys", pin = {{ file = {pin:?} }} }}
+keys = {{ label = "keys", pin = {{ file = {pin:?} }}{kind} }}
 {second}
 [hardening]
 core_dumps = "{core_dumps}"
@@ -246,6 +248,8 @@ syscalls = "enforce"
             approved = self.approved,
             confinement = confinement(),
             second = self.second_device(),
+            // As if its HSM lacked EdDSA.
+            kind = if self.index == OF_P256 { ", federation_key = \"ecdsa-p256\"" } else { "" },
             index = self.index,
             store = self.dir.join("signer.redb").display().to_string(),
             listen = self.signer_port.address(),

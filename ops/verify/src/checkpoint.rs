@@ -3,12 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use crate::{
-    failure::Reason,
-    federation::Federation,
-    merkle::Hash,
-    note::{self, Note},
-};
+use crate::{failure::Reason, federation::Federation, merkle::Hash, note::Note};
 
 /// Where the signer stood when it signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -135,11 +130,11 @@ pub fn verify(
     }
     let mut valid = false;
     for key in federation.keys(operator) {
-        for line in note.signatures().iter().filter(|s| s.is_by(&origin, note::ED25519, key)) {
-            if !note::signed(key, note.text().as_bytes(), &line.blob) {
+        for line in note.signatures().iter().filter(|s| s.is_by(&origin, key.note_id(&origin))) {
+            if !key.signed_note(note.text().as_bytes(), &line.blob) {
                 return Err((
                     Reason::CheckpointSignature,
-                    format!("a signature under the operator's key {} is wrong", hex::encode(key.as_bytes())),
+                    format!("a signature under the operator's key {} is wrong", hex::encode(key.bytes())),
                 ));
             }
             valid = true;

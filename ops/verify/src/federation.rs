@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use ed25519_dalek::VerifyingKey;
 use secp256k1::PublicKey;
 use serde::Deserialize;
 
-use crate::{failure::Reason, note::signed, transcript::Transcript};
+use crate::{failure::Reason, key::Key, transcript::Transcript};
 
 /// Most members of a federation.
 const MAX_MEMBERS: usize = 15;
@@ -56,7 +55,7 @@ pub struct Federation {
     epoch: u64,
     network: String,
     threshold: usize,
-    members: Vec<Vec<VerifyingKey>>,
+    members: Vec<Vec<Key>>,
 }
 
 /// Why a well-formed file is not to be relied on.
@@ -83,7 +82,7 @@ impl Federation {
         let message = [b"spark/federation/sign/v1".as_slice(), &hash].concat();
         for (index, keys) in members.iter().enumerate() {
             let signature = file.signatures.get(index).and_then(|s| hex::decode(s).ok()).unwrap_or_default();
-            if !keys.iter().any(|key| signed(key, &message, &signature)) {
+            if !keys.iter().any(|key| key.signed(&message, &signature)) {
                 let what = format!("the federation file is not signed by operator {index}");
                 return Ok(Err((Reason::FederationUnsigned, what)));
             }
@@ -122,8 +121,8 @@ impl Federation {
         (0u16..).take(self.members.len())
     }
 
-    /// Ed25519 keys of an operator; none if there is no such operator.
-    pub fn keys(&self, operator: u16) -> &[VerifyingKey] {
+    /// Keys of an operator; none if there is no such operator.
+    pub fn keys(&self, operator: u16) -> &[Key] {
         self.members.get(usize::from(operator)).map_or(&[], Vec::as_slice)
     }
 
@@ -198,7 +197,7 @@ impl Entry {
         self.federation_public_keys.len() + self.tls_spki_sha256.len() + 1
     }
 
-    fn parse(&self, index: usize, seen: &mut BTreeSet<Vec<u8>>) -> Result<Vec<VerifyingKey>, Malformed> {
+    fn parse(&self, index: usize, seen: &mut BTreeSet<Vec<u8>>) -> Result<Vec<Key>, Malformed> {
         let bad = |what: &str| Malformed(format!("operator {index}: {what}"));
         let identity = hex::decode(&self.identity_public_key)
             .ok()
@@ -214,13 +213,9 @@ impl Entry {
         }
         let mut keys = Vec::new();
         for text in &self.federation_public_keys {
-            let key = hex::decode(text)
-                .ok()
-                .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
-                .and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok())
-                .filter(|key| !key.is_weak())
-                .ok_or_else(|| bad("federation_public_keys has what is no Ed25519 key"))?;
-            seen.insert(key.as_bytes().to_vec());
+            let key = Key::parse(text)
+                .ok_or_else(|| bad("federation_public_keys has what is no key on Ed25519 or P-256"))?;
+            seen.insert(key.bytes());
             keys.push(key);
         }
         Ok(keys)

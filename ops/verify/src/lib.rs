@@ -13,6 +13,7 @@ pub mod failure;
 pub mod federation;
 pub mod fuzz;
 pub mod history;
+pub mod key;
 pub mod merkle;
 pub mod note;
 pub mod report;

@@ -3,8 +3,6 @@
 use std::fmt::{self, Write as _};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ed25519_dalek::{Signature, VerifyingKey};
-use sha2::{Digest as _, Sha256};
 
 /// Longest note that is read, in bytes.
 pub const MAX_NOTE: usize = 64 * 1024;
@@ -12,11 +10,6 @@ pub const MAX_NOTE: usize = 64 * 1024;
 const MAX_SIGNATURES: usize = 64;
 /// Em dash and space before each signature.
 const MARK: &str = "\u{2014} ";
-
-/// Type byte of a plain Ed25519 signature over the text.
-pub const ED25519: u8 = 0x01;
-/// Type byte of a timestamped Ed25519 cosignature.
-pub const COSIGNATURE: u8 = 0x04;
 
 /// Not a signed note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -112,25 +105,10 @@ impl NoteSignature {
         }
     }
 
-    /// Whether this line claims to be of the key, by name and key id.
-    pub fn is_by(&self, name: &str, kind: u8, key: &VerifyingKey) -> bool {
-        self.name == name && self.key_id == key_id(name, kind, key)
+    /// Whether this line claims to be of a key, by name and key id.
+    pub fn is_by(&self, name: &str, key_id: [u8; 4]) -> bool {
+        self.name == name && self.key_id == key_id
     }
-}
-
-/// First four bytes of SHA-256(name ‖ LF ‖ type ‖ key).
-pub fn key_id(name: &str, kind: u8, key: &VerifyingKey) -> [u8; 4] {
-    let mut hash = Sha256::new();
-    hash.update(name);
-    hash.update([b'\n', kind]);
-    hash.update(key.as_bytes());
-    let [a, b, c, d, ..]: [u8; 32] = hash.finalize().into();
-    [a, b, c, d]
-}
-
-/// Ed25519 (RFC 8032) without weak keys and malleable forms.
-pub fn signed(key: &VerifyingKey, message: &[u8], signature: &[u8]) -> bool {
-    Signature::from_slice(signature).is_ok_and(|s| key.verify_strict(message, &s).is_ok())
 }
 
 #[cfg(test)]

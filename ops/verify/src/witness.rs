@@ -1,4 +1,5 @@
-//! Cosignatures of the other operators (C2SP tlog-cosignature, version 1).
+//! Cosignatures of the other operators (C2SP tlog-cosignature, version 1). That has no form for ECDSA: a witness with
+//! a P-256 key signs the same message, and its line has a key id of a type of its own.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,8 @@ use serde::Serialize;
 use crate::{
     failure::{Failures, Reason},
     federation::Federation,
-    note::{self, Note, NoteSignature},
+    key::Key,
+    note::{Note, NoteSignature},
 };
 
 /// A valid cosignature.
@@ -38,11 +40,11 @@ fn message(unix_seconds: u64, text: &str) -> String {
 }
 
 /// The time of a cosignature, if it is valid.
-fn time_of(line: &NoteSignature, key: &ed25519_dalek::VerifyingKey, text: &str) -> Option<u64> {
+fn time_of(line: &NoteSignature, key: &Key, text: &str) -> Option<u64> {
     let (time, signature) = line.blob.split_first_chunk::<8>()?;
     let time = u64::from_be_bytes(*time);
     let legal = i64::try_from(time).is_ok();
-    (legal && note::signed(key, message(time, text).as_bytes(), signature)).then_some(time)
+    (legal && key.signed(message(time, text).as_bytes(), signature)).then_some(time)
 }
 
 /// Verifies the cosignatures of every operator but the log's own.
@@ -57,10 +59,11 @@ pub fn verify(
     let mut cosignatures = Vec::new();
     let mut ignored = 0usize;
     for line in note.signatures() {
-        let own = federation.keys(operator).iter().any(|key| line.is_by(&origin, note::ED25519, key));
+        let own = federation.keys(operator).iter().any(|key| line.is_by(&origin, key.note_id(&origin)));
         let signer = federation.indices().filter(|index| *index != operator).find_map(|index| {
             let name = federation.witness(index);
-            let key = federation.keys(index).iter().find(|key| line.is_by(&name, note::COSIGNATURE, key))?;
+            let key =
+                federation.keys(index).iter().find(|key| line.is_by(&name, key.cosignature_id(&name)))?;
             Some((index, key))
         });
         match signer {

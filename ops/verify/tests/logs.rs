@@ -323,3 +323,46 @@ fn the_writer_of_these_tests_repeats_no_record() {
     let all: std::collections::BTreeSet<_> = receipts.iter().map(record).collect();
     assert_eq!(all.len(), 600);
 }
+
+#[test]
+fn operators_without_eddsa_sign_and_cosign_with_p256() {
+    let key = |n: u8| p256::ecdsa::SigningKey::from_slice(&[n; 32]).unwrap();
+    let (own, witness, stranger) = (key(1), key(2), key(3));
+    let mut world = World::new();
+    world.rekey(&[(1, &own), (3, &witness)]);
+    world.publish(&story(3), &Said::default());
+    let note = fs::read_to_string(world.path("log/checkpoint")).unwrap();
+    let text = format!("{}\n", note.split_once("\n\n").unwrap().0);
+    let name = world.name("1");
+    let found = |lines: &[String]| {
+        world.write("log/checkpoint", format!("{text}\n{}", lines.concat()));
+        let report = world.verify();
+        (common::reasons(&report), report.witnesses.map_or(0, |witnesses| witnesses.distinct))
+    };
+    let signed = World::signed_by_p256(&text, &name, &own);
+    let good = |w: u16| world.cosigned(&text, w, &world.keys[usize::from(w)][0], 5);
+    let cosigned = world.cosigned_by_p256(&text, 3, &witness, 5);
+    assert_eq!(found(&[signed.clone(), good(0), good(2), cosigned.clone()]), (vec![], 3));
+    // Another key, and the Ed25519 key that the file does not name any more.
+    for wrong in [world.cosigned_by_p256(&text, 3, &stranger, 5), good(3)] {
+        assert_eq!(found(&[signed.clone(), good(0), good(2), wrong]), (vec![Reason::WitnessesTooFew], 2));
+    }
+    assert_eq!(found(&[World::signed_by_p256(&text, &name, &stranger)]).0, vec![Reason::CheckpointUnsigned]);
+    let other = World::signed_by_p256("another\n", &name, &own);
+    assert_eq!(found(&[other]).0, vec![Reason::CheckpointSignature]);
+    // The other s is valid ECDSA, and no second form of this signature.
+    let twisted = twist(&signed);
+    assert_ne!(twisted, signed);
+    assert_eq!(found(&[twisted, good(0), good(2), cosigned]).0, vec![Reason::CheckpointSignature]);
+}
+
+/// A line with s replaced by n - s.
+fn twist(line: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let (head, blob) = line.trim_end().rsplit_once(' ').unwrap();
+    let blob = STANDARD.decode(blob).unwrap();
+    let signature = p256::ecdsa::Signature::from_der(&blob[4..]).unwrap();
+    let (r, s) = signature.split_scalars();
+    let twisted = p256::ecdsa::Signature::from_scalars(r.to_bytes(), (-*s).to_bytes()).unwrap();
+    format!("{head} {}\n", STANDARD.encode([&blob[..4], twisted.to_der().as_bytes()].concat()))
+}

@@ -11,6 +11,7 @@ use spark_proto::{admin::signer::v1 as wire, peer::v1::Receipt};
 use spark_rules::{
     checkpoint::Checkpoint,
     federation::{Federation, FederationFile},
+    federation_key::FederationKey,
     ids::OperatorIndex,
     receipt,
     witness::Frontier,
@@ -149,8 +150,7 @@ pub(super) fn check(content: &Content) -> anyhow::Result<Option<CheckedLog>> {
     };
     let federation = federation(content)?;
     let operator = OperatorIndex::new(content.operator);
-    let mut key = [0u8; 32];
-    hex::decode_to_slice(&content.federation_public_key, &mut key)?;
+    let key = content.federation_public_key.parse::<FederationKey>().context("archive's key is malformed")?;
     let member = federation.member(operator).context("archive's operator is not in its federation file")?;
     ensure!(member.federation_keys.contains(&key), "archive's key is not the federation file's");
     let head = Checkpoint::verify(std::str::from_utf8(&head)?, &federation, operator)?;

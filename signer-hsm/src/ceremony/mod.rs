@@ -50,10 +50,10 @@ pub enum CeremonyError {
 /// Runs it. Refuses when tokens or store hold anything.
 pub fn run(config: &Config, identity: &IdentitySource) -> Result<SignedTranscript, CeremonyError> {
     let token = Arc::new(generate_keys(&config.token, identity)?);
-    for device in &config.token.devices {
+    for device in config.token.devices.iter().skip(1) {
         prepare_device(device, config.token.security)?;
     }
-    let fleet = Fleet::load(config, &token, &HsmMetrics::new()?)?;
+    let fleet = Fleet::load(config, &HsmMetrics::new()?)?;
     let store = RedbStore::create(&config.store)?;
     let mut incarnation = [0u8; 16];
     OsRng.fill_bytes(&mut incarnation);
@@ -72,7 +72,7 @@ pub fn run(config: &Config, identity: &IdentitySource) -> Result<SignedTranscrip
         unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         profile: token.profile().name.to_owned(),
         cells: transcript::cells(token.profile()),
-        facts: config.token.facts,
+        facts: config.token.first().map(|first| first.facts).unwrap_or_default(),
         library,
         tokens,
         objects,

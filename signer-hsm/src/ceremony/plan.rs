@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::{config::Config, token::Policies};
+use crate::{
+    config::Config,
+    token::{LogSignature, Policies, RootMechanism},
+};
 
 /// One object.
 #[derive(Debug, Clone, Serialize)]
@@ -47,7 +50,9 @@ pub struct Plan {
 impl Plan {
     /// From the configuration alone; touches no token.
     pub fn new(config: &Config) -> Self {
-        let profile = &config.token.profile;
+        let (first, keys) = (config.token.first(), &config.token.keys);
+        // The configuration has one.
+        let profile = &first.map_or(keys.profile, |first| first.profile);
         let mut attributes = vec![
             "CKA_TOKEN=true",
             "CKA_PRIVATE=true",
@@ -67,10 +72,17 @@ impl Plan {
             purpose,
             attributes: attributes.clone(),
         };
-        let (roots, keys) = (config.token.roots.label.as_str(), config.token.keys.label.as_str());
+        let roots = first.map_or("", |first| first.roots.label.as_str());
+        let module = &first.map_or(&keys.module, |first| &first.module);
+        let facts = first.map(|first| first.facts).unwrap_or_default();
+        let keys = keys.token.label.as_str();
+        let root = match profile.root_mechanism {
+            RootMechanism::HmacSha256 => "generic secret, 32 bytes",
+            RootMechanism::AesCmac => "AES key, 32 bytes",
+        };
         Self {
             operator: config.operator,
-            module: config.token.module.display().to_string(),
+            module: module.display().to_string(),
             store: config.store.display().to_string(),
             store_exists: config.store.exists(),
             profile: profile.name,
@@ -80,18 +92,13 @@ impl Plan {
                 .map(|(cell, value, mark)| (cell, value, mark.as_str()))
                 .collect(),
             delete_claim: profile.delete_claim.as_str(),
-            missing_facts: profile.missing_facts(&config.token.facts),
+            missing_facts: profile.missing_facts(&facts),
             objects: vec![
-                object(
-                    roots,
-                    "spark-sentinel",
-                    "generic secret, 32 bytes",
-                    "shows that the roots token can be listed",
-                ),
+                object(roots, "spark-sentinel", root, "shows that the roots token can be listed"),
                 object(
                     roots,
                     "spark-root",
-                    "generic secret, 32 bytes",
+                    root,
                     "root of the first epoch; destroyed and made anew with every batch that forgets",
                 ),
                 object(
@@ -103,7 +110,10 @@ impl Plan {
                 object(
                     keys,
                     "spark-federation",
-                    "key pair, Ed25519",
+                    match config.token.keys.profile.log_signature {
+                        LogSignature::Ed25519 => "key pair, Ed25519",
+                        LogSignature::EcdsaP256 => "key pair, P-256",
+                    },
                     "federation key: statements to other operators, the log",
                 ),
             ],

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
+use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::{Token, TokenError};
 
 use crate::token::{Facts, LibraryInfo, ObjectInfo, Profile, Purpose, TokenInfo};
@@ -74,7 +74,7 @@ pub struct Transcript {
     pub identity_public_key: String,
     /// "generated" or "imported".
     pub identity_method: String,
-    /// Ed25519, 32 bytes hex.
+    /// Hex: 32 bytes are an Ed25519 key, 33 a compressed P-256 key.
     pub federation_public_key: String,
     /// 16 bytes hex.
     pub incarnation: String,
@@ -102,7 +102,7 @@ pub struct Transcript {
 pub struct SignedTranscript {
     /// What is signed.
     pub transcript: Transcript,
-    /// Ed25519, 64 bytes hex.
+    /// By the federation key, 64 bytes hex.
     pub signature: String,
 }
 
@@ -118,16 +118,15 @@ impl SignedTranscript {
         if signed.transcript.version != VERSION {
             return Err(TranscriptError::Version(signed.transcript.version));
         }
-        let (mut key, mut signature) = ([0u8; 32], [0u8; 64]);
-        hex::decode_to_slice(&signed.transcript.federation_public_key, &mut key)
-            .map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
+        let mut signature = [0u8; 64];
+        let key = signed.transcript.federation_public_key.parse::<FederationKey>();
+        let key = key.map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
         hex::decode_to_slice(&signed.signature, &mut signature)
             .map_err(|_| TranscriptError::Malformed(Field::Signature))?;
-        let key =
-            VerifyingKey::from_bytes(&key).map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
-        key.verify_strict(&message(&signed.transcript)?, &Signature::from_bytes(&signature))
-            .map_err(|_| TranscriptError::Signature)?;
-        Ok(signed)
+        match key.verifies(&message(&signed.transcript)?, &signature) {
+            true => Ok(signed),
+            false => Err(TranscriptError::Signature),
+        }
     }
 }
 

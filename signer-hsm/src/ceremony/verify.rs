@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::transcript::Transcript;
-use crate::token::{Inventory, ObjectInfo, Profile, Purpose, bears_attributes};
+use crate::token::{Inventory, ObjectInfo, Profile, Purpose, bears_attributes, federation_key};
 
 /// One check.
 #[derive(Debug, Clone, Serialize)]
@@ -72,7 +72,8 @@ pub fn offline(transcript: &Transcript) -> Vec<Outcome> {
     let same = point(identity)
         .is_some_and(|point| compressed(&point) == Some(transcript.identity_public_key.clone()));
     checks.push(outcome("identity-public-key", same, transcript.identity_public_key.clone()));
-    let same = point(FEDERATION).as_ref() == Some(&transcript.federation_public_key);
+    let federation = point(FEDERATION).and_then(|point| federation_key(&hex::decode(point).ok()?));
+    let same = federation.map(|key| key.to_string()) == Some(transcript.federation_public_key.clone());
     checks.push(outcome("federation-public-key", same, transcript.federation_public_key.clone()));
     let claim =
         Profile::by_name(&transcript.profile).map(|profile| profile.under(&transcript.facts).delete_claim);

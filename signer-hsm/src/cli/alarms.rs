@@ -85,6 +85,9 @@ pub(crate) fn run(config: &Path, command: Command) -> anyhow::Result<()> {
                 println!("{}{} {} (id {}{end})", alarm.kind, whom(alarm.operator), alarm.reason, alarm.id);
                 alarm.statements.iter().for_each(|statement| println!("{statement}"));
             }
+            if list.active.is_empty() {
+                eprintln!("none is active");
+            }
             for record in &list.acknowledged {
                 println!(
                     "acknowledged: {}{} by {} (uid {}) at {}: {}",

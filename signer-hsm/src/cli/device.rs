@@ -15,7 +15,7 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Prepare a further device of the configuration to hold roots. Once per device, before it joins.
+    /// Prepare a new device of the configuration to hold roots. Once per device, before it joins.
     Prepare {
         /// Its number.
         id: u8,
@@ -49,7 +49,7 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
     let (list, as_json) = match command {
         Command::Prepare { id } => {
             let config = load(config)?;
-            let device = config.token.devices.iter().find(|device| device.id == *id);
+            let device = config.token.device(*id);
             prepare_device(device.context("configuration: no such device")?, config.token.security)?;
             println!("ok");
             return Ok(());

@@ -89,12 +89,14 @@ module = "{library}"
 # What is known of these devices, and how sure it is:
 {cells}profile = "{name}"
 
-# Nearly empty and for roots alone: no cloning, no backup, no high availability.
+# Nearly empty and for roots alone: no cloning, no backup, no high availability. This is device 0; more of them, each
+# with roots of its own, are [[token.devices]] with `id`, `module`, `profile`, `roots` and `facts`.
 [token.roots]
 label = "spark-roots"
 pin = {{ file = "roots.pin" }}
 
-# Identity and federation keys.
+# Identity, federation and TLS keys, in a token or partition of their own: `module` and `profile` if it is another
+# vendor's.
 [token.keys]
 label = "spark-keys"
 pin = {{ file = "keys.pin" }}
@@ -118,12 +120,12 @@ mod tests {
     fn every_profile_gives_a_configuration() {
         for profile in Profile::ALL {
             let config = Config::parse(&text(&profile, 3)).unwrap();
-            assert_eq!((config.token.profile.name, config.operator), (profile.name, 3));
+            assert_eq!((config.token.keys.profile.name, config.operator), (profile.name, 3));
             // The commented statements are the configuration's own names.
             let stated = text(&profile, 3).replace("# no_", "no_").replace("# ha_", "ha_");
             let stated = stated.replace("# key_", "key_").replace("# backup_", "backup_");
             let config = Config::parse(&stated).unwrap();
-            assert!(profile.missing_facts(&config.token.facts).is_empty(), "{}", profile.name);
+            assert!(profile.missing_facts(&config.token.devices[0].facts).is_empty(), "{}", profile.name);
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
         Command::Info { module, json } => {
             let module = match module {
                 Some(module) => module.clone(),
-                None => Config::load(config).context("no --module, and no configuration")?.token.module,
+                None => Config::load(config).context("no --module, and no configuration")?.token.keys.module,
             };
             let slots = slots(&module)?;
             if *json {
@@ -46,6 +46,9 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
                     })
                     .collect();
                 return print_json(&slots);
+            }
+            if slots.is_empty() {
+                eprintln!("no initialised token");
             }
             for (slot, token, mechanisms) in &slots {
                 println!(
@@ -59,6 +62,9 @@ pub(crate) fn run(config: &Path, command: &Command) -> anyhow::Result<()> {
             let inventory = Inventory::read(&load(config)?.token)?;
             if *json {
                 return print_json(&inventory);
+            }
+            if inventory.objects.is_empty() {
+                eprintln!("no object of a signer");
             }
             for object in &inventory.objects {
                 let attributes: Vec<_> =

@@ -7,15 +7,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use spark_signer::vault::{DeviceId, Devices, RootToken, TokenError};
+use spark_signer::vault::{DeviceId, Devices, RootToken, Token, TokenError};
 
 use crate::{
     config::Config,
     confirmer::Pins,
     metrics::HsmMetrics,
     token::{
-        Apart, DeleteClaim, DeviceConfig, LoadError, Observed, Pkcs11Token, RootDevice, Security,
-        TokenConfig, preload,
+        Apart, DeleteClaim, DeviceConfig, LoadError, Observed, RootDevice, Security, TokenConfig, preload,
     },
 };
 
@@ -81,9 +80,6 @@ impl DeviceError {
 pub fn hold_pins(config: &mut TokenConfig) -> Result<Pins, DeviceError> {
     let pins = Pins::default();
     let security = config.security;
-    let first =
-        config.roots.hold_pin(security).map_err(|error| DeviceError::new(0, Condition::Pin, error))?;
-    pins.set(DeviceId(0), first);
     let missing = config.start_without.clone();
     for device in &mut config.devices {
         if !device.module.exists() && !missing.contains(&device.id) {
@@ -108,15 +104,14 @@ struct Configured {
     loaded: Option<Loaded>,
 }
 
-type Loaded = (Arc<Apart>, Arc<dyn RootToken>);
+type Loaded = (Arc<Apart<RootDevice>>, Arc<dyn RootToken>);
 
 /// Whether a device answers; see [`RootDevice::revive`].
 pub(super) type Look = Box<dyn FnOnce() -> Result<(), TokenError> + Send>;
 
-/// The configured devices besides the first one.
+/// The configured devices.
 pub struct Fleet {
     devices: Mutex<BTreeMap<DeviceId, Configured>>,
-    first: Arc<RootDevice>,
     start_without: Vec<u8>,
     security: Security,
     real_money: bool,
@@ -134,7 +129,7 @@ impl fmt::Debug for Fleet {
 impl Fleet {
     /// Loads their libraries. None of the tokens needs to be there; libraries and PINs do, but for devices that a
     /// person has named in `token.start_without`.
-    pub fn load(config: &Config, first: &Pkcs11Token, metrics: &HsmMetrics) -> Result<Self, DeviceError> {
+    pub fn load(config: &Config, metrics: &HsmMetrics) -> Result<Self, DeviceError> {
         for module in &config.token.preload {
             preload(module).map_err(|error| DeviceError::new(0, Condition::Module, error))?;
         }
@@ -152,7 +147,6 @@ impl Fleet {
         }
         Ok(Self {
             devices: Mutex::new(devices),
-            first: first.device(),
             start_without: config.token.start_without.clone(),
             security: config.token.security,
             real_money: false,
@@ -178,18 +172,13 @@ impl Fleet {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.all().is_empty()
-    }
-
     /// What the vault opens with.
-    pub fn devices(&self, first: impl Into<Devices>) -> Devices {
+    pub fn devices(&self, keys: Arc<dyn Token>) -> Devices {
         // Also one that retires: it is a member until its roots are gone.
         self.all()
             .iter()
             .filter_map(|(id, device)| Some((*id, Arc::clone(&device.loaded.as_ref()?.1))))
-            .fold(first.into(), |devices, (id, token)| devices.with(id, token))
+            .fold(Devices::new(keys), |devices, (id, token)| devices.with(id, token))
             .start_without(self.start_without.iter().copied().map(DeviceId))
     }
 
@@ -197,7 +186,7 @@ impl Fleet {
     pub fn delete_claim(&self) -> DeleteClaim {
         let all = self.all();
         let claims = all.values().map(|device| device.config.profile.delete_claim);
-        claims.fold(self.first.profile().delete_claim, DeleteClaim::least)
+        claims.reduce(DeleteClaim::least).unwrap_or(DeleteClaim::None)
     }
 
     /// Whether the configuration ends its part.
@@ -207,10 +196,6 @@ impl Fleet {
 
     /// A look at a loaded device.
     pub(super) fn look(&self, id: DeviceId) -> Option<Look> {
-        if id == DeviceId(0) {
-            let first = Arc::clone(&self.first);
-            return Some(Box::new(move || first.revive()));
-        }
         let device = Arc::clone(&self.all().get(&id)?.loaded.as_ref()?.0);
         Some(Box::new(move || device.revive()))
     }
@@ -246,7 +231,6 @@ impl Fleet {
 
 fn load(config: &DeviceConfig, security: Security, metrics: &HsmMetrics) -> Result<Loaded, DeviceError> {
     let loaded = RootDevice::load(config, security).map_err(|error| DeviceError::load(config.id, &error))?;
-    // The first one has the keys without which nothing goes on; any other may hang without keeping it up.
     let apart = Apart::new(Arc::new(loaded));
     let loaded = Arc::new(apart.map_err(|error| DeviceError::new(config.id, Condition::Module, error))?);
     let counted: Arc<dyn RootToken> = Arc::new(Observed::new(Arc::clone(&loaded), metrics.clone()));

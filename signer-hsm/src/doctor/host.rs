@@ -27,9 +27,8 @@ const RENEW: u64 = 21 * 86_400;
 
 pub(super) fn run(config: &Config) -> Vec<Check> {
     let mut checks = vec![config_file(config)];
-    for (name, token) in [("pin-roots", &config.token.roots), ("pin-keys", &config.token.keys)] {
-        checks.push(pin(name, &token.pin));
-    }
+    checks.extend(config.token.devices.iter().map(|device| pin("pin-roots", &device.roots.pin)));
+    checks.push(pin("pin-keys", &config.token.keys.token.pin));
     checks.push(private("store-file", &config.store, "chmod 600 the store"));
     checks.push(private("store-pages", &pages_path(&config.store), "chmod 600 the store's pages"));
     checks.push(memory(config));

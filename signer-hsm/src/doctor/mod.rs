@@ -14,7 +14,7 @@ use crate::{
     federation,
     metrics::HsmMetrics,
     store::RedbStore,
-    token::{DeleteClaim, Mark, Pkcs11Token, Profile, Security},
+    token::{DeleteClaim, DeviceConfig, Mark, Pkcs11Token, Profile, Security},
 };
 
 /// How a check came out.
@@ -81,15 +81,24 @@ impl fmt::Display for Check {
 /// Runs all checks; changes nothing.
 pub fn run(config: &Config) -> Vec<Check> {
     let mut checks = host::run(config);
-    checks.extend(profile(config));
+    checks.extend(config.token.devices.iter().flat_map(profile));
+    checks.push(apart(config));
     let token = tokens(config, &mut checks);
     federation_file(config, token.as_ref(), &mut checks);
     vault(config, token, &mut checks);
     checks
 }
 
-fn profile(config: &Config) -> Vec<Check> {
-    let profile = &config.token.profile;
+fn apart(config: &Config) -> Check {
+    if config.token.is_shared() {
+        let hint = "give the keys a token, or a partition, of their own: for development only";
+        return Check::warn("keys-apart", "identity and federation keys lie in a token with roots", hint);
+    }
+    Check::ok("keys-apart", "identity and federation keys have a token of their own")
+}
+
+fn profile(device: &DeviceConfig) -> Vec<Check> {
+    let profile = &device.profile;
     let cells = profile.cells().map(|(cell, value, mark)| format!("{cell}={value} ({})", mark.as_str()));
     let unsure = profile.cells().iter().any(|(.., mark)| *mark != Mark::Verified);
     let cells = format!("{}: {}", profile.name, cells.join(", "));
@@ -102,7 +111,7 @@ fn profile(config: &Config) -> Vec<Check> {
     } else {
         Check::ok("profile", cells)
     };
-    let missing = profile.missing_facts(&config.token.facts);
+    let missing = profile.missing_facts(&device.facts);
     let full = Profile::by_name(profile.name).is_some_and(|full| full.delete_claim == profile.delete_claim);
     let claim = profile.delete_claim.as_str();
     let claim = if !missing.is_empty() {
@@ -143,7 +152,8 @@ fn tokens(config: &Config, checks: &mut Vec<Check>) -> Option<Pkcs11Token> {
         exchanged,
         "the device's policy must let a derived secret be read",
     ));
-    let signed = token.sign_federation(b"spark/doctor").map(|_| "signs".to_owned());
+    let kind = token.federation_public_key().kind().as_str();
+    let signed = token.sign_federation(b"spark/doctor").map(|_| format!("signs, {kind}"));
     checks.push(Check::of("federation-key", signed, device));
     checks.push(match token.identity_method().as_str() {
         "generated" => Check::ok("identity-method", "generated"),
@@ -237,6 +247,6 @@ fn vault(config: &Config, token: Option<Pkcs11Token>, checks: &mut Vec<Check>) {
 }
 
 fn open_vault(config: &Config, token: Pkcs11Token, store: RedbStore) -> anyhow::Result<Vault> {
-    let fleet = Fleet::load(config, &token, &HsmMetrics::new()?)?;
+    let fleet = Fleet::load(config, &HsmMetrics::new()?)?;
     Ok(Vault::open(fleet.devices(std::sync::Arc::new(token)), Box::new(store))?)
 }

@@ -49,6 +49,13 @@ impl Places {
     /// file that is replaced by another one is not the file that a rule was made for).
     pub fn signer(config: &Config) -> Result<Self, HardeningError> {
         let mut places = Self::confirmer(config)?;
+        let keys = &config.token.keys;
+        places.read.push(folder(&keys.module));
+        let files = keys.profile.host_files().map_err(HardeningError::of("filesystem"))?;
+        if let Some((configuration, tokens)) = files {
+            places.read.push(configuration);
+            places.write.push(tokens);
+        }
         places.write.extend([config.store.clone(), pages_path(&config.store)]);
         if let Some(tls) = &config.tls {
             places.read.extend(tls.files().map(folder));
@@ -70,7 +77,7 @@ impl Places {
         places.read.extend(config.hardening.read.iter().cloned());
         places.write.extend(config.hardening.write.iter().cloned());
         places.read.extend(token.preload.iter().map(|module| folder(module)));
-        for device in token.root_devices() {
+        for device in &token.devices {
             let module = folder(&device.module);
             if token.may_be_missing(device.id) && !module.exists() {
                 continue;

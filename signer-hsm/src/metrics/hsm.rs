@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, core::Collector};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, core::Collector};
 use spark_signer::vault::TokenError;
 
 macro_rules! operations {
@@ -18,6 +18,11 @@ macro_rules! operations {
             /// The label's text.
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
+            }
+
+            /// Whether it asks the keys token, not one with roots.
+            const fn asks_keys(self) -> bool {
+                matches!(self, Self::SignIdentity | Self::Ecdh | Self::SignFederation)
             }
         }
     };
@@ -64,6 +69,7 @@ const fn class(error: &TokenError) -> &'static str {
 pub struct HsmMetrics {
     seconds: HistogramVec,
     errors: IntCounterVec,
+    keys_up: IntGauge,
 }
 
 impl HsmMetrics {
@@ -85,7 +91,12 @@ impl HsmMetrics {
                 Opts::new("spark_signer_hsm_errors_total", "Calls to the token that failed."),
                 &["operation", "class"],
             )?,
+            keys_up: IntGauge::new(
+                "spark_signer_keys_token_up",
+                "1 if the keys token answered when it was asked last.",
+            )?,
         };
+        this.keys_up.set(1);
         for operation in HsmOperation::ALL {
             this.seconds.with_label_values(&[operation.label()]);
             for class in CLASSES {
@@ -95,8 +106,26 @@ impl HsmMetrics {
         Ok(this)
     }
 
-    pub(super) fn collectors(&self) -> [Box<dyn Collector>; 2] {
-        [Box::new(self.seconds.clone()), Box::new(self.errors.clone())]
+    pub(super) fn collectors(&self) -> [Box<dyn Collector>; 3] {
+        [Box::new(self.seconds.clone()), Box::new(self.errors.clone()), Box::new(self.keys_up.clone())]
+    }
+
+    /// Whether the keys token answered when it was asked last.
+    pub fn keys_answer(&self) -> bool {
+        self.keys_up.get() == 1
+    }
+
+    /// How the keys token answered.
+    pub(crate) fn keys_answered(&self, result: Result<(), &TokenError>) {
+        let down = matches!(
+            result,
+            Err(TokenError::Unavailable(_)
+                | TokenError::NoObjects
+                | TokenError::PinRefused
+                | TokenError::PinLocked
+                | TokenError::Failed(_))
+        );
+        self.keys_up.set(i64::from(!down));
     }
 
     /// Runs one call of the token and counts it.
@@ -107,6 +136,9 @@ impl HsmMetrics {
     ) -> Result<T, TokenError> {
         let started = Instant::now();
         let result = call();
+        if operation.asks_keys() {
+            self.keys_answered(result.as_ref().map(drop));
+        }
         self.seconds.with_label_values(&[operation.label()]).observe(started.elapsed().as_secs_f64());
         if let Err(error) = &result {
             self.errors.with_label_values(&[operation.label(), class(error)]).inc();

@@ -1,12 +1,12 @@
-//! A device whose calls run on a thread of their own, each with a deadline: one that hangs instead of failing is left
-//! behind like one that fails.
+//! A token whose calls run on threads of their own, each with a deadline: one that hangs instead of failing holds
+//! nobody up for longer, and is left behind like one that fails.
 
 use std::{
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::Duration,
@@ -17,24 +17,27 @@ use zeroize::Zeroizing;
 
 use super::device::RootDevice;
 
-/// Longest time that one call may take; a device that is slower serves nobody.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Longest time that one call may take; a token that is slower serves nobody.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
-type Job = Box<dyn FnOnce(&RootDevice) + Send>;
-
-/// A device, apart from the engine's thread. Calls come one after the other, so that what a late one changed is there
-/// when the next one looks.
-pub struct Apart {
-    device: Arc<RootDevice>,
-    jobs: SyncSender<Job>,
-    /// Number of the last call that was given up.
-    given_up: AtomicU64,
-    next: AtomicU64,
-    /// Number of the last call that ended.
-    ended: Arc<AtomicU64>,
+/// What calls can be given up of.
+pub trait Hangs: Send + Sync + 'static {
+    /// A call into its library does not come back before `ended` is true.
+    fn note_hang(&self, ended: Arc<AtomicBool>);
 }
 
-impl fmt::Debug for Apart {
+type Job<D> = Box<dyn FnOnce(&D) + Send>;
+
+/// A token, apart from the threads that ask it. With one thread, calls come one after the other, so that what a late
+/// one changed is there when the next one looks.
+pub struct Apart<D> {
+    device: Arc<D>,
+    jobs: SyncSender<Job<D>>,
+    /// Calls that were given up, as far as they may still be inside; true once they are not.
+    given_up: Mutex<Vec<Arc<AtomicBool>>>,
+}
+
+impl<D: fmt::Debug> fmt::Debug for Apart<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.device, f)
     }
@@ -44,16 +47,91 @@ fn hangs() -> TokenError {
     TokenError::Unavailable("a call does not come back".into())
 }
 
-impl Apart {
-    /// Starts its thread, which ends with this value, or with the call that hangs.
+impl<D: Hangs> Apart<D> {
+    /// Starts its threads, which end with this value, or with the call that hangs. Up to `waiting` calls may wait for
+    /// a thread.
+    pub(super) fn start(device: Arc<D>, threads: usize, waiting: usize) -> Result<Self, TokenError> {
+        let (jobs, queue) = sync_channel::<Job<D>>(waiting);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..threads {
+            let (there, queue) = (Arc::clone(&device), Arc::clone(&queue));
+            thread::Builder::new()
+                .name("token".into())
+                .spawn(move || {
+                    while let Some(job) = next(&queue) {
+                        job(&there);
+                    }
+                })
+                .map_err(|error| TokenError::Failed(format!("thread of a token: {error}")))?;
+        }
+        Ok(Self { device, jobs, given_up: Mutex::default() })
+    }
+
+    /// What it is, without asking it anything.
+    pub(super) fn inner(&self) -> &D {
+        &self.device
+    }
+
+    /// Whether a call that was given up is still inside.
+    fn hangs(&self) -> bool {
+        let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        given_up.retain(|ended| !ended.load(Ordering::SeqCst));
+        !given_up.is_empty()
+    }
+
+    pub(super) fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&D) -> Result<T, TokenError> + Send + 'static,
+    ) -> Result<T, TokenError> {
+        self.run(DEADLINE, call)
+    }
+
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        call: impl FnOnce(&D) -> Result<T, TokenError> + Send + 'static,
+    ) -> Result<T, TokenError> {
+        if self.hangs() {
+            return Err(hangs());
+        }
+        let (reply, answer) = sync_channel(1);
+        let (ended, cancelled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (over, off) = (Arc::clone(&ended), Arc::clone(&cancelled));
+        let job = Box::new(move |device: &D| {
+            // One that nobody waits for any more must not begin.
+            let result = if off.load(Ordering::SeqCst) { Err(hangs()) } else { call(device) };
+            over.store(true, Ordering::SeqCst);
+            // Who asked may have given up.
+            let _ = reply.send(result);
+        });
+        match self.jobs.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(hangs()),
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(TokenError::Failed("token has no thread".into()));
+            }
+        }
+        match answer.recv_timeout(deadline) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => {
+                cancelled.store(true, Ordering::SeqCst);
+                self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&ended));
+                self.device.note_hang(ended);
+                Err(hangs())
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(TokenError::Failed("token's thread ended".into())),
+        }
+    }
+}
+
+fn next<D>(queue: &Mutex<Receiver<Job<D>>>) -> Option<Job<D>> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+impl Apart<RootDevice> {
+    /// Starts the device's thread.
     pub fn new(device: Arc<RootDevice>) -> Result<Self, TokenError> {
-        let (jobs, queue) = sync_channel::<Job>(1);
-        let there = Arc::clone(&device);
-        thread::Builder::new()
-            .name("device".into())
-            .spawn(move || queue.iter().for_each(|job| job(there.as_ref())))
-            .map_err(|error| TokenError::Failed(format!("thread of a device: {error}")))?;
-        Ok(Self { device, jobs, given_up: AtomicU64::new(0), next: AtomicU64::new(1), ended: Arc::default() })
+        Self::start(device, 1, 1)
     }
 
     /// As [`RootDevice::revive`].
@@ -65,54 +143,9 @@ impl Apart {
     pub fn revive_now(&self) -> Result<(), TokenError> {
         self.run(3 * DEADLINE, RootDevice::revive_now)
     }
-
-    fn call<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&RootDevice) -> Result<T, TokenError> + Send + 'static,
-    ) -> Result<T, TokenError> {
-        self.run(DEADLINE, call)
-    }
-
-    fn run<T: Send + 'static>(
-        &self,
-        deadline: Duration,
-        call: impl FnOnce(&RootDevice) -> Result<T, TokenError> + Send + 'static,
-    ) -> Result<T, TokenError> {
-        if self.given_up.load(Ordering::SeqCst) > self.ended.load(Ordering::SeqCst) {
-            return Err(hangs());
-        }
-        let number = self.next.fetch_add(1, Ordering::SeqCst);
-        let (reply, answer) = sync_channel(1);
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let (ended, off) = (Arc::clone(&self.ended), Arc::clone(&cancelled));
-        let job = Box::new(move |device: &RootDevice| {
-            // One that nobody waits for any more must not begin.
-            let result = if off.load(Ordering::SeqCst) { Err(hangs()) } else { call(device) };
-            ended.fetch_max(number, Ordering::SeqCst);
-            // Who asked may have given up.
-            let _ = reply.send(result);
-        });
-        match self.jobs.try_send(job) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(hangs()),
-            Err(TrySendError::Disconnected(_)) => {
-                return Err(TokenError::Failed("device has no thread".into()));
-            }
-        }
-        match answer.recv_timeout(deadline) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => {
-                cancelled.store(true, Ordering::SeqCst);
-                self.given_up.fetch_max(number, Ordering::SeqCst);
-                self.device.note_hang(Arc::clone(&self.ended), number);
-                Err(hangs())
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(TokenError::Failed("device's thread ended".into())),
-        }
-    }
 }
 
-impl RootToken for Apart {
+impl RootToken for Apart<RootDevice> {
     fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
         let root = *root;
         self.call(move |device| device.create_root(&root))

@@ -14,7 +14,8 @@ use super::keys::IdentityMethod;
 use super::link::Link;
 use super::module::Module;
 use super::objects::{
-    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, SECP256K1 as SECP256K1_OID, confined, with_policies,
+    ED25519, FEDERATION, IDENTITY, IDENTITY_IMPORTED, P256, SECP256K1 as SECP256K1_OID, confined,
+    with_policies,
 };
 use super::profile::{LogSignature, Profile};
 use super::roots;
@@ -48,15 +49,10 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
     if matches!(identity, IdentitySource::Import(_)) && config.security != Security::Development {
         return Err(TokenError::Unsupported("imported identity keys are for development only".into()));
     }
-    if config.profile.log_signature != LogSignature::Ed25519 {
-        return Err(TokenError::Unsupported(format!(
-            "federation keys are Ed25519, which profile {} lacks",
-            config.profile.name
-        )));
-    }
-    let module = Module::load(&config.module)?;
-    let roots = Link::new(&module, &config.roots, config.security)?;
-    let keys = Link::new(&module, &config.keys, config.security)?;
+    let profile = config.keys.profile;
+    let first = config.first().ok_or(TokenError::NoObjects)?;
+    let roots = Link::new(&Module::load(&first.module)?, &first.roots, config.security)?;
+    let keys = Link::new(&Module::load(&config.keys.module)?, &config.keys.token, config.security)?;
     keys.mutate(|_, session| {
         for label in [IDENTITY, IDENTITY_IMPORTED, FEDERATION] {
             if !session.find_objects(&[Attribute::Label(label.into())]).map_err(token_error)?.is_empty() {
@@ -65,13 +61,13 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
         }
         Ok(())
     })?;
-    roots::create_sentinel(&roots, &config.profile)?;
+    roots::create_sentinel(&roots, &first.profile)?;
     keys.mutate(|_, session| {
         match identity {
-            IdentitySource::Generate => generate_identity(session, &config.profile)?,
-            IdentitySource::Import(secret) => import_identity(session, &config.profile, secret)?,
+            IdentitySource::Generate => generate_identity(session, &profile)?,
+            IdentitySource::Import(secret) => import_identity(session, &profile, secret)?,
         }
-        generate_federation(session, &config.profile)
+        generate_federation(session, &profile)
     })?;
     let token = Pkcs11Token::open(config)?;
     token.sync()?;
@@ -101,12 +97,14 @@ fn generate_identity(session: &Session, profile: &Profile) -> Result<(), TokenEr
 
 fn generate_federation(session: &Session, profile: &Profile) -> Result<(), TokenError> {
     let mut public = public(FEDERATION);
-    public.push(Attribute::EcParams(ED25519.to_vec()));
+    let (mechanism, curve) = match profile.log_signature {
+        LogSignature::Ed25519 => (Mechanism::EccEdwardsKeyPairGen, ED25519.as_slice()),
+        LogSignature::EcdsaP256 => (Mechanism::EccKeyPairGen, P256.as_slice()),
+    };
+    public.push(Attribute::EcParams(curve.to_vec()));
     let mut private = confined(FEDERATION);
     private.push(Attribute::Sign(true));
-    with_policies(profile, &private, |private| {
-        session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &public, private)
-    })?;
+    with_policies(profile, &private, |private| session.generate_key_pair(&mechanism, &public, private))?;
     Ok(())
 }
 

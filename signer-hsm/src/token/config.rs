@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::profile::{Facts, Profile};
+use super::profile::{DeleteClaim, Facts, LogSignature, Profile, RootMechanism};
 
 /// Whether shortcuts for development are allowed: PINs in configuration or environment, imported keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -18,34 +18,111 @@ pub enum Security {
     Development,
 }
 
-/// Both tokens of a signer.
+/// The tokens of a signer. In the file, `[token.roots]` is short for device 0 with the library, profile and facts of
+/// `[token]`, and `[token.keys]` has these, too, if it names none.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Form")]
 pub struct TokenConfig {
+    /// The token that holds the identity, federation and TLS keys.
+    pub keys: KeysConfig,
+    /// The devices for roots, at least one. None differs from the others.
+    pub devices: Vec<DeviceConfig>,
+    /// Devices that may be away when the signer starts. A copy of the store could go on elsewhere by such a device: name
+    /// one only if you know where it is.
+    pub start_without: Vec<u8>,
+    /// Further PKCS#11 libraries to load at the start, for devices that may be added while the signer runs.
+    pub preload: Vec<PathBuf>,
+    /// Set by the program from its own profile, never read from here.
+    pub security: Security,
+}
+
+/// The token that holds the keys which speak for the signer.
+#[derive(Debug, Clone)]
+pub struct KeysConfig {
     /// PKCS#11 library.
     pub module: PathBuf,
     /// Vendor profile.
     pub profile: Profile,
-    /// Token that holds the roots and nothing else.
-    pub roots: TokenRef,
-    /// Token that holds the identity and federation keys.
-    pub keys: TokenRef,
-    /// Further devices that hold roots, each its own; the two tokens above are device 0.
+    /// Which token.
+    pub token: TokenRef,
+}
+
+/// What stands in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Form {
+    module: Option<PathBuf>,
+    profile: Option<Profile>,
+    roots: Option<TokenRef>,
+    keys: KeysForm,
     #[serde(default)]
-    pub devices: Vec<DeviceConfig>,
-    /// Devices that may be away when the signer starts. A copy of the store could go on elsewhere by such a device: name
-    /// one only if you know where it is.
+    devices: Vec<DeviceConfig>,
     #[serde(default)]
-    pub start_without: Vec<u8>,
-    /// Further PKCS#11 libraries to load at the start, for devices that may be added while the signer runs.
+    start_without: Vec<u8>,
     #[serde(default)]
-    pub preload: Vec<PathBuf>,
-    /// What the operator states of the devices; a claim rests on it.
-    #[serde(default)]
-    pub facts: Facts,
-    /// Set by the program from its own profile, never read from here.
-    #[serde(skip)]
-    pub security: Security,
+    preload: Vec<PathBuf>,
+    facts: Option<Facts>,
+    root_mechanism: Option<RootMechanism>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeysForm {
+    module: Option<PathBuf>,
+    profile: Option<Profile>,
+    label: String,
+    serial: Option<String>,
+    pin: PinSource,
+    /// "ed25519" or "ecdsa-p256"; default: the profile's.
+    federation_key: Option<LogSignature>,
+}
+
+impl TryFrom<Form> for TokenConfig {
+    type Error = &'static str;
+
+    fn try_from(form: Form) -> Result<Self, Self::Error> {
+        let KeysForm { module, profile, label, serial, pin, federation_key } = form.keys;
+        let profile = profile.or(form.profile).ok_or("the keys token has no profile")?;
+        let keys = KeysConfig {
+            module: module.or_else(|| form.module.clone()).ok_or("the keys token has no module")?,
+            profile: federation_key.map_or(profile, |kind| profile.with_log_signature(kind)),
+            token: TokenRef { label, serial, pin },
+        };
+        let mut devices = form.devices;
+        match form.roots {
+            Some(roots) => devices.insert(
+                0,
+                DeviceConfig {
+                    id: 0,
+                    module: form.module.ok_or("the roots token has no module")?,
+                    profile: form.profile.ok_or("the roots token has no profile")?,
+                    roots,
+                    facts: form.facts.unwrap_or_default(),
+                    root_mechanism: form.root_mechanism,
+                    retire: false,
+                },
+            ),
+            None if form.facts.is_some() || form.root_mechanism.is_some() => {
+                return Err("facts or root_mechanism without a roots token: state them of a device");
+            }
+            None => {}
+        }
+        for device in &mut devices {
+            if let Some(kind) = device.root_mechanism {
+                device.profile = device.profile.with_root_mechanism(kind);
+            }
+        }
+        if devices.is_empty() {
+            return Err("neither a roots token nor a device");
+        }
+        Ok(Self {
+            keys,
+            devices,
+            start_without: form.start_without,
+            preload: form.preload,
+            security: Security::default(),
+        })
+    }
 }
 
 /// A device that holds roots of its own: any one device unlocks the store, and what it seals is destroyed when all have
@@ -53,7 +130,7 @@ pub struct TokenConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceConfig {
-    /// Number, from 1 on; never given to another device later.
+    /// Number; never given to another device later. That of `[token.roots]` is 0.
     pub id: u8,
     /// PKCS#11 library.
     pub module: PathBuf,
@@ -64,6 +141,9 @@ pub struct DeviceConfig {
     /// What the operator states of the device; a claim rests on it.
     #[serde(default)]
     pub facts: Facts,
+    /// "hmac-sha256" or "aes-cmac"; default: the profile's. Never changed for a device that holds roots.
+    #[serde(default)]
+    pub root_mechanism: Option<RootMechanism>,
     /// End its part: its roots are destroyed, and when that is confirmed it is forgotten.
     #[serde(default)]
     pub retire: bool,
@@ -127,28 +207,43 @@ impl std::fmt::Debug for PinSource {
 impl TokenConfig {
     /// Whether a device may be missing altogether when the signer starts.
     pub fn may_be_missing(&self, device: u8) -> bool {
-        device != 0 && self.start_without.contains(&device)
+        self.start_without.contains(&device)
     }
 
-    /// All devices in order, the first one as number 0.
-    pub fn root_devices(&self) -> Vec<DeviceConfig> {
-        let first = DeviceConfig {
-            id: 0,
-            module: self.module.clone(),
-            profile: self.profile,
-            roots: self.roots.clone(),
-            facts: self.facts,
-            retire: false,
-        };
-        std::iter::once(first).chain(self.devices.iter().cloned()).collect()
+    /// The device that is listed first: what ceremonies describe.
+    pub fn first(&self) -> Option<&DeviceConfig> {
+        self.devices.first()
+    }
+
+    /// One device.
+    pub fn device(&self, id: u8) -> Option<&DeviceConfig> {
+        self.devices.iter().find(|device| device.id == id)
+    }
+
+    /// Whether the keys lie in a token with roots (D13 wants them apart).
+    pub fn is_shared(&self) -> bool {
+        let KeysConfig { module, token, .. } = &self.keys;
+        self.devices.iter().any(|device| &device.module == module && device.roots.is_token(token))
+    }
+
+    /// What may be said of a destruction: the least that holds for any device.
+    pub fn delete_claim(&self) -> DeleteClaim {
+        let claims = self.devices.iter().map(|device| device.profile.delete_claim);
+        claims.reduce(DeleteClaim::least).unwrap_or(DeleteClaim::None)
     }
 
     /// Lowers the claim of each device's profile to what the operator's facts support.
     pub fn apply_facts(&mut self) {
-        self.profile = self.profile.under(&self.facts);
         for device in &mut self.devices {
             device.profile = device.profile.under(&device.facts);
         }
+    }
+}
+
+impl TokenRef {
+    /// Whether both mean one token of a library; how its PIN comes is of no account.
+    pub fn is_token(&self, other: &Self) -> bool {
+        self.label == other.label && self.serial == other.serial
     }
 }
 
@@ -171,10 +266,13 @@ mod tests {
     #[test]
     fn configuration_is_read_strictly() {
         let config: TokenConfig = toml::from_str(TEXT).unwrap();
-        assert_eq!(config.profile, Profile::SOFTHSM);
         assert_eq!(config.security, Security::Production);
-        assert!(matches!(config.roots.pin, PinSource::File(_)));
-        assert!(matches!(config.keys.pin, PinSource::Prompt));
+        let first = config.first().unwrap();
+        assert_eq!((first.id, first.profile), (0, Profile::SOFTHSM));
+        assert_eq!((&config.keys.module, config.keys.profile), (&first.module, first.profile));
+        assert!(matches!(first.roots.pin, PinSource::File(_)));
+        assert!(matches!(config.keys.token.pin, PinSource::Prompt));
+        assert!(!config.is_shared());
         for (old, new) in [
             ("\"softhsm\"", "\"other\""),
             ("[roots]", "security = \"development\"\n[roots]"),
@@ -183,7 +281,54 @@ mod tests {
         ] {
             assert!(toml::from_str::<TokenConfig>(&TEXT.replace(old, new)).is_err(), "{new}");
         }
+        let shared: TokenConfig =
+            toml::from_str(&TEXT.replace("\"keys\"", "\"roots\"").replace("serial", "# ")).unwrap();
+        assert!(shared.is_shared());
         let shown = format!("{:?}", PinSource::Inline("4711".into()));
         assert!(!shown.contains("4711"));
+    }
+
+    #[test]
+    fn keys_have_a_token_of_their_own_and_no_device_is_special() {
+        const APART: &str = r#"
+            [keys]
+            module = "/opt/keys.so"
+            profile = "luna"
+            label = "keys"
+            pin = "prompt"
+            [[devices]]
+            id = 3
+            module = "/opt/roots.so"
+            profile = "nshield"
+            roots = { label = "roots", pin = "prompt" }
+            [[devices]]
+            id = 0
+            module = "/opt/roots.so"
+            profile = "nshield"
+            roots = { label = "more", pin = "prompt" }
+        "#;
+        let config: TokenConfig = toml::from_str(APART).unwrap();
+        assert_eq!((config.keys.profile.name, &*config.keys.token.label), ("luna", "keys"));
+        assert_eq!(config.devices.iter().map(|device| device.id).collect::<Vec<_>>(), [3, 0]);
+        let cmac = APART.replacen("id = 3", "id = 3\nroot_mechanism = \"aes-cmac\"", 1);
+        let cmac: TokenConfig = toml::from_str(&cmac).unwrap();
+        let kinds: Vec<_> = cmac.devices.iter().map(|device| device.profile.root_mechanism).collect();
+        assert_eq!(kinds, [RootMechanism::AesCmac, RootMechanism::HmacSha256]);
+        let kind = |more: &str| {
+            let text = APART.replacen("label = \"keys\"", &format!("label = \"keys\"\n{more}"), 1);
+            toml::from_str::<TokenConfig>(&text).map(|config| config.keys.profile.log_signature)
+        };
+        assert_eq!(kind("").unwrap(), LogSignature::Ed25519);
+        assert_eq!(kind("federation_key = \"ecdsa-p256\"").unwrap(), LogSignature::EcdsaP256);
+        assert!(kind("federation_key = \"rsa\"").is_err());
+        assert_eq!(config.delete_claim(), DeleteClaim::HostMedia, "the keys token claims nothing");
+        for wrong in [
+            APART.split("[[devices]]").next().unwrap().to_owned(),
+            APART.replacen("profile = \"luna\"", "", 1),
+            format!("facts = {{ ha_off = true }}\n{APART}"),
+            format!("roots = {{ label = \"x\", pin = \"prompt\" }}\n{APART}"),
+        ] {
+            assert!(toml::from_str::<TokenConfig>(&wrong).is_err(), "{wrong}");
+        }
     }
 }

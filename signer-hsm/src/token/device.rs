@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use spark_signer::vault::{RootId, RootToken, TokenError};
 use zeroize::Zeroizing;
 
+use super::apart::Hangs;
 use super::config::{DeviceConfig, Security};
 use super::link::Link;
 use super::module::Module;
@@ -80,7 +81,7 @@ impl RootDevice {
 
     /// Whether it answers and can list its objects.
     pub fn probe(&self) -> Result<(), TokenError> {
-        roots::assert_listable(&self.link)
+        roots::assert_listable(&self.link, self.profile.root_mechanism)
     }
 
     /// Whether it answers, if need be after its library was started anew: some do not find a device again by themselves.
@@ -106,9 +107,15 @@ impl RootDevice {
         self.revive()
     }
 
-    /// A call into the library, with this number, does not come back before `ended` reaches it.
-    pub(super) fn note_hang(&self, ended: Arc<AtomicU64>, number: u64) {
-        self.module.note_hang(ended, number);
+    /// Starts the library anew at once.
+    pub(super) fn reconnect(&self) -> Result<(), TokenError> {
+        self.module.reinitialize()?;
+        self.started_anew()
+    }
+
+    /// Whether this library is the other one's, too.
+    pub(super) fn shares(&self, module: &std::path::Path) -> bool {
+        Module::load(module).is_ok_and(|module| Arc::ptr_eq(&module, &self.module))
     }
 
     fn may_start_anew(&self) -> bool {
@@ -121,7 +128,7 @@ impl RootDevice {
     }
 
     /// After a fresh start objects show as they are, so a destruction may be tried again.
-    pub(super) fn started_anew(&self) -> Result<(), TokenError> {
+    fn started_anew(&self) -> Result<(), TokenError> {
         self.sticky().clear();
         self.probe()
     }
@@ -131,13 +138,19 @@ impl RootDevice {
     }
 }
 
+impl Hangs for RootDevice {
+    fn note_hang(&self, ended: Arc<AtomicBool>) {
+        self.module.note_hang(ended);
+    }
+}
+
 impl RootToken for RootDevice {
     fn create_root(&self, root: &RootId) -> Result<(), TokenError> {
         roots::create(&self.link, &self.profile, root)
     }
 
     fn roots(&self) -> Result<Vec<RootId>, TokenError> {
-        roots::list(&self.link)
+        roots::list(&self.link, self.profile.root_mechanism)
     }
 
     fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError> {
@@ -148,7 +161,7 @@ impl RootToken for RootDevice {
         if self.sticky().contains(root) {
             return Err(TokenError::NotDestroyed(*root));
         }
-        let result = roots::destroy(&self.link, root);
+        let result = roots::destroy(&self.link, self.profile.root_mechanism, root);
         if matches!(result, Err(TokenError::NotDestroyed(_))) {
             self.sticky().insert(*root);
         }
@@ -156,7 +169,7 @@ impl RootToken for RootDevice {
     }
 
     fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
-        roots::fingerprint(&self.link)
+        roots::fingerprint(&self.link, self.profile.root_mechanism)
     }
 
     fn sync(&self) -> Result<(), TokenError> {

@@ -75,10 +75,10 @@ pub struct ObjectInfo {
     pub point: Option<String>,
 }
 
-/// Both tokens.
+/// The keys token, and the first one for roots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inventory {
-    /// The library.
+    /// The library of the roots.
     pub library: LibraryInfo,
     /// The tokens.
     pub tokens: BTreeMap<Purpose, TokenInfo>,
@@ -114,16 +114,20 @@ impl TokenInfo {
 impl Inventory {
     /// Logs in to both tokens and reads what is there. Changes nothing.
     pub fn read(config: &TokenConfig) -> Result<Self, TokenError> {
-        let module = Module::load(&config.module)?;
+        let first = config.first().ok_or(TokenError::NoObjects)?;
         let (mut tokens, mut objects) = (BTreeMap::new(), Vec::new());
-        for (purpose, token) in [(Purpose::Roots, &config.roots), (Purpose::Keys, &config.keys)] {
+        for (purpose, module, token) in [
+            (Purpose::Roots, &first.module, &first.roots),
+            (Purpose::Keys, &config.keys.module, &config.keys.token),
+        ] {
+            let module = Module::load(module)?;
             let link = Link::new(&module, token, config.security)?;
             objects.extend(link.run(|_, session| ours(session, purpose))?);
             let context = module.context();
             tokens.insert(purpose, TokenInfo::read(&context, link.slot(&context)?)?);
         }
         objects.sort();
-        let library = LibraryInfo::read(&module.context())?;
+        let library = LibraryInfo::read(&Module::load(&first.module)?.context())?;
         Ok(Self { library, tokens, objects })
     }
 }

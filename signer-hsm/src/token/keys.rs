@@ -9,7 +9,8 @@ use cryptoki::mechanism::elliptic_curve::{EcKdf, Ecdh1DeriveParams};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
-use ed25519_dalek::{Signature, VerifyingKey};
+use sha2::{Digest as _, Sha256};
+use spark_rules::federation_key::{FederationKey, KeyKind, low_s};
 use spark_signer::vault::TokenError;
 use zeroize::Zeroizing;
 
@@ -63,7 +64,7 @@ pub(super) struct Keys {
     profile: Profile,
     pub(super) method: IdentityMethod,
     pub(super) identity: PublicKey,
-    pub(super) federation: VerifyingKey,
+    pub(super) federation: FederationKey,
 }
 
 impl Keys {
@@ -79,11 +80,7 @@ impl Keys {
             let identity = PublicKey::from_slice(&identity)
                 .map_err(|_| TokenError::WrongAnswer("identity key is not a point"))?;
             let federation = point(session, FEDERATION)?.ok_or(TokenError::NoObjects)?;
-            let federation = federation
-                .as_slice()
-                .try_into()
-                .ok()
-                .and_then(|bytes: &[u8; 32]| VerifyingKey::from_bytes(bytes).ok())
+            let federation = federation_key(&federation)
                 .ok_or(TokenError::WrongAnswer("federation key is not a point"))?;
             Ok((method, identity, federation))
         })?;
@@ -101,6 +98,11 @@ impl Keys {
         self.sign_identity(&[0x5a; 32])?;
         self.sign_federation(PROBE)?;
         Ok(())
+    }
+
+    /// Closes its idle sessions and forgets its handles.
+    pub(super) fn reset(&self) {
+        self.link.reset();
     }
 
     fn private(
@@ -157,18 +159,42 @@ impl Keys {
     }
 
     pub(super) fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
+        let digest: [u8; 32] = Sha256::digest(message).into();
         let bytes = self.link.run(|link, session| {
             let key = self.private(link, session, FEDERATION, Birth::Local)?;
-            let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
-            session.sign(&mechanism, key, message).map_err(token_error)
+            let signature = match self.federation.kind() {
+                KeyKind::Ed25519 => {
+                    let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
+                    session.sign(&mechanism, key, message)
+                }
+                // Hashed here: some tokens do not know CKM_ECDSA_SHA256.
+                KeyKind::EcdsaP256 => session.sign(&Mechanism::Ecdsa, key, &digest),
+            };
+            signature.map_err(token_error)
         })?;
-        let bytes: [u8; 64] =
-            bytes.try_into().map_err(|_| TokenError::WrongAnswer("Ed25519 signature is malformed"))?;
-        self.federation
-            .verify_strict(message, &Signature::from_bytes(&bytes))
-            .map_err(|_| TokenError::WrongAnswer("Ed25519 signature does not verify"))?;
-        Ok(bytes)
+        let signature = match self.federation.kind() {
+            KeyKind::Ed25519 => bytes.try_into().ok(),
+            KeyKind::EcdsaP256 => low_s(&bytes),
+        };
+        let signature = signature.ok_or(TokenError::WrongAnswer("federation signature is malformed"))?;
+        if !self.federation.verifies(message, &signature) {
+            return Err(TokenError::WrongAnswer("federation signature does not verify"));
+        }
+        Ok(signature)
     }
+}
+
+/// From the bare point of a public key object: of Ed25519, or uncompressed on P-256.
+pub fn federation_key(point: &[u8]) -> Option<FederationKey> {
+    let compressed = match point {
+        [0x04, rest @ ..] if rest.len() == 64 => {
+            let (x, y) = rest.split_at_checked(32)?;
+            let sign = 2 | (y.last()? & 1);
+            [[sign].as_slice(), x].concat()
+        }
+        other => other.to_vec(),
+    };
+    FederationKey::from_bytes(&compressed).ok()
 }
 
 /// The point of a public key object.

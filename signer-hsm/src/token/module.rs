@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak,
+};
+use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -12,6 +15,9 @@ use spark_signer::vault::TokenError;
 use super::error::token_error;
 use super::link::Link;
 
+/// Longest wait for those inside before a library is started anew.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 static MODULES: LazyLock<Mutex<HashMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
 
 /// A loaded library. It is never finalised at exit: finalising while a thread is inside crashes some.
@@ -19,8 +25,8 @@ pub(super) struct Module {
     /// Callers hold it shared for a whole operation; [`Module::reinitialize`] holds it alone.
     context: RwLock<Pkcs11>,
     links: Mutex<Vec<Weak<Link>>>,
-    /// Calls inside that were given up: each with its number, and the number of the last one of its thread that ended.
-    hanging: Mutex<Vec<(Arc<AtomicU64>, u64)>>,
+    /// Calls inside that were given up; true once they have ended.
+    hanging: Mutex<Vec<Arc<AtomicBool>>>,
 }
 
 impl Module {
@@ -55,15 +61,33 @@ impl Module {
     }
 
     /// A call inside does not come back.
-    pub(super) fn note_hang(&self, ended: Arc<AtomicU64>, number: u64) {
-        self.hanging.lock().unwrap_or_else(PoisonError::into_inner).push((ended, number));
+    pub(super) fn note_hang(&self, ended: Arc<AtomicBool>) {
+        self.hanging.lock().unwrap_or_else(PoisonError::into_inner).push(ended);
     }
 
     /// Whether one that was given up is still inside: who waits for it keeps all others out.
     fn hangs(&self) -> bool {
         let mut hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
-        hanging.retain(|(ended, number)| ended.load(Ordering::SeqCst) < *number);
+        hanging.retain(|ended| !ended.load(Ordering::SeqCst));
         !hanging.is_empty()
+    }
+
+    /// The library with nobody inside. A call that hangs and was not given up yet must not keep all others out, so this
+    /// does not queue for it.
+    fn alone(&self) -> Result<RwLockWriteGuard<'_, Pkcs11>, TokenError> {
+        let since = Instant::now();
+        loop {
+            match self.context.try_write() {
+                Ok(context) => return Ok(context),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if !self.hangs() && since.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(TokenError::Unavailable("the library is in use".into()));
+                }
+            }
+        }
     }
 
     /// Waits until nobody is inside, closes all sessions, finalises and initialises. Sessions go first:
@@ -72,7 +96,7 @@ impl Module {
         if self.hangs() {
             return Err(TokenError::Unavailable("a call into the library does not come back".into()));
         }
-        let context = self.context.write().unwrap_or_else(PoisonError::into_inner);
+        let context = self.alone()?;
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         for link in links.iter().filter_map(Weak::upgrade) {
             link.reset();

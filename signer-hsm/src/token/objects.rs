@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki::types::Ulong;
 use spark_signer::vault::TokenError;
 
 use super::error::token_error;
-use super::profile::{Policies, Profile};
+use super::profile::{Policies, Profile, RootMechanism};
 
 /// Label of roots.
 pub(super) const ROOT: &str = "spark-root";
@@ -147,16 +148,27 @@ pub(super) fn bare_point(encoded: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// A 32-byte HMAC key.
-pub(super) fn hmac_key(label: &str, id: &[u8]) -> Vec<Attribute> {
+/// A 32-byte key of a root's kind.
+pub(super) fn root_key(kind: RootMechanism, label: &str, id: &[u8]) -> Vec<Attribute> {
     let mut template = confined(label);
     template.extend([
-        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::KeyType(match kind {
+            RootMechanism::HmacSha256 => KeyType::GENERIC_SECRET,
+            RootMechanism::AesCmac => KeyType::AES,
+        }),
         Attribute::ValueLen(Ulong::new(32)),
         Attribute::Sign(true),
         Attribute::Id(id.to_vec()),
     ]);
     template
+}
+
+/// How such a key is made.
+pub(super) const fn root_generation(kind: RootMechanism) -> Mechanism<'static> {
+    match kind {
+        RootMechanism::HmacSha256 => Mechanism::GenericSecretKeyGen,
+        RootMechanism::AesCmac => Mechanism::AesKeyGen,
+    }
 }
 
 /// How a key came to be.

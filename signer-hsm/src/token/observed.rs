@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
+use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::{RootId, RootToken, Token, TokenError};
 use zeroize::Zeroizing;
 
@@ -66,7 +67,7 @@ impl<T: Token> Token for Observed<T> {
         self.metrics.call(HsmOperation::Ecdh, || self.token.identity_ecdh_x(point))
     }
 
-    fn federation_public_key(&self) -> [u8; 32] {
+    fn federation_public_key(&self) -> FederationKey {
         self.token.federation_public_key()
     }
 

@@ -38,10 +38,14 @@ impl Mark {
 }
 
 /// How a root becomes a sealing key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum RootMechanism {
     /// HMAC-SHA-256 with a generic secret made in the token.
+    #[serde(rename = "hmac-sha256")]
     HmacSha256,
+    /// AES-256-CMAC in counter mode (SP 800-108), where a token makes no keys for HMAC.
+    #[serde(rename = "aes-cmac")]
+    AesCmac,
 }
 
 impl RootMechanism {
@@ -49,6 +53,7 @@ impl RootMechanism {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::HmacSha256 => "hmac-sha256",
+            Self::AesCmac => "aes-cmac",
         }
     }
 }
@@ -95,11 +100,13 @@ impl EcdhExtract {
 }
 
 /// The signature of the federation key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum LogSignature {
     /// Ed25519.
+    #[serde(rename = "ed25519")]
     Ed25519,
-    /// ECDSA on P-256. The federation file carries no such keys yet: a keys token must do Ed25519.
+    /// ECDSA on P-256, where a token lacks EdDSA.
+    #[serde(rename = "ecdsa-p256")]
     EcdsaP256,
 }
 
@@ -373,6 +380,30 @@ impl Profile {
             ("delete_claim", claim, self.marks.delete_claim),
             ("min_batch", format!("{} ms", self.min_batch.as_millis()), self.marks.min_batch),
         ]
+    }
+
+    /// With this kind of federation key instead: what a device offers may depend on its firmware and policy.
+    #[must_use]
+    pub const fn with_log_signature(mut self, kind: LogSignature) -> Self {
+        if !matches!(
+            (self.log_signature, kind),
+            (LogSignature::Ed25519, LogSignature::Ed25519)
+                | (LogSignature::EcdsaP256, LogSignature::EcdsaP256)
+        ) {
+            self.log_signature = kind;
+            self.marks.log_signature = Mark::Unverified;
+        }
+        self
+    }
+
+    /// With this kind of root instead, if the device makes no others.
+    #[must_use]
+    pub fn with_root_mechanism(mut self, kind: RootMechanism) -> Self {
+        if self.root_mechanism != kind {
+            self.root_mechanism = kind;
+            self.marks.root_mechanism = Mark::Unverified;
+        }
+        self
     }
 
     /// What must be stated before the profile's claim holds.

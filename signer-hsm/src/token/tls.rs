@@ -3,7 +3,7 @@
 //! They have sessions of their own, few of them: however many handshakes somebody starts, the sessions of signing stay
 //! free. A key is found by the certificate that names it, so that a new key and a new certificate take over together.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use cryptoki::{
     mechanism::Mechanism,
@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use spark_signer::vault::TokenError;
 
 use super::{
+    apart::{Apart, Hangs},
     config::TokenConfig,
     error::token_error,
     link::Link,
@@ -24,6 +25,8 @@ use super::{
 
 /// Handshakes that sign at the same time.
 const SESSIONS: usize = 4;
+/// Handshakes that wait for their turn.
+const WAITING: usize = 64;
 /// SubjectPublicKeyInfo of a P-256 key up to its point (RFC 5480).
 const SPKI_HEAD: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
@@ -61,10 +64,19 @@ impl TlsKey {
 
 /// The keys token as TLS uses it.
 pub struct TlsKeys {
+    apart: Apart<Inner>,
+}
+
+struct Inner {
+    module: Arc<Module>,
     link: Arc<Link>,
     profile: Profile,
-    free: Mutex<usize>,
-    returned: Condvar,
+}
+
+impl Hangs for Inner {
+    fn note_hang(&self, ended: Arc<AtomicBool>) {
+        self.module.note_hang(ended);
+    }
 }
 
 impl std::fmt::Debug for TlsKeys {
@@ -76,9 +88,10 @@ impl std::fmt::Debug for TlsKeys {
 impl TlsKeys {
     /// Loads the module and logs in to the keys token.
     pub fn open(config: &TokenConfig) -> Result<Self, TokenError> {
-        let module = Module::load(&config.module)?;
-        let link = Link::new(&module, &config.keys, config.security)?;
-        Ok(Self { link, profile: config.profile, free: Mutex::new(SESSIONS), returned: Condvar::new() })
+        let module = Module::load(&config.keys.module)?;
+        let link = Link::new(&module, &config.keys.token, config.security)?;
+        let inner = Arc::new(Inner { module, link, profile: config.keys.profile });
+        Ok(Self { apart: Apart::start(inner, SESSIONS, WAITING)? })
     }
 
     /// Makes another key.
@@ -95,9 +108,11 @@ impl TlsKeys {
         ];
         let mut private = confined(TLS);
         private.extend([Attribute::Sign(true), Attribute::Id(id.to_vec())]);
-        self.link.mutate(|_, session| {
-            with_policies(&self.profile, &private, |private| {
-                session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, private).map(drop)
+        self.apart.call(move |inner| {
+            inner.link.mutate(|_, session| {
+                with_policies(&inner.profile, &private, |private| {
+                    session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, private).map(drop)
+                })
             })
         })?;
         self.keys()?.into_iter().find(|key| key.id == id).ok_or(TokenError::NoObjects)
@@ -105,49 +120,32 @@ impl TlsKeys {
 
     /// All keys that the token holds.
     pub fn keys(&self) -> Result<Vec<TlsKey>, TokenError> {
-        self.link.run(|_, session| {
-            let found =
-                session.find_objects(&Name::new(Kind::Public, TLS).template()).map_err(token_error)?;
-            found
-                .into_iter()
-                .map(|handle| {
-                    let wanted = [AttributeType::EcPoint, AttributeType::Id];
-                    key(&session.get_attributes(handle, &wanted).map_err(token_error)?)
-                })
-                .collect()
+        self.apart.call(|inner| {
+            inner.link.run(|_, session| {
+                let found =
+                    session.find_objects(&Name::new(Kind::Public, TLS).template()).map_err(token_error)?;
+                found
+                    .into_iter()
+                    .map(|handle| {
+                        let wanted = [AttributeType::EcPoint, AttributeType::Id];
+                        key(&session.get_attributes(handle, &wanted).map_err(token_error)?)
+                    })
+                    .collect()
+            })
         })
     }
 
     /// ECDSA over a SHA-256 digest: r and s, 32 bytes each. Waits for its turn; blocks.
     pub fn sign(&self, key: &TlsKey, digest: &[u8; 32]) -> Result<[u8; 64], TokenError> {
-        let _turn = self.turn();
-        let name = Name { id: Some(key.id), ..Name::new(Kind::Private, TLS) };
-        let signature = self.link.run(|link, session| {
-            let check = |handle| assert_confined(session, &self.profile, handle, TLS, Birth::Local);
-            let handle = link.handle(session, &name, check)?.ok_or(TokenError::NoObjects)?;
-            session.sign(&Mechanism::Ecdsa, handle, digest).map_err(token_error)
+        let (name, digest) = (Name { id: Some(key.id), ..Name::new(Kind::Private, TLS) }, *digest);
+        let signature = self.apart.call(move |inner| {
+            inner.link.run(|link, session| {
+                let check = |handle| assert_confined(session, &inner.profile, handle, TLS, Birth::Local);
+                let handle = link.handle(session, &name, check)?.ok_or(TokenError::NoObjects)?;
+                session.sign(&Mechanism::Ecdsa, handle, &digest).map_err(token_error)
+            })
         })?;
         signature.try_into().map_err(|_| TokenError::WrongAnswer("ECDSA signature is malformed"))
-    }
-
-    fn turn(&self) -> Turn<'_> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        while *free == 0 {
-            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
-        }
-        *free = free.saturating_sub(1);
-        Turn(self)
-    }
-}
-
-/// The right to use one session.
-struct Turn<'a>(&'a TlsKeys);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
-        *free = free.saturating_add(1);
-        self.0.returned.notify_one();
     }
 }
 

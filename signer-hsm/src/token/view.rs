@@ -9,13 +9,16 @@ use super::{
     config::{DeviceConfig, PinSource, Security, TokenRef},
     link::Link,
     module::Module,
-    pin, roots,
+    pin,
+    profile::RootMechanism,
+    roots,
 };
 
 /// Looks at the roots token and changes nothing.
 pub struct RootsView {
     module: Arc<Module>,
     roots: Arc<Link>,
+    mechanism: RootMechanism,
 }
 
 impl std::fmt::Debug for RootsView {
@@ -29,14 +32,14 @@ impl RootsView {
     pub fn open(config: &DeviceConfig, security: Security) -> Result<Self, TokenError> {
         let module = Module::load(&config.module)?;
         let roots = Link::new(&module, &config.roots, security)?;
-        Ok(Self { module, roots })
+        Ok(Self { module, roots, mechanism: config.profile.root_mechanism })
     }
 
     /// Which device it is, and all roots that it shows to a library that was started afresh: one that ran on may hide an object whose
     /// destruction failed.
     pub fn look(&self) -> Result<([u8; 32], Vec<RootId>), TokenError> {
         self.module.reinitialize()?;
-        Ok((roots::fingerprint(&self.roots)?, roots::list(&self.roots)?))
+        Ok((roots::fingerprint(&self.roots, self.mechanism)?, roots::list(&self.roots, self.mechanism)?))
     }
 }
 
@@ -54,7 +57,7 @@ impl DeviceConfig {
     pub fn is_same(&self, other: &Self) -> bool {
         self.module == other.module
             && self.profile.name == other.profile.name
-            && self.roots.label == other.roots.label
-            && self.roots.serial == other.roots.serial
+            && self.profile.root_mechanism == other.profile.root_mechanism
+            && self.roots.is_token(&other.roots)
     }
 }

@@ -2,7 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
 use spark_signer_hsm::token::{
-    Facts, IdentitySource, PinSource, Pkcs11Token, Profile, Security, TokenConfig, TokenRef, generate_keys,
+    DeviceConfig, Facts, IdentitySource, KeysConfig, PinSource, Pkcs11Token, Profile, Security, TokenConfig,
+    TokenRef, generate_keys,
 };
 use spark_softhsm::TokenDir;
 
@@ -20,15 +21,21 @@ pub fn config(dir: &TokenDir) -> TokenConfig {
 pub fn existing() -> TokenConfig {
     let token =
         |label: &str| TokenRef { label: label.into(), serial: None, pin: PinSource::Inline(PIN.into()) };
-    TokenConfig {
-        module: spark_softhsm::module_path().unwrap().into(),
+    let module: std::path::PathBuf = spark_softhsm::module_path().unwrap().into();
+    let first = DeviceConfig {
+        id: 0,
+        module: module.clone(),
         profile: Profile::SOFTHSM,
         roots: token("roots"),
-        keys: token("keys"),
-        devices: Vec::new(),
+        facts: Facts::default(),
+        root_mechanism: None,
+        retire: false,
+    };
+    TokenConfig {
+        keys: KeysConfig { module, profile: Profile::SOFTHSM, token: token("keys") },
+        devices: vec![first],
         start_without: Vec::new(),
         preload: Vec::new(),
-        facts: Facts::default(),
         security: Security::Development,
     }
 }

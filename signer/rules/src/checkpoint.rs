@@ -2,8 +2,7 @@
 
 use std::cmp::Ordering;
 
-use ed25519_dalek::VerifyingKey;
-use signed_note::{Note, StandardVerifier, Verifier, VerifierList, new_ed25519_verifier_key};
+use signed_note::{Note, Verifier, VerifierList};
 use tlog_tiles::{Error as LogError, Hash};
 
 use crate::{federation::Federation, ids::OperatorIndex};
@@ -144,9 +143,7 @@ impl Checkpoint {
         let verifiers = member
             .federation_keys
             .iter()
-            .filter_map(|key| VerifyingKey::from_bytes(key).ok())
-            .filter_map(|key| StandardVerifier::new(&new_ed25519_verifier_key(&origin, &key)).ok())
-            .map(|verifier| Box::new(verifier) as Box<dyn Verifier>)
+            .map(|key| Box::new(key.note_verifier(&origin)) as Box<dyn Verifier>)
             .collect();
         let (verified, _) =
             note.verify(&VerifierList::new(verifiers)).map_err(|_| CheckpointError::Signature)?;

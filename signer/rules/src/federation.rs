@@ -6,10 +6,9 @@
 use std::collections::BTreeSet;
 
 use bitcoin::secp256k1::PublicKey;
-use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{ids::OperatorIndex, point, transcript::Transcript};
+use crate::{federation_key::FederationKey, ids::OperatorIndex, point, transcript::Transcript};
 
 /// Most operators a federation may have.
 pub const MAX_MEMBERS: usize = 15;
@@ -57,7 +56,7 @@ impl FederationError {
 pub struct MemberEntry {
     /// secp256k1 identity key, 33 bytes hex: what wallets verify.
     pub identity_public_key: String,
-    /// Ed25519 keys, 32 bytes hex each: one per device (D13).
+    /// One per device (D13), hex: 32 bytes are an Ed25519 key, 33 a compressed P-256 key.
     pub federation_public_keys: Vec<String>,
     /// SHA-256 of the SubjectPublicKeyInfo of each TLS key that peers may show.
     pub tls_spki_sha256: Vec<String>,
@@ -93,7 +92,7 @@ pub struct FederationEntry {
 pub struct FederationFile {
     /// What is signed.
     pub federation: FederationEntry,
-    /// Ed25519 signatures over the hash, by member.
+    /// Signatures of 64 bytes over the hash, by member.
     #[serde(default)]
     pub signatures: Vec<String>,
 }
@@ -106,7 +105,7 @@ pub struct Member {
     /// What wallets verify.
     pub identity: PublicKey,
     /// Keys for votes and statements.
-    pub federation_keys: Vec<[u8; 32]>,
+    pub federation_keys: Vec<FederationKey>,
     /// Pinned TLS keys.
     pub tls_spki: Vec<[u8; 32]>,
     /// Peer listener, `host:port`.
@@ -181,7 +180,8 @@ impl FederationEntry {
         let mut seen = BTreeSet::new();
         for (i, entry) in self.members.iter().enumerate() {
             let member = entry.parse(OperatorIndex::new(i as u16))?;
-            let keys = member.federation_keys.iter().chain(&member.tls_spki).map(|k| k.to_vec());
+            let keys = member.federation_keys.iter().map(|key| key.as_bytes().to_vec());
+            let keys = keys.chain(member.tls_spki.iter().map(|key| key.to_vec()));
             for key in keys.chain([member.identity.serialize().to_vec()]) {
                 if !seen.insert(key) {
                     return Err(FederationError::Field(format!("operator {i} repeats a key of the file")));
@@ -200,28 +200,29 @@ impl MemberEntry {
             .ok()
             .and_then(|b| point::parse("identity_public_key", &b).ok())
             .ok_or_else(|| field("identity_public_key must be 33 bytes hex"))?;
-        let keys = |list: &[String], what: &str| -> Result<Vec<[u8; 32]>, FederationError> {
+        for (list, what) in [
+            (&self.federation_public_keys, "federation_public_keys"),
+            (&self.tls_spki_sha256, "tls_spki_sha256"),
+        ] {
             if list.is_empty() {
                 return Err(field(&format!("{what} is empty")));
             }
-            list.iter()
-                .map(|text| {
-                    let mut key = [0u8; 32];
-                    hex::decode_to_slice(text, &mut key)
-                        .map_err(|_| field(&format!("{what} must be 32 bytes hex")))?;
-                    Ok(key)
-                })
-                .collect()
-        };
-        let federation_keys = keys(&self.federation_public_keys, "federation_public_keys")?;
-        if federation_keys.iter().any(|k| VerifyingKey::from_bytes(k).map_or(true, |k| k.is_weak())) {
-            return Err(field("federation_public_keys must be Ed25519 keys"));
         }
+        let federation_keys = self.federation_public_keys.iter().map(|text| text.parse::<FederationKey>());
+        let federation_keys = federation_keys
+            .collect::<Result<_, _>>()
+            .map_err(|error| field(&format!("federation_public_keys: {error}")))?;
+        let spki = |text: &String| {
+            let mut hash = [0u8; 32];
+            hex::decode_to_slice(text, &mut hash)
+                .map_err(|_| field("tls_spki_sha256 must be 32 bytes hex"))?;
+            Ok(hash)
+        };
         Ok(Member {
             index,
             identity,
             federation_keys,
-            tls_spki: keys(&self.tls_spki_sha256, "tls_spki_sha256")?,
+            tls_spki: self.tls_spki_sha256.iter().map(spki).collect::<Result<_, _>>()?,
             peer_address: self.peer_address.clone(),
             public_address: self.public_address.clone(),
         })
@@ -301,19 +302,20 @@ impl Federation {
         self.members.iter().map(|m| m.index)
     }
 
-    /// Verifies an Ed25519 signature by any of a member's federation keys (strict: RFC 8032 without weak keys).
+    /// Verifies a signature by any of a member's federation keys, in its only form ([`FederationKey::verifies`]).
     pub fn verify(&self, signer: OperatorIndex, message: &[u8], signature: &[u8]) -> bool {
-        self.member(signer).is_some_and(|m| m.federation_keys.iter().any(|k| verifies(k, message, signature)))
+        self.member(signer).is_some_and(|m| m.federation_keys.iter().any(|k| k.verifies(message, signature)))
     }
 
     /// As [`Self::verify`], by one of the member's keys alone: a person named that one.
-    pub fn verify_by(&self, signer: OperatorIndex, key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+    pub fn verify_by(
+        &self,
+        signer: OperatorIndex,
+        key: &FederationKey,
+        message: &[u8],
+        signature: &[u8],
+    ) -> bool {
         self.member(signer).is_some_and(|m| m.federation_keys.contains(key))
-            && verifies(key, message, signature)
+            && key.verifies(message, signature)
     }
-}
-
-fn verifies(key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
-    let Ok(signature) = Signature::from_slice(signature) else { return false };
-    VerifyingKey::from_bytes(key).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
 }

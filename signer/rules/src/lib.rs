@@ -5,6 +5,7 @@
 pub mod address;
 pub mod checkpoint;
 pub mod federation;
+pub mod federation_key;
 pub mod feldman;
 pub mod frost;
 pub mod fuzz;

@@ -1,18 +1,19 @@
 //! Witnesses: other operators' signers that follow a deletion log and cosign its heads (C2SP tlog-cosignature).
 //!
 //! A cosignature says: since I follow this log, it only grew, and it never took back what it had said.
+//!
+//! C2SP has timestamped cosignatures by Ed25519 and ML-DSA keys only. A witness whose federation key is a P-256 key signs
+//! the same message; the id in its line is of a type of ours, so that whoever knows C2SP alone ignores the line.
 
 use std::collections::BTreeMap;
 
-use ed25519_dalek::{Signature, VerifyingKey};
-use sha2::{Digest as _, Sha256};
 use signed_note::{Note, Signature as NoteSignature};
 use tlog_tiles::{EMPTY_HASH, Hash};
 
-use crate::{checkpoint::witness_name, federation::Federation, ids::OperatorIndex};
+use crate::{
+    checkpoint::witness_name, federation::Federation, federation_key::FederationKey, ids::OperatorIndex,
+};
 
-/// Signature type of timestamped Ed25519 cosignatures (C2SP signed-note).
-const TYPE: u8 = 4;
 /// Time and signature.
 const LENGTH: usize = 8 + 64;
 
@@ -23,22 +24,16 @@ pub fn cosigned_message(text: &[u8], time: u64) -> Vec<u8> {
     message
 }
 
-/// First four bytes of SHA-256 over name, line feed, type and key.
-fn key_id(name: &str, key: &[u8; 32]) -> u32 {
-    let digest = Sha256::new().chain_update(name).chain_update([b'\n', TYPE]).chain_update(key).finalize();
-    u32::from_be_bytes(*digest.first_chunk::<4>().unwrap_or(&[0; 4]))
-}
-
 /// The signature line of a cosignature, without line feed. `None` if the name cannot be one.
 pub fn line(
     federation: &Federation,
     witness: OperatorIndex,
-    key: &[u8; 32],
+    key: &FederationKey,
     time: u64,
     signature: &[u8],
 ) -> Option<String> {
     let name = witness_name(federation, witness);
-    let id = key_id(&name, key);
+    let id = key.cosignature_id(&name);
     let blob = [time.to_be_bytes().as_slice(), signature].concat();
     let line = String::from_utf8(NoteSignature::new(name, id, blob).ok()?.to_bytes()).ok()?;
     Some(line.trim_end().to_owned())
@@ -60,8 +55,8 @@ pub fn checked_line(
         return None;
     }
     let keys = &federation.member(witness)?.federation_keys;
-    let key = keys.iter().find(|key| key_id(&name, key) == signature.id())?;
-    let time = verified(text, signature.signature(), &VerifyingKey::from_bytes(key).ok()?)?;
+    let key = keys.iter().find(|key| key.cosignature_id(&name) == signature.id())?;
+    let time = verified(text, signature.signature(), key)?;
     let line = String::from_utf8(signature.to_bytes()).ok()?;
     Some((line.trim_end().to_owned(), time))
 }
@@ -82,15 +77,13 @@ pub fn cosigners(note: &str, federation: &Federation, owner: OperatorIndex) -> B
     found
 }
 
-fn verified(text: &[u8], blob: &[u8], key: &VerifyingKey) -> Option<u64> {
+fn verified(text: &[u8], blob: &[u8], key: &FederationKey) -> Option<u64> {
     if blob.len() != LENGTH {
         return None;
     }
     let (time, signature) = blob.split_first_chunk::<8>()?;
     let time = u64::from_be_bytes(*time);
-    let signature = Signature::from_slice(signature).ok()?;
-    key.verify_strict(&cosigned_message(text, time), &signature).ok()?;
-    Some(time)
+    key.verifies(&cosigned_message(text, time), signature).then_some(time)
 }
 
 /// Cosignatures that a checkpoint needs before a wallet relies on it: any two such sets share an honest witness that
@@ -157,8 +150,13 @@ impl Frontier {
 #[cfg(test)]
 mod tests {
     use ed25519_dalek::{Signer as _, SigningKey};
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
+
+    fn public(key: &SigningKey) -> FederationKey {
+        FederationKey::from_bytes(key.verifying_key().as_bytes()).unwrap()
+    }
 
     /// RFC 6962, section 2.1, as it is written there.
     fn naive(records: &[Vec<u8>]) -> [u8; 32] {
@@ -224,8 +222,7 @@ mod tests {
         let text = "log\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
         let line_of = |witness: u16, key: usize, time: u64, said: &str| {
             let signature = keys[key].sign(&cosigned_message(said.as_bytes(), time)).to_bytes();
-            let public = keys[key].verifying_key();
-            line(&federation, OperatorIndex::new(witness), public.as_bytes(), time, &signature).unwrap()
+            line(&federation, OperatorIndex::new(witness), &public(&keys[key]), time, &signature).unwrap()
         };
         let count = |lines: &[String]| {
             let note = format!("{text}\n{}\n", lines.join("\n"));
@@ -241,8 +238,7 @@ mod tests {
         assert_eq!(count(&[touched]), []);
         // A time that was changed is not the one that was signed.
         let signature = keys[1].sign(&cosigned_message(text.as_bytes(), 5)).to_bytes();
-        let public = keys[1].verifying_key();
-        let later = line(&federation, OperatorIndex::new(1), public.as_bytes(), 6, &signature).unwrap();
+        let later = line(&federation, OperatorIndex::new(1), &public(&keys[1]), 6, &signature).unwrap();
         assert_eq!(count(&[later]), []);
         // A line and something beside it would spoil a note, or crowd others out of it.
         let one = line_of(1, 1, 5, text);

@@ -239,9 +239,9 @@ impl Shared {
         let text =
             Checkpoint::new(&origin, at, root, &extension.to_lines()).map_err(|_| malformed())?.to_bytes();
         let key = self.token.federation_public_key();
-        let id = signed_note::key_id(&origin, &[[1u8].as_slice(), &key].concat());
-        let signature = self.token.sign_federation(&text)?;
-        let signature = Signature::new(origin, id, signature.to_vec()).map_err(|_| malformed())?;
+        let id = key.note_id(&origin);
+        let signature = key.note_blob(&self.token.sign_federation(&text)?).ok_or_else(malformed)?;
+        let signature = Signature::new(origin, id, signature).map_err(|_| malformed())?;
         let note = Note::new(&text, &[signature]).map_err(|_| malformed())?;
         String::from_utf8(note.to_bytes()).map_err(|_| malformed())
     }

@@ -53,11 +53,11 @@ impl Engine {
         Ok(txn.committed().devices().into_iter().map(report).collect())
     }
 
-    /// Begins to end a device's part; it goes on over a restart. Device 0 has the keys that speak for the signer.
+    /// Begins to end a device's part; it goes on over a restart. One device must stay that serves.
     pub fn retire_device(&mut self, id: DeviceId) -> Result<(), EngineError> {
         self.shared.heard()?;
         let devices = self.vault.devices();
-        if id == DeviceId(0) || !devices.iter().any(|device| device.id == id) {
+        if !devices.iter().any(|device| device.id == id) {
             return Err(EngineError::Device(id, "cannot retire"));
         }
         let serves = |device: &DeviceStatus| device.id != id && device.state == DeviceState::Serving;
@@ -73,10 +73,16 @@ impl Engine {
         self.vault.retire(id).map_err(failed)
     }
 
-    /// Lets a new device, or one that was retired and forgotten, join while the signer runs. Repeated, it changes
-    /// nothing.
-    pub fn add_device(&mut self, id: DeviceId, token: Arc<dyn RootToken>) -> Result<(), EngineError> {
+    /// Lets a new device, or one that was retired and forgotten, join while the signer runs. Receipts say `claim` from
+    /// now on, also if it joins later than in this call. Repeated, it changes nothing.
+    pub fn add_device(
+        &mut self,
+        id: DeviceId,
+        token: Arc<dyn RootToken>,
+        claim: &str,
+    ) -> Result<(), EngineError> {
         self.shared.heard()?;
+        self.set_delete_claim(claim);
         if self.vault.devices().iter().any(|of| of.id == id && of.state == DeviceState::Retiring) {
             return Err(EngineError::Device(id, "is retiring"));
         }

@@ -24,7 +24,7 @@ impl Shared {
             position: Some(self.committed_position(txn).to_wire()),
             locked: self.gate.is_locked(),
             identity_public_key: self.token.identity_public_key().serialize().to_vec(),
-            federation_public_key: self.token.federation_public_key().to_vec(),
+            federation_public_key: self.token.federation_public_key().as_bytes().to_vec(),
             federation_hash: self.federation.hash().to_vec(),
             keyshares_available: ledger::free_keyshares(txn, self.me)? as u64,
             nonces_open: self.nonces.len() as u64,

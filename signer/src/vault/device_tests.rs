@@ -27,8 +27,8 @@ impl Site {
     }
 
     fn devices(&self) -> Devices {
-        let first: Arc<dyn Token> = Arc::new(self.tokens[0].clone());
-        (1..self.tokens.len()).fold(Devices::new(first), |devices, at| {
+        let keys: Arc<dyn Token> = Arc::new(self.tokens[0].clone());
+        (0..self.tokens.len()).fold(Devices::new(keys), |devices, at| {
             devices.with(DeviceId(at as u8), Arc::new(self.tokens[at].clone()))
         })
     }
@@ -153,7 +153,7 @@ fn a_store_goes_on_without_a_device_only_if_a_person_says_so() {
     assert!(matches!(put(&mut vault, 1, 11), Err(CommitError::Unwitnessed)));
     site.tokens[0].fail(None);
     // One that is not configured at all is not forgotten.
-    let only = Devices::new(Arc::new(site.tokens[0].clone()));
+    let only = Devices::from(Arc::new(site.tokens[0].clone()));
     let mut vault = Vault::open(only, Box::new(site.store.clone())).unwrap();
     assert_eq!(states(&vault), [Serving, Away]);
     assert!(matches!(vault.confirm_witnessed(), Err(TokenError::DeviceAway(DeviceId(1)))));

@@ -30,10 +30,9 @@ impl fmt::Debug for Devices {
 }
 
 impl Devices {
-    /// Device 0 holds the signer's keys as well.
-    pub fn new(token: Arc<dyn Token>) -> Self {
-        let first: Arc<dyn RootToken> = Arc::<dyn Token>::clone(&token);
-        Self { keys: token, roots: vec![(DeviceId(0), first)], start_without: BTreeSet::new() }
+    /// The signer's keys, and no device for roots yet.
+    pub fn new(keys: Arc<dyn Token>) -> Self {
+        Self { keys, roots: Vec::new(), start_without: BTreeSet::new() }
     }
 
     /// One more device; instead of an earlier one of the same number.
@@ -53,15 +52,11 @@ impl Devices {
     }
 }
 
-impl From<Arc<dyn Token>> for Devices {
-    fn from(token: Arc<dyn Token>) -> Self {
-        Self::new(token)
-    }
-}
-
-impl<T: Token + 'static> From<Arc<T>> for Devices {
+/// One that holds the signer's keys and is its only device for roots.
+impl<T: Token + RootToken + 'static> From<Arc<T>> for Devices {
     fn from(token: Arc<T>) -> Self {
-        Self::new(token)
+        let keys: Arc<dyn Token> = Arc::<T>::clone(&token);
+        Self::new(keys).with(DeviceId(0), token)
     }
 }
 

@@ -10,7 +10,7 @@ use super::commit::{CommitError, Committed};
 use super::devices::{Device, DeviceState, DeviceStatus};
 use super::error::{OpenError, VaultError};
 use super::open::Vault;
-use super::token::{DeviceId, RootToken, TokenError};
+use super::token::{DeviceId, RootId, RootToken, TokenError};
 use super::tree::OpenPages;
 use super::txn::Changes;
 
@@ -148,6 +148,11 @@ impl Vault {
         let mut all: Vec<_> = self.devices.iter().map(Device::status).chain(unknown.map(away)).collect();
         all.sort_unstable_by_key(|device| device.id);
         all
+    }
+
+    /// The roots that a device shows now.
+    pub fn roots_on(&self, id: DeviceId) -> Result<Vec<RootId>, TokenError> {
+        self.device(id).ok_or(TokenError::DeviceAway(id))?.token.roots()
     }
 
     fn device(&self, id: DeviceId) -> Option<&Device> {

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bitcoin::secp256k1::{Keypair, Message, PublicKey, SECP256K1, SecretKey, ecdh, ecdsa};
 use ed25519_dalek::Signer as _;
 use hmac::{Hmac, Mac as _};
-use sha2::Sha256;
+use p256::ecdsa::signature::RandomizedSigner as _;
+use rand_core::OsRng;
+use sha2::{Digest as _, Sha256};
+use spark_rules::federation_key::{FederationKey, low_s};
 use zeroize::Zeroizing;
 
 use super::store::{Extent, SealedStore, StoreCommit, StoreError};
@@ -32,7 +35,14 @@ pub(crate) struct MemoryToken {
     roots: Arc<Mutex<Roots>>,
     fault: Arc<Mutex<Option<Fault>>>,
     identity: Keypair,
-    federation: ed25519_dalek::SigningKey,
+    federation: Federation,
+}
+
+/// A federation key of either kind.
+#[derive(Clone)]
+enum Federation {
+    Ed25519(ed25519_dalek::SigningKey),
+    P256(p256::ecdsa::SigningKey),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -46,14 +56,20 @@ impl MemoryToken {
             roots: Arc::default(),
             fault: Arc::default(),
             identity: Keypair::from_secret_key(SECP256K1, &secret),
-            federation: ed25519_dalek::SigningKey::from_bytes(&[seed; 32]),
+            federation: Federation::Ed25519(ed25519_dalek::SigningKey::from_bytes(&[seed; 32])),
         }
     }
 
     /// A second device of the same operator: the identity key imported, its own federation key and no roots.
     pub(crate) fn spare(seed: u8) -> Self {
         let federation = ed25519_dalek::SigningKey::from_bytes(&[seed | 0x80; 32]);
-        Self { federation, ..Self::new(seed) }
+        Self { federation: Federation::Ed25519(federation), ..Self::new(seed) }
+    }
+
+    /// An HSM without EdDSA, whose signatures over one message differ.
+    pub(crate) fn p256(seed: u8) -> Self {
+        let federation = p256::ecdsa::SigningKey::from_slice(&[seed.max(1); 32]).expect("in range");
+        Self { federation: Federation::P256(federation), ..Self::new(seed) }
     }
 
     pub(crate) fn snapshot(&self) -> Roots {
@@ -125,7 +141,7 @@ impl RootToken for MemoryToken {
 
     fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
         self.check(Fault::Empty)?;
-        Ok(self.federation.verifying_key().to_bytes())
+        Ok(Sha256::digest(self.federation_public_key()).into())
     }
 }
 
@@ -145,12 +161,22 @@ impl Token for MemoryToken {
         Ok(x)
     }
 
-    fn federation_public_key(&self) -> [u8; 32] {
-        self.federation.verifying_key().to_bytes()
+    fn federation_public_key(&self) -> FederationKey {
+        let key = match &self.federation {
+            Federation::Ed25519(key) => key.verifying_key().to_bytes().to_vec(),
+            Federation::P256(key) => key.verifying_key().to_encoded_point(true).as_bytes().to_vec(),
+        };
+        FederationKey::from_bytes(&key).expect("a key")
     }
 
     fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
-        Ok(self.federation.sign(message).to_bytes())
+        match &self.federation {
+            Federation::Ed25519(key) => Ok(key.sign(message).to_bytes()),
+            Federation::P256(key) => {
+                let signature: p256::ecdsa::Signature = key.sign_with_rng(&mut OsRng, message);
+                low_s(&signature.to_bytes()).ok_or(TokenError::WrongAnswer("signature"))
+            }
+        }
     }
 }
 

@@ -61,6 +61,9 @@ impl Vault {
         incarnation: Incarnation,
     ) -> Result<Self, CreateError> {
         let Devices { keys: token, roots: devices, start_without } = devices.into();
+        if devices.is_empty() {
+            return Err(TokenError::Unavailable("no device for roots".into()).into());
+        }
         if store.header()?.is_some() || has_records(&*store)? {
             return Err(CreateError::StoreNotEmpty);
         }

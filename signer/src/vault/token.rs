@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bitcoin::secp256k1::{PublicKey, ecdsa};
+use spark_rules::federation_key::FederationKey;
 use zeroize::Zeroizing;
 
 /// One vault's roots, told from another's; drawn at the ceremony.
@@ -111,7 +112,7 @@ impl fmt::Display for DeviceId {
     }
 }
 
-/// Where roots live: PRF keys (HMAC-SHA-256) that never leave it.
+/// Where roots live: keys of a pseudo-random function (HMAC-SHA-256, or AES-CMAC in counter mode) that never leave it.
 ///
 /// Calls that change objects come from one thread only; all others may come from any.
 pub trait RootToken: Send + Sync {
@@ -122,7 +123,7 @@ pub trait RootToken: Send + Sync {
     /// list objects; otherwise [`TokenError::NoObjects`].
     fn roots(&self) -> Result<Vec<RootId>, TokenError>;
 
-    /// HMAC-SHA-256 of `context` under the root. Consecutive calls use different sessions.
+    /// The root's function at `context`. Consecutive calls use different sessions.
     fn derive(&self, root: &RootId, context: &[u8]) -> Result<Zeroizing<[u8; 32]>, TokenError>;
 
     /// Destroys the root and checks that it is gone. An error is sticky: later calls for the same root
@@ -162,8 +163,10 @@ impl<T: RootToken + ?Sized> RootToken for std::sync::Arc<T> {
     }
 }
 
-/// An HSM: the first device for roots, and the keys that speak for the signer.
-pub trait Token: RootToken {
+/// The keys that speak for the signer: in a token of their own, apart from the roots (D13).
+///
+/// Calls may come from any thread.
+pub trait Token: Send + Sync {
     /// The identity key (secp256k1).
     fn identity_public_key(&self) -> PublicKey;
 
@@ -173,9 +176,32 @@ pub trait Token: RootToken {
     /// X coordinate (32 bytes, big-endian) of the identity key times `point`.
     fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError>;
 
-    /// The federation key (Ed25519).
-    fn federation_public_key(&self) -> [u8; 32];
+    /// The federation key, of either kind.
+    fn federation_public_key(&self) -> FederationKey;
 
-    /// Ed25519 over `message`, verified before it is returned. Callers separate domains.
+    /// A signature over `message` in the form that [`FederationKey::verifies`] accepts, verified before it is returned.
+    /// Two over one message may differ. Callers separate domains.
     fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError>;
+}
+
+impl<T: Token + ?Sized> Token for std::sync::Arc<T> {
+    fn identity_public_key(&self) -> PublicKey {
+        (**self).identity_public_key()
+    }
+
+    fn sign_identity(&self, digest: &[u8; 32]) -> Result<ecdsa::Signature, TokenError> {
+        (**self).sign_identity(digest)
+    }
+
+    fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
+        (**self).identity_ecdh_x(point)
+    }
+
+    fn federation_public_key(&self) -> FederationKey {
+        (**self).federation_public_key()
+    }
+
+    fn sign_federation(&self, message: &[u8]) -> Result<[u8; 64], TokenError> {
+        (**self).sign_federation(message)
+    }
 }

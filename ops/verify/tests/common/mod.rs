@@ -44,6 +44,12 @@ impl Framed {
     }
 }
 
+/// With the lower s.
+fn ecdsa(key: &p256::ecdsa::SigningKey, message: &[u8]) -> p256::ecdsa::Signature {
+    let signature: p256::ecdsa::Signature = p256::ecdsa::signature::Signer::sign(key, message);
+    signature.normalize_s().unwrap_or(signature)
+}
+
 /// The definition of RFC 6962 over leaf hashes.
 pub(crate) fn root(leaves: &[Hash]) -> Hash {
     match leaves.len() {
@@ -104,15 +110,33 @@ impl World {
             .collect();
         let content = json!({ "epoch": 7, "network": "regtest", "threshold": 3, "members": members });
         let mut world = Self { folder: TempDir::new().unwrap(), hash: [0; 32], keys, content };
+        world.sign_federation(&[]);
+        world
+    }
+
+    /// Gives operators P-256 keys instead of their others, by index.
+    pub(crate) fn rekey(&mut self, keys: &[(u16, &p256::ecdsa::SigningKey)]) {
+        for (operator, key) in keys {
+            let point = key.verifying_key().to_encoded_point(true);
+            self.content["members"][usize::from(*operator)]["federation_public_keys"] =
+                json!([hex::encode(point.as_bytes())]);
+        }
+        self.sign_federation(keys);
+    }
+
+    fn sign_federation(&mut self, others: &[(u16, &p256::ecdsa::SigningKey)]) {
+        let world = self;
         world.hash = federation_hash(&world.content);
         let message = [b"spark/federation/sign/v1".as_slice(), &world.hash].concat();
-        let signatures: Vec<_> =
+        let mut signatures: Vec<_> =
             world.keys.iter().map(|keys| hex::encode(keys[0].sign(&message).to_bytes())).collect();
+        for (operator, key) in others {
+            signatures[usize::from(*operator)] = hex::encode(ecdsa(key, &message).to_bytes());
+        }
         world.write(
             "federation.json",
             json!({ "federation": world.content, "signatures": signatures }).to_string(),
         );
-        world
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -150,6 +174,29 @@ impl World {
         let message = format!("cosignature/v1\ntime {time}\n{text}");
         let blob = [time.to_be_bytes().as_slice(), &key.sign(message.as_bytes()).to_bytes()].concat();
         Self::line(&self.name(&format!("witness/{witness}")), 4, key, &blob)
+    }
+
+    /// The same by a P-256 key: DER in a plain line, an id of a type of ours in a cosignature's.
+    pub(crate) fn signed_by_p256(text: &str, name: &str, key: &p256::ecdsa::SigningKey) -> String {
+        let spki = hex::decode("3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap();
+        let id = sha(&[&spki, key.verifying_key().to_encoded_point(false).as_bytes()]);
+        let blob = ecdsa(key, text.as_bytes()).to_der();
+        format!("\u{2014} {name} {}\n", STANDARD.encode([&id[..4], blob.as_bytes()].concat()))
+    }
+
+    pub(crate) fn cosigned_by_p256(
+        &self,
+        text: &str,
+        witness: u16,
+        key: &p256::ecdsa::SigningKey,
+        time: u64,
+    ) -> String {
+        let name = self.name(&format!("witness/{witness}"));
+        let kind = b"\xffspark/cosignature/ecdsa-p256/v1";
+        let id = sha(&[name.as_bytes(), b"\n", kind, key.verifying_key().to_encoded_point(true).as_bytes()]);
+        let signature = ecdsa(key, format!("cosignature/v1\ntime {time}\n{text}").as_bytes()).to_bytes();
+        let blob = [&id[..4], &time.to_be_bytes(), &signature].concat();
+        format!("\u{2014} {name} {}\n", STANDARD.encode(blob))
     }
 
     /// The text of a checkpoint.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::report::{Outcome, Report};
-use crate::token::profile::{EcdhExtract, LogSignature, Mark, Policies, Profile};
+use crate::token::profile::{EcdhExtract, LogSignature, Mark, Policies, Profile, RootMechanism};
 
 /// What a run says of one cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -106,7 +106,12 @@ fn cells(profile: &Profile, report: &Report) -> Vec<CellFit> {
     let told =
         |holds: bool, why: &str| (if holds { Verdict::Confirmed } else { Verdict::Refuted }, why.to_owned());
     let judge = |cell: &str| match cell {
-        "root_mechanism" => told(report.is_yes("hmac-root") && report.is_yes("hmac-repeats"), "hmac-root"),
+        "root_mechanism" => match profile.root_mechanism {
+            RootMechanism::HmacSha256 => {
+                told(report.is_yes("hmac-root") && report.is_yes("hmac-repeats"), "hmac-root")
+            }
+            RootMechanism::AesCmac => told(report.is_yes("aes-cmac"), "aes-cmac"),
+        },
         "policies" => match profile.policies {
             Policies::Required => told(report.is_yes("policies"), "policies"),
             Policies::Optional => told(report.is_yes("hmac-root"), "made with them or without"),

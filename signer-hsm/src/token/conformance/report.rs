@@ -109,7 +109,7 @@ const ROOTS: &[&str] = &[
     "clean",
 ];
 /// What a keys token must do.
-const KEYS: &[&str] = &["ecdsa-secp256k1", "ed25519", "ecdh-raw", "key-attributes", "clean"];
+const KEYS: &[&str] = &["ecdsa-secp256k1", "federation-key", "ecdh-raw", "key-attributes", "clean"];
 
 impl Report {
     pub(super) fn add(&mut self, name: &'static str, outcome: Outcome) {

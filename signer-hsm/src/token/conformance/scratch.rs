@@ -12,8 +12,9 @@ use spark_signer::vault::TokenError;
 use crate::token::error::token_error;
 use crate::token::link::Link;
 use crate::token::objects::{
-    FEDERATION, IDENTITY, IDENTITY_IMPORTED, ROOT, SENTINEL, hmac_key, without_policies,
+    FEDERATION, IDENTITY, IDENTITY_IMPORTED, ROOT, SENTINEL, root_key, without_policies,
 };
+use crate::token::profile::RootMechanism;
 
 /// Start of the label of everything that the suite makes.
 const PREFIX: &str = "spark-conformance-";
@@ -55,7 +56,7 @@ impl Scratch {
 
     /// A root as the vault makes it; without the object policies if the token does not take them.
     pub(super) fn root(&self, session: &Session, label: &str) -> Result<(ObjectHandle, bool), Error> {
-        let template = hmac_key(label, label.as_bytes());
+        let template = root_key(RootMechanism::HmacSha256, label, label.as_bytes());
         let make = |template: &[Attribute]| session.generate_key(&Mechanism::GenericSecretKeyGen, template);
         match make(&template) {
             Ok(handle) => Ok((handle, true)),

@@ -17,6 +17,7 @@ use prost::Message as _;
 use spark_proto::signer::v1 as wire;
 use spark_rules::{
     federation::Federation,
+    federation_key::FederationKey,
     ids::{Incarnation, LeafId, OperatorIndex},
     point,
     transcript::Transcript,
@@ -48,8 +49,8 @@ const STATE: &[u8] = b"repair/state";
 pub struct ApprovedRepair {
     /// The signer's new incarnation.
     pub incarnation: Incarnation,
-    /// Federation key (Ed25519) in its HSM; one of those that the federation file lists.
-    pub federation_key: [u8; 32],
+    /// Federation key in its HSM; one of those that the federation file lists.
+    pub federation_key: FederationKey,
 }
 
 impl ApprovedRepair {

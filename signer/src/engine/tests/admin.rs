@@ -3,7 +3,10 @@
 use super::{Wallet, deposit, quorum::Quorum};
 use crate::{
     engine::{Acknowledge, EngineError, Request},
-    vault::{DeviceId, DeviceState, RootToken as _, memory::MemoryToken},
+    vault::{
+        DeviceId, DeviceState, RootToken as _,
+        memory::{Fault, MemoryToken},
+    },
 };
 
 fn said(kind: &str, id: String) -> Acknowledge {
@@ -65,9 +68,19 @@ fn a_device_joins_and_retires_while_the_signer_works() {
     deposit(&mut quorum, &Wallet::new(), 50_000);
     let second = MemoryToken::spare(7);
     let engine = &mut quorum.members[0].engine;
-    assert_eq!(engine.retire_device(DeviceId(1)).unwrap_err().reason(), "DEVICE_STATE");
+    for (wrong, what) in [(1, "is not there"), (0, "is the last one")] {
+        let refused = engine.retire_device(DeviceId(wrong)).unwrap_err();
+        assert_eq!(refused.reason(), "DEVICE_STATE", "{what}");
+    }
+    // What receipts may claim is lowered before the device can serve: it may join later than it was offered.
+    engine.set_delete_claim("device");
+    second.fail(Some(Fault::Create));
+    engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone()), "host-media").unwrap();
+    assert_eq!(engine.devices().unwrap().iter().filter(|of| of.member).count(), 1, "it did not join");
+    assert_eq!(engine.shared.delete_claim, "host-media");
+    second.fail(None);
     for _ in 0..2 {
-        engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone())).unwrap();
+        engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone()), "none").unwrap();
     }
     let states: Vec<_> = engine.devices().unwrap().iter().map(|of| (of.status.state, of.member)).collect();
     assert_eq!(states, [(DeviceState::Serving, true); 2]);
@@ -76,7 +89,6 @@ fn a_device_joins_and_retires_while_the_signer_works() {
     engine.rotate_root(epoch).unwrap();
     assert_eq!(second.roots().unwrap(), [engine.vault().root()]);
 
-    assert_eq!(engine.retire_device(DeviceId(0)).unwrap_err().reason(), "DEVICE_STATE");
     engine.retire_device(DeviceId(1)).unwrap();
     engine.heal_devices(&[]).unwrap();
     assert_eq!(second.roots().unwrap(), []);
@@ -87,6 +99,21 @@ fn a_device_joins_and_retires_while_the_signer_works() {
     assert_eq!(engine.devices().unwrap().len(), 1, "forgotten");
     assert_eq!(engine.alarms().count(), 0);
     // It may come back, and only if it is asked for.
-    engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone())).unwrap();
+    engine.add_device(DeviceId(1), std::sync::Arc::new(second.clone()), "none").unwrap();
+    assert_eq!(second.roots().unwrap(), [engine.vault().root()]);
+
+    // The one that was first is no different: the keys that speak for the signer are not its roots.
+    engine.retire_device(DeviceId(0)).unwrap();
+    engine.heal_devices(&[]).unwrap();
+    assert_eq!(engine.retire_device(DeviceId(1)).unwrap_err().reason(), "DEVICE_STATE", "the last one");
+    let token = quorum.members[0].token.clone();
+    assert_eq!(token.roots().unwrap(), []);
+    let print = token.fingerprint().unwrap();
+    quorum.call(0, Request::ConfirmDestruction(DeviceId(0), print, Vec::new())).unwrap();
+    let engine = &mut quorum.members[0].engine;
+    engine.heal_devices(&[]).unwrap();
+    assert_eq!(engine.devices().unwrap().iter().map(|of| of.status.id).collect::<Vec<_>>(), [DeviceId(1)]);
+    let epoch = engine.vault().epoch();
+    engine.rotate_root(epoch).unwrap();
     assert_eq!(second.roots().unwrap(), [engine.vault().root()]);
 }

@@ -78,9 +78,9 @@ fn forge(quorum: &Quorum, size: u64, root: [u8; 32], extension: Extension) -> St
     let text = tlog_tiles::Checkpoint::new(&origin, size, tlog_tiles::Hash(root), &extension.to_lines());
     let text = text.unwrap().to_bytes();
     let token = &quorum.members[0].token;
-    let id = signed_note::key_id(&origin, &[[1u8].as_slice(), &token.federation_public_key()].concat());
-    let signature = token.sign_federation(&text).unwrap().to_vec();
-    let signature = signed_note::Signature::new(origin, id, signature).unwrap();
+    let key = token.federation_public_key();
+    let signature = key.note_blob(&token.sign_federation(&text).unwrap()).unwrap();
+    let signature = signed_note::Signature::new(origin.clone(), key.note_id(&origin), signature).unwrap();
     String::from_utf8(signed_note::Note::new(&text, &[signature]).unwrap().to_bytes()).unwrap()
 }
 

@@ -62,9 +62,14 @@ pub(super) struct Quorum {
 pub(super) const NOW: u64 = 1_000_000;
 
 impl Quorum {
-    /// n signers, t of which sign, unlocked, with a batch of keyshares for operator 0.
+    /// n signers, t of which sign, unlocked, with a batch of keyshares for operator 0. Their HSMs differ: operators 0, 2
+    /// and 4 have P-256 federation keys.
     pub(super) fn new(t: u16, n: u16) -> Self {
-        let tokens: Vec<_> = (0..n).map(|i| MemoryToken::new(i as u8 + 1)).collect();
+        let token = |i: u16| match i % 2 {
+            0 => MemoryToken::p256(i as u8 + 1),
+            _ => MemoryToken::new(i as u8 + 1),
+        };
+        let tokens: Vec<_> = (0..n).map(token).collect();
         let members = tokens
             .iter()
             .enumerate()
