@@ -15,6 +15,7 @@ pub mod fuzz;
 pub mod history;
 pub mod merkle;
 pub mod note;
+pub mod refreshes;
 pub mod report;
 pub mod since;
 pub mod source;

@@ -21,11 +21,12 @@ use spark_wallet::{Wallet, state};
 use uuid::Uuid;
 
 use super::{
-    SATS, receipts, scalar, secrets_of_stopped_signer,
+    SATS, receipts, scalar,
     support::{
         call::{Door, call, wallet_card},
         eventually, people, rows,
     },
+    vaults::secrets_of_stopped_signer,
 };
 
 /// A package as it went over the network.
