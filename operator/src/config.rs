@@ -54,6 +54,8 @@ pub struct Config {
     pub session_ttl: Duration,
     /// Days for which events wait for wallets that are away.
     pub event_retention_days: u16,
+    /// Refreshes the shares of what the own signer's repair brought back (D12).
+    pub refresh_after_repair: bool,
     /// Look of log lines.
     pub log_format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.

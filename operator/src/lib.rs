@@ -20,6 +20,7 @@ pub mod op;
 pub mod package_keys;
 pub mod peer;
 pub mod recovery;
+pub mod refresh;
 pub mod repair;
 pub mod rpc;
 pub mod sampler;

@@ -159,7 +159,7 @@ impl Metrics {
             repair_items: gauges(
                 r,
                 "repair_items",
-                "Items that the own signer's repair took, and that its last run left out.",
+                "Items that the own signer's repair took, that its last run left out, and leaves not refreshed since.",
                 &["state"],
             )?,
         };
@@ -268,6 +268,17 @@ impl Metrics {
         for (state, items) in [(RepairItems::Taken, status.taken), (RepairItems::LeftOut, status.skipped)] {
             self.families.repair_items.with_label_values(&[state.label()]).set(gauge(items));
         }
+    }
+
+    /// Leaves that are put aside after a repair.
+    pub fn unserved(&self, leaves: i64) {
+        self.families.repair_items.with_label_values(&[RepairItems::Unserved.label()]).set(leaves);
+    }
+
+    /// Leaves that the own signer's repair brought back and that were not refreshed since.
+    pub fn unrefreshed(&self, leaves: usize) {
+        let label = RepairItems::Unrefreshed.label();
+        self.families.repair_items.with_label_values(&[label]).set(leaves.try_into().unwrap_or(i64::MAX));
     }
 
     /// Connections of the pool.

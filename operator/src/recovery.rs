@@ -139,20 +139,20 @@ pub async fn follow_journal(
     }
 }
 
-/// What a later run of the own signer's repair brought, after this entry of its journal.
+/// What a later run of the own signer's repair brought, after this entry of its journal; moves on with what is followed.
 pub async fn follow_repaired(
     engine: &Engine,
     addresses: &DepositAddresses,
-    mut after: u64,
+    after: &mut u64,
 ) -> Result<(), RecoveryError> {
     loop {
-        let request = wire::ReadJournalRequest { after, limit: PAGE };
+        let request = wire::ReadJournalRequest { after: *after, limit: PAGE };
         let page = engine.signers().own().read_journal(request).await?;
         let Some(last) = page.entries.last().map(|e| e.sequence) else { return Ok(()) };
         for entry in page.entries.iter().filter(|entry| entry.kind == "repaired") {
             repaired(engine, addresses, entry).await?;
         }
-        after = last;
+        *after = last;
     }
 }
 

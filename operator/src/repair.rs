@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     call::CallError,
+    db::projection,
     deposit_address::DepositAddresses,
     metrics::Metrics,
     op::Engine,
@@ -159,7 +160,10 @@ impl Repair {
     ) {
         tokio::pin!(shutdown);
         let mut pause = SHORTEST_PAUSE;
+        // What of the journal the tables have followed: they had followed all of it when this began.
+        let (mut followed, mut owed) = (None, false);
         loop {
+            self.count_unserved(engine).await;
             let next = match self.status().await {
                 Ok(status) if status.waiting => Some(RETRY),
                 Ok(status) if status.skipped > 0 => {
@@ -167,6 +171,8 @@ impl Repair {
                     pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
                     Some(rest)
                 }
+                // The signer has all; the tables do not follow it yet.
+                Ok(_) if owed => Some(SHORTEST_PAUSE),
                 Ok(_) => {
                     pause = SHORTEST_PAUSE;
                     None
@@ -180,20 +186,42 @@ impl Repair {
                 () = &mut shutdown => return,
                 () = sleep(next.unwrap_or(LOOK)) => {}
             }
-            if next.is_some()
-                && let Err(error) = self.again(engine, addresses).await
-            {
-                tracing::warn!(%error, "repair is interrupted");
+            if next.is_some() {
+                let again = self.again(engine, addresses, &mut followed).await;
+                owed = again.is_err();
+                if let Err(error) = again {
+                    tracing::warn!(%error, "repair is interrupted");
+                }
             }
         }
     }
 
-    /// One more run over the pages, and what it brought into the tables.
-    async fn again(&self, engine: &Engine, addresses: &DepositAddresses) -> Result<(), RepairError> {
-        let own = self.signers.own();
-        let before = own.read_journal(wire::ReadJournalRequest { after: 0, limit: 1 }).await?.head;
-        self.pages().await?;
-        recovery::follow_repaired(engine, addresses, before).await.map_err(Box::new)?;
-        Ok(())
+    async fn count_unserved(&self, engine: &Engine) {
+        match projection::unrepaired(engine.db().pool()).await {
+            Ok(leaves) => self.metrics.unserved(leaves),
+            Err(error) => tracing::debug!(%error, "leaves that are put aside"),
+        }
+    }
+
+    /// One more run over the pages, and what it brought into the tables. A run that breaks off has brought what its pages
+    /// brought; what cannot be followed now is followed the next time.
+    async fn again(
+        &self,
+        engine: &Engine,
+        addresses: &DepositAddresses,
+        followed: &mut Option<u64>,
+    ) -> Result<(), RepairError> {
+        let mut after = match *followed {
+            Some(after) => after,
+            None => {
+                self.signers.own().read_journal(wire::ReadJournalRequest { after: 0, limit: 1 }).await?.head
+            }
+        };
+        *followed = Some(after);
+        let brought = self.pages().await;
+        let result = recovery::follow_repaired(engine, addresses, &mut after).await.map_err(Box::new);
+        *followed = Some(after);
+        result?;
+        brought
     }
 }

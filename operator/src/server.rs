@@ -35,6 +35,7 @@ use crate::{
     package_keys::{PackageKeyService, Stock},
     peer::{PeerClient, PeerService, Signers},
     recovery::{self, RecoveryError},
+    refresh::Refresher,
     repair::Repair,
     rpc,
     sampler::Sampler,
@@ -259,6 +260,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         let (follower, places, until) = (engine.clone(), addresses.clone(), wait(&stopping));
         tasks.spawn(async move {
             repair.run(&follower, &places, until).await;
+            Ok(())
+        });
+        let refresher = Refresher::new(engine.clone(), metrics.clone(), config.refresh_after_repair);
+        let until = wait(&stopping);
+        tasks.spawn(async move {
+            refresher.run(until).await;
             Ok(())
         });
         let (announcer, until) = (engine.clone(), wait(&stopping));

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use spark_proto::signer::v1::{self as wire, signer_client::SignerClient as Client};
+use spark_proto::{
+    peer::v1::RefreshDeal,
+    signer::v1::{self as wire, signer_client::SignerClient as Client},
+};
 use tonic::transport::Channel;
 
 use crate::call::{CallError, MAX_MESSAGE, unary};
@@ -33,6 +36,12 @@ impl SignerClient {
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Self { client, deadline }
+    }
+
+    /// Refresh of shares: what the own signer deals.
+    pub async fn refresh_deal(&self, request: wire::RefreshOpeningSet) -> Result<RefreshDeal, CallError> {
+        let mut client = self.client.clone();
+        unary(self.deadline, request, |r| async move { client.refresh_deal(r).await }).await
     }
 }
 
@@ -99,4 +108,8 @@ calls! {
     repair_finish: RepairFinishRequest -> RepairProgress;
     /// Repair of another signer: it has the page.
     repair_close: RepairProgress -> RepairCloseResponse;
+    /// Refresh of shares: a one-time key.
+    refresh_open: RefreshOpenRequest -> RefreshOpening;
+    /// Leaves that were repaired and not refreshed.
+    refresh_pending: RefreshPendingRequest -> RefreshPendingResponse;
 }

@@ -268,6 +268,8 @@ const fn choice_label(choice: Choice) -> &'static str {
         Choice::Yes => "yes",
         Choice::No => "no",
         Choice::Abort => "abort",
+        // Never the vote on an attempt: it is part of a proof.
+        Choice::Commit => "commit",
         Choice::Unspecified => "unspecified",
     }
 }

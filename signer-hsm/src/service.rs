@@ -129,4 +129,7 @@ calls! {
     repair_sum: wire::RepairDeltaSet => RepairSum, RepairSum(wire::RepairSum);
     repair_finish: wire::RepairFinishRequest => RepairFinish, RepairProgress(wire::RepairProgress);
     repair_close: wire::RepairProgress => RepairClose, RepairClosed(wire::RepairCloseResponse);
+    refresh_open: wire::RefreshOpenRequest => RefreshOpen, RefreshOpening(wire::RefreshOpening);
+    refresh_deal: wire::RefreshOpeningSet => RefreshDeal, RefreshDeal(spark_proto::peer::v1::RefreshDeal);
+    refresh_pending: wire::RefreshPendingRequest => RefreshPending, RefreshPending(wire::RefreshPendingResponse);
 }

@@ -7,6 +7,7 @@ pub mod feldman;
 pub mod frost;
 pub mod nonce;
 pub mod one_time;
+pub mod refresh;
 pub mod repair;
 pub mod secret;
 pub mod vault;

@@ -43,6 +43,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     events: RawEvents,
     #[serde(default)]
+    repair: RawRepair,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -193,6 +195,18 @@ impl Default for RawEvents {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RawRepair {
+    refresh: bool,
+}
+
+impl Default for RawRepair {
+    fn default() -> Self {
+        Self { refresh: true }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct RawLog {
     format: LogFormat,
     filter: String,
@@ -285,6 +299,7 @@ impl RawConfig {
                     providers,
                     session_ttl: ttl,
                     event_retention_days: retention,
+                    refresh_after_repair: self.repair.refresh,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })

@@ -112,6 +112,20 @@ pub async fn with_ancestors(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Resul
     .await?)
 }
 
+/// Of these leaves some that nothing holds: spendable, claimed by no open operation, and backed by the own signer.
+pub async fn idle(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid], limit: i64) -> Result<Vec<Uuid>, DbError> {
+    Ok(sqlx::query_scalar(
+        "SELECT l.leaf_id FROM leaf l WHERE l.leaf_id = ANY($1) AND l.status = 'AVAILABLE' \
+         AND NOT EXISTS (SELECT 1 FROM leaf_claim c WHERE c.leaf_id = l.leaf_id AND c.leaf_version = l.version \
+             AND c.state = 'LOCKED') \
+         AND NOT EXISTS (SELECT 1 FROM unrepaired_leaf u WHERE u.leaf_id = l.leaf_id) ORDER BY random() LIMIT $2",
+    )
+    .bind(leaf_ids)
+    .bind(limit)
+    .fetch_all(ex)
+    .await?)
+}
+
 /// Satoshis of an identity's available leaves, and of those among them that an undecided operation holds.
 pub async fn balance(ex: impl PgExecutor<'_>, owner: &[u8]) -> Result<(i64, i64), DbError> {
     Ok(sqlx::query_as(

@@ -33,6 +33,8 @@ label_enum! {
         Claim = "claim",
         /// Timelocks are raised.
         Renewal = "renewal",
+        /// Shares are refreshed.
+        Refresh = "refresh",
     }
 }
 label_enum! {
@@ -81,6 +83,10 @@ label_enum! {
         Taken = "taken",
         /// Busy, or too few agree on it.
         LeftOut = "left_out",
+        /// Leaves among those taken whose shares were not refreshed since.
+        Unrefreshed = "unrefreshed",
+        /// Leaves of the tables that are put aside, since the own signer does not stand behind them.
+        Unserved = "unserved",
     }
 }
 label_enum! {
@@ -119,6 +125,7 @@ impl From<Kind> for OperationKind {
             Kind::Send => Self::Transfer,
             Kind::Claim => Self::Claim,
             Kind::Renew => Self::Renewal,
+            Kind::Refresh => Self::Refresh,
         }
     }
 }

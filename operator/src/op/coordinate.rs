@@ -1,6 +1,6 @@
 //! The coordinator's run: propose, votes, certificate, release, proof, apply everywhere, then show.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use bitcoin::secp256k1::PublicKey;
 use futures::future::{join, join_all};
@@ -255,6 +255,7 @@ impl Engine {
             return Ok(Outcome::Undecided(attempt.id.op));
         }
         let mut stages = Stages::new(&attempt.operation, &keys);
+        let mut commits = BTreeMap::new();
         while let Some(stage) = stages.open() {
             for tried in 0..=self.inner.settings.tries {
                 let missing = stages.missing();
@@ -277,6 +278,16 @@ impl Engine {
                 for (index, reply) in replies {
                     match reply {
                         Ok(reply) => {
+                            if attempt.operation.signs_nothing() {
+                                let commit = reply.commit.unwrap_or_default();
+                                match voted.verify_commit(&commit, self.federation()) {
+                                    Ok(signer) if signer == index => drop(commits.insert(index, commit)),
+                                    _ => {
+                                        tracing::error!(signer = index.get(), operation = %attempt.id, "bad COMMIT");
+                                        continue;
+                                    }
+                                }
+                            }
                             if let Err(error) = stages.record(index, &reply.shares) {
                                 tracing::error!(signer = index.get(), %error, operation = %attempt.id, "bad shares");
                             }
@@ -303,7 +314,8 @@ impl Engine {
         }
         fail_point(Point::Signed);
         let signatures = stages.signatures();
-        let proof = wire::ProofOfCommit { certificate: Some(certificate.clone()), signatures };
+        let commits = commits.into_values().collect();
+        let proof = wire::ProofOfCommit { certificate: Some(certificate.clone()), signatures, commits };
         // Every final signature is verified against the output that it spends before anything calls this decided.
         self.outcome(attempt, &keys, &proof)?;
         work::committed(

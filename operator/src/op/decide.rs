@@ -206,6 +206,7 @@ impl Engine {
         {
             return Err(EngineError::State("proof of commit is about something else"));
         }
+        attempt.operation.verify_commits(proof, &certificate, self.federation())?;
         let signatures = attempt.operation.parse_signatures(&proof.signatures)?;
         Ok(heavy(heavily, || attempt.operation.outcome(&signatures, keys, &digest))?)
     }
@@ -256,7 +257,9 @@ impl Engine {
             wire::operation::Request::Claim(claim) => {
                 (Some(&claim.transfer_id), Some(&claim.owner_identity_public_key))
             }
-            wire::operation::Request::Deposit(_) | wire::operation::Request::Renew(_) => (None, None),
+            wire::operation::Request::Deposit(_)
+            | wire::operation::Request::Renew(_)
+            | wire::operation::Request::Refresh(_) => (None, None),
         };
         let mut events = Vec::new();
         if let Some(text) = transfer_id {

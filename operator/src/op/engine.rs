@@ -219,6 +219,8 @@ pub(super) const fn choice_column(choice: Choice) -> &'static str {
         Choice::Yes => "YES",
         Choice::No => "NO",
         Choice::Abort => "ABORT",
+        // Part of a proof, never a row of its own.
+        Choice::Commit => "COMMIT",
     }
 }
 

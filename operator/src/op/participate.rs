@@ -8,7 +8,7 @@ use spark_rules::{
     ids::{OperationId, OperatorIndex},
     operation::{Keys, Operation, OperationError, identify},
     package_key::Envelope,
-    vote::{Certificate, Kind, ProofOfAbort, Vote, VoteError},
+    vote::{Certificate, Choice, Kind, ProofOfAbort, Vote, VoteError},
 };
 use uuid::Uuid;
 
@@ -98,7 +98,7 @@ impl Engine {
     fn own_vote(&self, vote: &wire::Vote, id: AttemptId) -> Result<Vote, EngineError> {
         let checked = Vote::verify(vote, self.federation())?;
         let about = (checked.ballot.operation, checked.ballot.attempt) == (id.op, id.attempt);
-        if checked.position.signer != self.own() || !about {
+        if checked.position.signer != self.own() || !about || checked.ballot.choice == Choice::Commit {
             return Err(EngineError::State("own signer voted on something else"));
         }
         Ok(checked)

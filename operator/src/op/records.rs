@@ -8,7 +8,7 @@ use spark_rules::{
     address::Network,
     ids::{KeyshareId, LeafId, TransferId},
     leaf::{LeafRecord, LeafStatus},
-    operation::{Binding, Operation, Records, TransferRecord, TransferShare, transfer_id},
+    operation::{Binding, Operation, Records, TransferRecord, TransferShare, named_leaves, transfer_id},
     point,
     vote::Kind,
 };
@@ -63,6 +63,9 @@ impl Names {
                 names.jobs(claim.claim_package.iter().flat_map(|p| &p.leaves_to_claim));
             }
             wire::operation::Request::Renew(renew) => names.leaf(&renew.leaf_id),
+            wire::operation::Request::Refresh(_) => {
+                named_leaves(request).iter().for_each(|leaf| names.leaf(leaf));
+            }
         }
         names
     }
@@ -146,7 +149,7 @@ impl Snapshot {
     /// reorganisation may have taken a deposit's confirmation back since, and a decision stands all the same (D21).
     pub fn as_voted(mut self, kind: Kind) -> Self {
         let status = match kind {
-            Kind::Send | Kind::Renew => LeafStatus::Available,
+            Kind::Send | Kind::Renew | Kind::Refresh => LeafStatus::Available,
             Kind::Claim => LeafStatus::TransferLocked,
             Kind::Deposit => return self,
         };

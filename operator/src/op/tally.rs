@@ -57,6 +57,9 @@ impl<'a> Tally<'a> {
         let (signer, choice) = (checked.position.signer, checked.ballot.choice);
         if choice.aborts() {
             self.aborts.entry(signer).or_insert_with(|| vote.clone());
+        } else if choice == Choice::Commit {
+            // Said on a certificate, as part of a proof: it is no vote for one.
+            return Err(VoteError::Disagree("choice"));
         } else if checked.ballot.named == self.named {
             self.yes.entry(signer).or_insert_with(|| (checked, vote.clone()));
         } else {

@@ -89,6 +89,10 @@ peer_calls! {
     dkg_finish: signer::DkgRound2Set => signer::DkgTranscript;
     /// Key generation, end.
     dkg_confirm: signer::DkgTranscriptSet => signer::DkgConfirmResponse;
+    /// Refresh of shares: a one-time key of the peer's signer.
+    refresh_open: signer::RefreshOpenRequest => signer::RefreshOpening;
+    /// Refresh of shares: what the peer's signer deals.
+    refresh_deal: signer::RefreshOpeningSet => wire::RefreshDeal;
     /// The peer's signer as witness.
     answer_witness: signer::WitnessQuestion => signer::WitnessAnswer;
     /// The peer's signer as witness of the own log.
@@ -183,4 +187,21 @@ everywhere! {
     dkg_finish: DkgRound2Set -> DkgTranscript;
     /// Key generation, end.
     dkg_confirm: DkgTranscriptSet -> DkgConfirmResponse;
+    /// Refresh of shares: a one-time key of a member's signer.
+    refresh_open: RefreshOpenRequest -> RefreshOpening;
+}
+
+impl Signers {
+    /// Refresh of shares: what a member's signer deals.
+    pub async fn refresh_deal(
+        &self,
+        index: OperatorIndex,
+        request: signer::RefreshOpeningSet,
+    ) -> Result<wire::RefreshDeal, CallError> {
+        if index == self.own {
+            self.signer.refresh_deal(request).await
+        } else {
+            self.peer(index)?.refresh_deal(request).await
+        }
+    }
 }

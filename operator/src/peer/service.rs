@@ -211,6 +211,22 @@ impl Peer for PeerService {
         Ok(Response::new(wire::CloseReply {}))
     }
 
+    async fn refresh_open(
+        &self,
+        request: Request<signer::RefreshOpenRequest>,
+    ) -> Reply<signer::RefreshOpening> {
+        let caller = self.caller(&request)?;
+        same(caller, request.get_ref().coordinator)?;
+        let own = self.engine.signers().own();
+        own.refresh_open(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
+
+    async fn refresh_deal(&self, request: Request<signer::RefreshOpeningSet>) -> Reply<wire::RefreshDeal> {
+        self.caller(&request)?;
+        let own = self.engine.signers().own();
+        own.refresh_deal(request.into_inner()).await.map(Response::new).map_err(call_status)
+    }
+
     async fn dkg_start(&self, request: Request<signer::DkgStartRequest>) -> Reply<signer::DkgRound1> {
         let caller = self.caller(&request)?;
         same(caller, request.get_ref().initiator)?;

@@ -46,6 +46,8 @@ pub struct Member {
     pub(crate) signer_spki: [u8; 32],
     /// Repairs that people here approved: lines of the signer's configuration.
     pub(crate) approved: String,
+    /// Its operator refreshes by itself what a repair brought back.
+    pub(crate) refreshes: bool,
     signer_port: Port,
     signer_http: Port,
     peer_port: Port,
@@ -124,6 +126,7 @@ impl Member {
             signer_certificate: dir.join("signer-token.pem"),
             signer_spki: [0; 32],
             approved: String::new(),
+            refreshes: true,
             signer_port: Port::lease()?,
             signer_http: Port::lease()?,
             peer_port: Port::lease()?,
@@ -437,6 +440,9 @@ address_per_second = 100000
 address_burst = 100000
 identity_per_second = 100000
 identity_burst = 100000
+
+[repair]
+refresh = {refreshes}
 "#,
             index = self.index,
             federation = around.federation.display().to_string(),
@@ -454,6 +460,7 @@ identity_burst = 100000
             bitcoind = around.bitcoind,
             login = around.bitcoind_login.display(),
             depth = around.deposit_depth,
+            refreshes = self.refreshes,
         )
     }
 

@@ -124,6 +124,13 @@ impl Devnet {
         }
     }
 
+    /// Whether member `index` refreshes by itself what its repair brought back, from its operator's next start on.
+    pub fn refresh_after_repair(&mut self, index: usize, refreshes: bool) {
+        for member in self.members.iter_mut().filter(|member| usize::from(member.index()) == index) {
+            member.refreshes = refreshes;
+        }
+    }
+
     /// Starts all signers and operators again, with the present federation file and configuration. Does not wait until
     /// the operators are ready.
     pub async fn restart_members(&mut self) -> anyhow::Result<()> {

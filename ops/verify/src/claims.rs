@@ -103,6 +103,16 @@ pub(crate) fn does_not_prove(report: &Report) -> Vec<String> {
                      held before is not shown destroyed",
                     entries.repaired
                 ));
+                let refreshed: std::collections::BTreeSet<_> =
+                    entries.refreshes.iter().map(|refresh| &refresh.keyshare).collect();
+                let refreshed =
+                    entries.repaired_keyshares.iter().filter(|keyshare| refreshed.contains(keyshare)).count();
+                if refreshed > 0 {
+                    said.push(format!(
+                        "that the shares lost of {refreshed} of them are useless: they were refreshed here; whether at \
+                         all operators, their logs show (spark-verify refreshes)"
+                    ));
+                }
             }
             if entries.long_lived_claims > 0 {
                 said.push(format!(

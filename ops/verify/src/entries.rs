@@ -44,7 +44,7 @@ pub struct Receipt {
     pub leaf_id: String,
     /// Which operation; empty for the making.
     pub operation_id: HexBytes,
-    /// What happened: "dkg", "deposit", "send", "claim", "renew", "abort", "repair", "unused".
+    /// What happened: "dkg", "deposit", "send", "claim", "renew", "refresh", "abort", "repair", "unused".
     pub phase: String,
     /// Version that is destroyed.
     pub retired_version: u64,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use secp256k1::PublicKey;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     entries::{HexBytes, Receipt},
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What the entries amount to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entries {
     /// Entries that are the log's, from its beginning on.
     pub read: u64,
@@ -27,6 +27,10 @@ pub struct Entries {
     pub pending: u64,
     /// Keyshares that came back by repair: of earlier versions this log says nothing.
     pub repaired: u64,
+    /// Those keyshares, in hex: clean only by a refresh that all operators show (`spark-verify refreshes`).
+    pub repaired_keyshares: BTreeSet<String>,
+    /// Refreshes that are confirmed, with all that went before them in the keyshare's history.
+    pub refreshes: Vec<Refresh>,
     /// One-time package keys that died unused.
     pub unused_package_keys: u64,
     /// Claims whose packages were encrypted to a long-lived key.
@@ -35,11 +39,26 @@ pub struct Entries {
     pub delete_claims: BTreeMap<String, u64>,
 }
 
+/// A version that was retired by a refresh: the key stayed, the share changed. All in hex.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refresh {
+    /// Keyshare.
+    pub keyshare: String,
+    /// Operation, the same at all operators.
+    pub operation: String,
+    /// Version that is gone.
+    pub retired: u64,
+    /// What was added to the operator's public share.
+    pub tweak: String,
+}
+
 /// The live version of a keyshare.
 #[derive(Debug, Clone)]
 struct Live {
     version: u64,
     share: HexBytes,
+    /// Everything so far is confirmed.
+    confirmed: bool,
 }
 
 /// Follows all keyshares along the log.
@@ -62,7 +81,8 @@ impl History {
             let count = counts.entry(name.clone()).or_default();
             *count = count.saturating_add(1);
         }
-        let of_state = match receipt.is_confirmed(destroyed_before) {
+        let confirmed = receipt.is_confirmed(destroyed_before);
+        let of_state = match confirmed {
             true => &mut totals.confirmed,
             false => &mut totals.pending,
         };
@@ -82,10 +102,12 @@ impl History {
         }
         self.epochs = (before, after);
         let live = self.live.get(&receipt.keyshare_id);
+        let confirmed = confirmed && live.is_none_or(|live| live.confirmed);
         let next = match receipt.phase.as_str() {
             "dkg" => made(live, receipt, &mut add),
             "repair" => {
                 totals.repaired = totals.repaired.saturating_add(1);
+                totals.repaired_keyshares.insert(hex::encode(&receipt.keyshare_id.0));
                 repaired(live, receipt, &mut add)
             }
             "abort" => aborted(live, receipt, &mut add),
@@ -93,7 +115,9 @@ impl History {
                 unused(&mut self.dead, receipt, &mut add);
                 return;
             }
-            "deposit" | "send" | "claim" | "renew" | "retire" => replaced(live, receipt, &mut add),
+            "deposit" | "send" | "claim" | "renew" | "refresh" | "retire" => {
+                replaced(live, receipt, &mut add)
+            }
             other => {
                 add(Reason::PhaseUnknown, format!("its phase is {other:?}"));
                 return;
@@ -105,8 +129,24 @@ impl History {
                 format!("live are {:?}, not the new version only", receipt.live_versions),
             );
         }
-        if let Some(next) = next {
-            self.live.insert(receipt.keyshare_id.clone(), next);
+        if receipt.phase == "refresh" && confirmed && next.is_some() {
+            totals.refreshes.push(Refresh {
+                keyshare: hex::encode(&receipt.keyshare_id.0),
+                operation: hex::encode(&receipt.operation_id.0),
+                retired: receipt.retired_version,
+                tweak: hex::encode(&receipt.tweak_commitment.0),
+            });
+        }
+        match next {
+            Some(next) => {
+                self.live.insert(receipt.keyshare_id.clone(), Live { confirmed, ..next });
+            }
+            // An aborted attempt destroys something, too.
+            None => {
+                if let Some(live) = self.live.get_mut(&receipt.keyshare_id) {
+                    live.confirmed = confirmed;
+                }
+            }
         }
     }
 
@@ -119,7 +159,7 @@ impl History {
 
 /// The version that the receipt leads to; after a finding too, so that one gap is told once.
 fn next(receipt: &Receipt) -> Option<Live> {
-    Some(Live { version: receipt.new_version, share: receipt.new_public_share.clone() })
+    Some(Live { version: receipt.new_version, share: receipt.new_public_share.clone(), confirmed: false })
 }
 
 fn made(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {

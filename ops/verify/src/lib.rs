@@ -16,6 +16,7 @@ pub mod history;
 pub mod key;
 pub mod merkle;
 pub mod note;
+pub mod refreshes;
 pub mod report;
 pub mod since;
 pub mod source;

@@ -5,7 +5,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
-use spark_verify::{Error, Location, Options, Report, verify};
+use spark_verify::{
+    Error, Location, Options, Report,
+    refreshes::{self, LogReport, Refreshes},
+    verify,
+};
 
 /// Verifies what operators say about deletion. Shares no code with them.
 #[derive(Debug, Parser)]
@@ -22,6 +26,28 @@ struct Cli {
 enum Command {
     /// Re-checks a whole deletion log: tree, tiles, signatures, and for auditors the entries.
     Log(Log),
+    /// Compares the reports of all operators' logs: which keyshares that came back by repair all have refreshed since.
+    Refreshes(Reports),
+}
+
+#[derive(Debug, Args)]
+struct Reports {
+    /// Reports of `spark-verify --json log --entries …`, one for each operator.
+    #[arg(required = true, value_name = "FILE")]
+    reports: Vec<PathBuf>,
+}
+
+impl Reports {
+    fn compare(&self) -> Result<Refreshes, Error> {
+        let read = |path: &PathBuf| {
+            let file = |error| Error::File { path: path.display().to_string(), error };
+            let text = std::fs::read(path).map_err(file)?;
+            let malformed = |error: serde_json::Error| Error::Usage(format!("{}: {error}", path.display()));
+            serde_json::from_slice::<LogReport>(&text).map_err(malformed)
+        };
+        let reports = self.reports.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        refreshes::compare(&reports).map_err(Error::Usage)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -92,15 +118,26 @@ fn run(log: Log) -> Result<Report, Error> {
     runtime.block_on(verify(&options))
 }
 
+fn to_json(found: &impl serde::Serialize) -> String {
+    format!("{}\n", serde_json::to_string(found).unwrap_or_default())
+}
+
 fn main() -> ExitCode {
-    let Cli { json, command: Command::Log(log) } = Cli::parse();
-    match run(log) {
-        Ok(report) => {
-            match json {
-                true => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
-                false => print!("{report}"),
-            }
-            ExitCode::from(u8::from(!report.holds))
+    let Cli { json, command } = Cli::parse();
+    let said = match command {
+        Command::Log(log) => run(log).map(|report| {
+            let text = if json { to_json(&report) } else { report.to_string() };
+            (text, report.holds)
+        }),
+        Command::Refreshes(reports) => reports.compare().map(|found| {
+            let text = if json { to_json(&found) } else { found.to_string() };
+            (text, found.holds)
+        }),
+    };
+    match said {
+        Ok((text, holds)) => {
+            print!("{text}");
+            ExitCode::from(u8::from(!holds))
         }
         Err(error) => {
             if json {

@@ -238,6 +238,27 @@ fn d12_a_repaired_log_begins_late_and_does_not_hide_it() {
 }
 
 #[test]
+fn d12_a_refresh_is_told_once_it_is_confirmed() {
+    let mut receipts = vec![receipt(1, "repair", 4, 4, (0, 5), 0), receipt(1, "refresh", 4, 5, (5, 12), 7)];
+    place(&mut receipts);
+    for (destroyed_before, told) in [(1, 0), (2, 1)] {
+        let world = World::new();
+        world.publish(&receipts, &Said { destroyed_before, ..Said::default() });
+        let report = world.verify();
+        let entries = report.entries.clone().unwrap();
+        assert!(report.holds);
+        assert_eq!((entries.repaired_keyshares.len(), entries.refreshes.len()), (1, told));
+        let not = report.does_not_prove.join("\n");
+        assert!(not.contains("1 keyshares: they came back by repair"));
+        assert_eq!(not.contains("shares lost of 1 of them"), told == 1);
+    }
+    let made = || receipt(1, "dkg", 0, 0, (0, 5), 0);
+    assert_eq!(judged(vec![made(), receipt(1, "refresh", 0, 1, (5, 13), 7)]), [Reason::ShareSum]);
+    assert_eq!(judged(vec![made(), receipt(1, "refresh", 0, 1, (5, 5), 0)]), [Reason::ShareSum]);
+    assert_eq!(judged(vec![made(), receipt(1, "refresh", 0, 2, (5, 12), 7)]), [Reason::VersionGap]);
+}
+
+#[test]
 fn only_the_newest_version_lives() {
     for live in [json!([1, 2]), json!([]), json!([1]), json!([2, 2])] {
         let mut receipts = story(6);

@@ -3,6 +3,7 @@
 use bitcoin::secp256k1::{PublicKey, SECP256K1, Scalar, SecretKey};
 
 use crate::{
+    frost::{Coefficients, to_secp},
     ids::OperatorIndex,
     point::{self, PointError},
 };
@@ -105,4 +106,92 @@ impl Proofs {
             .collect::<Result<_, _>>()?;
         Ok((group, shares))
     }
+}
+
+/// Commitments to a polynomial of degree t − 1 whose constant term is zero. That one has no commitment (it would be the
+/// point at infinity), so there is none to be wrong: whoever shares another constant shares off its polynomial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZeroProofs(Proofs);
+
+impl ZeroProofs {
+    /// Exactly `threshold` − 1 compressed points: F_1 … F_(t−1).
+    pub fn parse<B: AsRef<[u8]>>(commitments: &[B], threshold: u16) -> Result<Self, FeldmanError> {
+        Ok(Self(Proofs::parse(commitments, threshold.saturating_sub(1))?))
+    }
+
+    /// Exactly `threshold` − 1 points.
+    pub fn from_points(points: Vec<PublicKey>, threshold: u16) -> Result<Self, FeldmanError> {
+        Ok(Self(Proofs::from_points(points, threshold.saturating_sub(1))?))
+    }
+
+    /// F_1 … F_(t−1).
+    pub fn points(&self) -> &[PublicKey] {
+        self.0.points()
+    }
+
+    /// f(i)·G = i · Σ iᵏ⁻¹·F_k for the operator's share index i.
+    pub fn share_commitment(&self, index: OperatorIndex) -> Result<PublicKey, FeldmanError> {
+        let mut step = [0u8; 32];
+        step[30..].copy_from_slice(&index.share_index().to_be_bytes());
+        let step = Scalar::from_be_bytes(step).map_err(|_| FeldmanError::Identity)?;
+        let value = self.0.share_commitment(index)?;
+        if step == Scalar::ONE {
+            return Ok(value);
+        }
+        value.mul_tweak(SECP256K1, &step).map_err(|_| FeldmanError::Identity)
+    }
+
+    /// The sum of several polynomials of one length; none of none.
+    pub fn sum(all: &[Self]) -> Result<Self, FeldmanError> {
+        let mut rest = all.iter();
+        let mut points = rest.next().ok_or(FeldmanError::Identity)?.points().to_vec();
+        for next in rest {
+            if next.points().len() != points.len() {
+                return Err(FeldmanError::Identity);
+            }
+            for (sum, point) in points.iter_mut().zip(next.points()) {
+                *sum = sum.combine(point).map_err(|_| FeldmanError::Identity)?;
+            }
+        }
+        let terms = u16::try_from(points.len()).map_err(|_| FeldmanError::Identity)?;
+        Ok(Self(Proofs::from_points(points, terms)?))
+    }
+
+    /// The public shares after the polynomial was added; the key stays.
+    pub fn apply(&self, public_shares: &[PublicKey]) -> Result<Vec<PublicKey>, FeldmanError> {
+        (0u16..)
+            .zip(public_shares)
+            .map(|(index, share)| {
+                let tweak = self.share_commitment(OperatorIndex::new(index))?;
+                share.combine(&tweak).map_err(|_| FeldmanError::Identity)
+            })
+            .collect()
+    }
+}
+
+/// Whether these points, one for each operator by index, lie on one polynomial of degree `threshold` − 1 whose constant
+/// term is zero: what a refresh adds to public shares, and nothing else does.
+pub fn is_zero_sharing(points: &[PublicKey], threshold: u16) -> bool {
+    let first = usize::from(threshold.saturating_sub(1));
+    let operators: Vec<_> = (0u16..).take(points.len()).map(OperatorIndex::new).collect();
+    let (Some((base, others)), Some(base_points)) = (operators.split_at_checked(first), points.get(..first))
+    else {
+        return false;
+    };
+    // The first t − 1 points and any other one interpolate to the point at infinity.
+    !base.is_empty()
+        && !others.is_empty()
+        && others.iter().all(|other| {
+            let weights = Coefficients::new(&base.iter().chain([other]).copied().collect());
+            let part = |index: &OperatorIndex, point: &PublicKey| {
+                point.mul_tweak(SECP256K1, &to_secp(weights.get(*index)?)).ok()
+            };
+            let parts: Option<Vec<_>> =
+                base.iter().zip(base_points).map(|(i, point)| part(i, point)).collect();
+            let last = points.get(other.as_usize()).and_then(|point| part(other, point));
+            parts.zip(last).is_some_and(|(parts, last)| {
+                let parts: Vec<_> = parts.iter().collect();
+                PublicKey::combine_keys(&parts) == Ok(last.negate(SECP256K1))
+            })
+        })
 }

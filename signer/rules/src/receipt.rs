@@ -13,6 +13,9 @@ use crate::transcript::Transcript;
 /// earlier life of the signer held nothing is shown.
 pub const REPAIR: &str = "repair";
 
+/// Phase of a receipt for a version whose shares were refreshed: the key stays, and no old share combines with a new one.
+pub const REFRESH: &str = "refresh";
+
 /// Phase of a receipt for one-time package keys that died unused (D14). It is of no keyshare and no leaf.
 pub const UNUSED: &str = "unused";
 

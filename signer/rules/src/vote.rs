@@ -156,6 +156,8 @@ pub enum Kind {
     Claim,
     /// Timelocks are raised again.
     Renew,
+    /// The operators' shares change, and nothing else (D12).
+    Refresh,
 }
 
 impl Kind {
@@ -166,6 +168,7 @@ impl Kind {
             Self::Send => 2,
             Self::Claim => 3,
             Self::Renew => 4,
+            Self::Refresh => 9,
         }
     }
 
@@ -176,6 +179,7 @@ impl Kind {
             Self::Send => "send",
             Self::Claim => "claim",
             Self::Renew => "renew",
+            Self::Refresh => "refresh",
         }
     }
 
@@ -186,6 +190,7 @@ impl Kind {
             2 => Self::Send,
             3 => Self::Claim,
             4 => Self::Renew,
+            9 => Self::Refresh,
             _ => return Err(VoteError::Malformed("kind")),
         })
     }
@@ -200,6 +205,9 @@ pub enum Choice {
     No,
     /// Nothing was released and nothing ever will be.
     Abort,
+    /// A decider's, given on the certificate only, of an operation that signs no transaction: it stands for the shares
+    /// that others release.
+    Commit,
 }
 
 impl Choice {
@@ -209,6 +217,7 @@ impl Choice {
             wire::Choice::Yes => Some(Self::Yes),
             wire::Choice::No => Some(Self::No),
             wire::Choice::Abort => Some(Self::Abort),
+            wire::Choice::Commit => Some(Self::Commit),
             wire::Choice::Unspecified => None,
         }
     }
@@ -223,6 +232,7 @@ impl Choice {
             Self::Yes => wire::Choice::Yes,
             Self::No => wire::Choice::No,
             Self::Abort => wire::Choice::Abort,
+            Self::Commit => wire::Choice::Commit,
         }
     }
 }
@@ -354,6 +364,39 @@ impl Certificate {
     /// Who voted, and where each stood.
     pub const fn voters(&self) -> &BTreeMap<OperatorIndex, Position> {
         &self.voters
+    }
+
+    /// One decider's COMMIT on this certificate; returns whose.
+    pub fn verify_commit(
+        &self,
+        vote: &wire::Vote,
+        federation: &Federation,
+    ) -> Result<OperatorIndex, VoteError> {
+        let vote = Vote::verify(vote, federation)?;
+        if vote.ballot != (Ballot { choice: Choice::Commit, ..self.ballot.clone() }) {
+            return Err(VoteError::Disagree("ballot"));
+        }
+        let signer = vote.position.signer;
+        if self.ballot.named.contains(&signer) { Ok(signer) } else { Err(VoteError::Disagree("named")) }
+    }
+
+    /// COMMIT of every decider, each once: with the certificate it decides an operation that signs nothing.
+    pub fn verify_commits(&self, votes: &[wire::Vote], federation: &Federation) -> Result<(), VoteError> {
+        let need = self.ballot.named.len();
+        if votes.len() > usize::from(federation.size()) {
+            return Err(VoteError::Malformed("commits"));
+        }
+        let mut deciders = BTreeSet::new();
+        for vote in votes {
+            let signer = self.verify_commit(vote, federation)?;
+            if !deciders.insert(signer) {
+                return Err(VoteError::Twice(signer.get()));
+            }
+        }
+        if need == 0 || deciders != self.ballot.named {
+            return Err(VoteError::Short { have: deciders.len(), need: need.max(1) });
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     ledger::{self, Holder, Phase},
     prepare::{entry, keyshare_secret, leaf_resource, read_scalar, shares_id, tweak_id},
     release::{forget_finals, put_released},
+    repair,
 };
 use crate::vault::Txn;
 
@@ -49,6 +50,8 @@ impl Shared {
         self.remember_votes(txn, &certificate.votes)?;
         let certificate = self.own_certificate(certificate, &id, request.attempt, &attempt)?;
         let operation = self.stored_operation(txn, &attempt)?;
+        operation.verify_commits(proof, &certificate, &self.federation)?;
+        self.remember_votes(txn, &proof.commits)?;
         let keys = Keys::derive(&operation, &attempt.opened)?;
         let signatures = operation.parse_signatures(&proof.signatures)?;
         let outcome = operation.outcome(&signatures, &keys, &certificate.ballot().digest)?;
@@ -99,7 +102,7 @@ impl Shared {
         let old = keyshare_secret(&record.keyshare_id, record.version);
         let current = read_scalar(txn, &old)?;
         let staged = tweak_id(&operation.id, operation.attempt, position);
-        let next = match &key.proofs {
+        let next = match key.share_commitment(self.me)? {
             Some(_) => current.add(&read_scalar(txn, &staged)?)?,
             None => current,
         };
@@ -112,6 +115,9 @@ impl Shared {
         )?;
         txn.delete_secret(&old)?;
         txn.delete_secret(&staged)?;
+        if operation.kind == Kind::Refresh {
+            repair::refreshed(txn, &record.keyshare_id);
+        }
         Ok(())
     }
 
@@ -181,10 +187,7 @@ impl Shared {
             let share = |list: &[PublicKey]| {
                 list.get(self.me.as_usize()).map(|p| p.serialize().to_vec()).unwrap_or_default()
             };
-            let commitment = match &key.proofs {
-                Some(proofs) => proofs.share_commitment(self.me)?.serialize().to_vec(),
-                None => Vec::new(),
-            };
+            let commitment = key.share_commitment(self.me)?.map(|point| point.serialize().to_vec());
             let receipt = peer::Receipt {
                 keyshare_id: record.keyshare_id.as_bytes().to_vec(),
                 leaf_id: record.leaf_id.to_string(),
@@ -194,7 +197,7 @@ impl Shared {
                 new_version: key.version,
                 retired_public_share: share(&record.public_shares),
                 new_public_share: share(&key.public_shares),
-                tweak_commitment: commitment,
+                tweak_commitment: commitment.unwrap_or_default(),
                 package_kind: self.package_kind(operation).to_owned(),
                 live_versions: vec![key.version],
                 ..peer::Receipt::default()

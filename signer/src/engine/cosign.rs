@@ -14,7 +14,7 @@ use spark_rules::{
     witness::{self, Frontier},
 };
 
-use super::{EngineError, Shared, deletion_log::MAX_ENTRIES, ledger};
+use super::{EngineError, Shared, deletion_log::MAX_ENTRIES, ledger, repair};
 use crate::vault::Txn;
 
 /// A version that is retired twice, or never was.
@@ -251,7 +251,19 @@ impl Shared {
             && matches!(entry.phase.as_str(), "dkg" | receipt::REPAIR)
             && ledger::keyshare(txn, &keyshare)?.is_none()
         {
-            return Err(EngineError::Unknown("keyshare of an entry"));
+            // A repaired signer does not know the keys that its repair left out: so many, and no more.
+            let count_key =
+                [key(b"log-left-out/", operator).as_slice(), &watched.life.to_be_bytes()].concat();
+            let seen = match txn.record(&count_key)? {
+                Some(bytes) => u64::from_be_bytes(
+                    bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("stored count"))?,
+                ),
+                None => 0,
+            };
+            if seen >= repair::left_out(txn)? {
+                return Err(EngineError::Unknown("keyshare of an entry"));
+            }
+            txn.put_record(&count_key, seen.saturating_add(1).to_be_bytes().to_vec());
         }
         let (retired, new) = (entry.retired_version, entry.new_version);
         let fits = match (entry.phase.as_str(), live) {

@@ -18,6 +18,7 @@ use crate::{
     ecies::EciesError,
     frost::SignError,
     nonce::NonceError,
+    refresh::RefreshError,
     repair::RepairError,
     secret::SecretError,
     vault::{DeviceId, TokenError, VaultError},
@@ -131,6 +132,12 @@ pub enum EngineError {
     /// Values of a repair.
     #[error(transparent)]
     RepairValue(#[from] RepairError),
+    /// Refresh.
+    #[error("refresh: {0}")]
+    Refresh(&'static str),
+    /// Values of a refresh.
+    #[error(transparent)]
+    RefreshValue(#[from] RefreshError),
     /// Rules.
     #[error(transparent)]
     Operation(#[from] OperationError),
@@ -214,6 +221,8 @@ impl EngineError {
             Self::RepairEpoch { .. } => "REPAIR_EPOCH",
             Self::Repairing => "REPAIRING",
             Self::Repair(_) | Self::RepairValue(_) => "REPAIR",
+            Self::Refresh(_) => "REFRESH",
+            Self::RefreshValue(_) => "REFRESH_SHARE",
             Self::Operation(e) => e.reason(),
             Self::Leaf(_) => "LEAF_STATE",
             Self::Vote(_) => "PROOF_INVALID",
@@ -223,6 +232,16 @@ impl EngineError {
             Self::Vault(_) | Self::Decode(_) | Self::Stored(_) => "STORE_CORRUPT",
             Self::Federation(_) => "FEDERATION",
         }
+    }
+
+    /// The reason of a NO. It names the operator to blame where only this signer can know: of what it was dealt.
+    pub fn vote_reason(&self) -> String {
+        let culprit = match self {
+            Self::RefreshValue(RefreshError::Share { culprit }) => Some(culprit.get()),
+            Self::Operation(OperationError::Deal(culprit)) => Some(*culprit),
+            _ => None,
+        };
+        culprit.map_or_else(|| self.reason().to_owned(), |index| format!("{}_{index}", self.reason()))
     }
 
     /// True where the caller may try the same again later.

@@ -17,6 +17,7 @@ mod journal;
 mod ledger;
 mod package_keys;
 mod prepare;
+mod refresh;
 mod release;
 mod repair;
 mod rotate;
@@ -118,6 +119,12 @@ pub enum Request {
     RepairFinish(wire::RepairFinishRequest),
     /// Repair of another signer: its page is stored.
     RepairClose(wire::RepairProgress),
+    /// Refresh of keyshares: a one-time key.
+    RefreshOpen(wire::RefreshOpenRequest),
+    /// Refresh of keyshares: deals to everybody.
+    RefreshDeal(wire::RefreshOpeningSet),
+    /// Leaves that were repaired and not refreshed.
+    RefreshPending(wire::RefreshPendingRequest),
 }
 
 /// What a call returns.
@@ -154,6 +161,9 @@ pub enum Reply {
     RepairSum(wire::RepairSum),
     RepairProgress(wire::RepairProgress),
     RepairClosed(wire::RepairCloseResponse),
+    RefreshOpening(wire::RefreshOpening),
+    RefreshDeal(spark_proto::peer::v1::RefreshDeal),
+    RefreshPending(wire::RefreshPendingResponse),
     DestroyedBefore(u64),
 }
 
@@ -198,6 +208,7 @@ struct Shared {
     generation: generate::Sessions,
     approved: BTreeMap<OperatorIndex, ApprovedRepair>,
     repairs: repair::Sessions,
+    refreshes: refresh::Sessions,
     gate: witness::Gate,
     alarms: alarms::Alarms,
     retired: BTreeSet<DeviceId>,
@@ -241,6 +252,7 @@ impl Engine {
             generation: generate::Sessions::default(),
             approved: settings.approved_repairs,
             repairs,
+            refreshes: refresh::Sessions::default(),
             gate,
             alarms,
             retired,
@@ -425,6 +437,9 @@ impl Shared {
             Request::RepairSum(r) => Reply::RepairSum(self.repair_sum(txn, r)?),
             Request::RepairFinish(r) => Reply::RepairProgress(self.repair_finish(txn, r)?),
             Request::RepairClose(r) => Reply::RepairClosed(self.repair_close(&r)?),
+            Request::RefreshOpen(r) => Reply::RefreshOpening(self.refresh_open(txn, &r)?),
+            Request::RefreshDeal(r) => Reply::RefreshDeal(self.refresh_deal(txn, r)?),
+            Request::RefreshPending(r) => Reply::RefreshPending(self.refresh_pending(txn, &r)?),
         })
     }
 

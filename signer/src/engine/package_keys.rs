@@ -232,6 +232,7 @@ impl Shared {
     /// What a receipt says of the key to which the operation's package for this signer was sealed.
     pub(super) fn package_kind(&self, operation: &Operation) -> &'static str {
         let sealed = operation.sealed.as_ref().and_then(|sealed| one_time_part(sealed, self.me.as_usize()));
-        if sealed.is_some() { KIND_ONE_TIME } else { KIND_IDENTITY }
+        // What a refresh deals is encrypted to one-time keys always.
+        if sealed.is_some() || operation.refresh.is_some() { KIND_ONE_TIME } else { KIND_IDENTITY }
     }
 }

@@ -161,7 +161,7 @@ impl Shared {
             digest: [0; 32],
             named: BTreeSet::new(),
         };
-        let vote = self.sign_vote(txn, ballot, error.reason().to_owned())?;
+        let vote = self.sign_vote(txn, ballot, error.vote_reason())?;
         let record = Attempt {
             phase: Phase::Refused,
             request: Vec::new(),
@@ -204,7 +204,8 @@ impl Shared {
             let id = tweak_id(&operation.id, operation.attempt, position);
             txn.put_secret(id, Zeroizing::new(tweak.secret.to_vec()))?;
         }
-        if operation.named.contains(&self.me) {
+        self.stage_refresh(txn, &operation)?;
+        if operation.named.contains(&self.me) && !operation.signs_nothing() {
             self.sign(txn, &operation, &keys, &tweaks)?;
         }
         let ballot = Ballot {

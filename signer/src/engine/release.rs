@@ -4,7 +4,7 @@ use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::OperationId,
     operation::{Job, Operation, OperationError},
-    vote::{Certificate, VoteError},
+    vote::{Ballot, Certificate, Choice, Kind, VoteError},
 };
 
 use super::{
@@ -59,6 +59,10 @@ impl Shared {
                 )?;
             }
         }
+        if certificate.ballot().kind == Kind::Refresh {
+            let commit = Some(self.sign_commit(txn, &certificate)?);
+            return Ok(wire::ReleaseResponse { shares: Vec::new(), commit });
+        }
         // The sealed shares stay until apply: an identical repeat gets the identical answer.
         let sealed = txn.get_secret(&shares_id(&id, request.attempt, stage))?;
         let sealed = sealed.ok_or(EngineError::Unknown("signature shares"))?;
@@ -70,7 +74,15 @@ impl Shared {
                 Ok(peer::SignatureShare { job: u32::from_be_bytes(*job), share: share.to_vec() })
             })
             .collect::<Result<_, EngineError>>()?;
-        Ok(wire::ReleaseResponse { shares })
+        Ok(wire::ReleaseResponse { shares, commit: None })
+    }
+
+    /// COMMIT in the place of shares, of an operation that signs nothing (D1). A repeat says the same again.
+    fn sign_commit(&self, txn: &Txn<'_>, certificate: &Certificate) -> Result<peer::Vote, EngineError> {
+        let ballot = Ballot { choice: Choice::Commit, ..certificate.ballot().clone() };
+        let position = if txn.is_empty() { self.committed_position(txn) } else { self.position(txn) };
+        let signature = self.token.sign_federation(&ballot.statement(&self.federation, &position))?.to_vec();
+        Ok(ballot.into_wire(position, signature, String::new()))
     }
 
     /// A certificate for exactly what this signer voted for.

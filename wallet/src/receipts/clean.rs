@@ -2,7 +2,11 @@ use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1::Receipt;
 use spark_rules::receipt;
 
-use super::OperatorReceipts;
+use super::{OperatorReceipts, refreshed::Refreshed};
+
+/// No lie: the operator says itself that it knows nothing of what it held before (D12).
+const REPAIRED: &str = "the share was repaired: what the operator held before is not shown destroyed";
+const UNCONFIRMED: &str = "a destruction is not confirmed yet";
 
 /// One destroyed version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,12 @@ pub struct Verdict {
     pub version: Option<u64>,
     /// A claim used a long-lived package key.
     pub long_lived_packages: bool,
+    /// The log begins with a repair (D12): it is clean only if all operators have refreshed the key since.
+    pub repaired: bool,
+    /// But for that, nothing is missing or wrong.
+    pub sound: bool,
+    /// Refreshes, each confirmed with all that went before it in this log.
+    pub refreshes: Vec<Refreshed>,
     /// First thing that is missing or wrong.
     pub problem: Option<&'static str>,
 }
@@ -35,6 +45,7 @@ impl Verdict {
         view.version = self.version;
         view.long_lived_packages = self.long_lived_packages;
         view.clean = self.problem.is_none();
+        view.repaired = self.repaired;
         view.problem = self.problem.map(ToOwned::to_owned);
     }
 }
@@ -54,6 +65,9 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
         steps: Vec::new(),
         version: None,
         long_lived_packages: false,
+        repaired: false,
+        sound: false,
+        refreshes: Vec::new(),
         problem: None,
     };
     let mut last: Option<&Receipt> = None;
@@ -62,16 +76,14 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
     for receipt in sorted {
         let confirmed = receipt::is_confirmed(receipt, destroyed_before);
         if !confirmed {
-            problem.get_or_insert("a destruction is not confirmed yet");
+            problem.get_or_insert(UNCONFIRMED);
         }
         match receipt.phase.as_str() {
             // An aborted attempt dies without a new version.
             "abort" => continue,
             "dkg" if last.is_none() && receipt.new_version == 0 => verdict.version = Some(0),
-            // No lie: the operator says itself that it knows nothing of what it held before (D12).
             receipt::REPAIR if last.is_none() && receipt.retired_version == receipt.new_version => {
-                problem =
-                    Some("the share was repaired: what the operator held before is not shown destroyed");
+                verdict.repaired = true;
                 verdict.version = Some(receipt.new_version);
             }
             _ if last.is_some() => {
@@ -79,7 +91,10 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
                     problem = Some(reason);
                     break;
                 }
-                if !receipt.tweak_commitment.is_empty() {
+                if receipt.phase == receipt::REFRESH {
+                    // The key stays with whom it is; what is shown counts only without a doubt before it.
+                    verdict.refreshes.extend(problem.is_none().then(|| Refreshed::of(receipt)).flatten());
+                } else if !receipt.tweak_commitment.is_empty() {
                     hands = Some(&receipt.phase);
                 }
                 verdict.steps.push(Step { retired: receipt.retired_version, confirmed });
@@ -108,6 +123,10 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
         }
         (None, Some(_)) => None,
     };
+    verdict.sound = verdict.problem.is_none();
+    if verdict.repaired && matches!(verdict.problem, None | Some(UNCONFIRMED)) {
+        verdict.problem = Some(REPAIRED);
+    }
     verdict
 }
 
@@ -273,8 +292,8 @@ mod tests {
         log.remove(0);
         let share = point(7).serialize();
         let verdict = judge(&log, DESTROYED_BEFORE, Some(&share));
-        let repaired = Some("the share was repaired: what the operator held before is not shown destroyed");
-        assert_eq!((verdict.problem, verdict.version, verdict.steps.len()), (repaired, Some(2), 1));
+        assert_eq!((verdict.problem, verdict.version, verdict.steps.len()), (Some(REPAIRED), Some(2), 1));
+        assert!(verdict.repaired && verdict.sound && verdict.refreshes.is_empty());
         // A repair in the midst of a log, and one that skips versions, are none.
         let mut twice = log.clone();
         twice.insert(1, Receipt { sequence: 11, ..log[0].clone() });
@@ -284,6 +303,57 @@ mod tests {
             judge(&log, DESTROYED_BEFORE, Some(&share)).problem,
             Some("the receipts do not begin with the key's creation")
         );
+    }
+
+    #[test]
+    fn d12_a_refresh_is_told_and_is_no_change_of_hands() {
+        let refreshed = |change: &dyn Fn(&mut Receipt)| {
+            let mut log = log();
+            log.push(Receipt {
+                sequence: 13,
+                phase: receipt::REFRESH.into(),
+                operation_id: vec![5; 16],
+                retired_version: 2,
+                new_version: 3,
+                live_versions: vec![3],
+                retired_public_share: point(7).serialize().to_vec(),
+                tweak_commitment: point(2).serialize().to_vec(),
+                new_public_share: point(9).serialize().to_vec(),
+                root_epoch_before: 12,
+                root_epoch_after: 13,
+                ..log[2].clone()
+            });
+            change(&mut log[3]);
+            judge(&log, DESTROYED_BEFORE, Some(&point(9).serialize()))
+        };
+        let verdict = refreshed(&|_| {});
+        assert_eq!((verdict.problem, verdict.version, verdict.refreshes.len()), (None, Some(3), 1));
+        // Not before it is confirmed, and not with a share that it does not lead to.
+        let verdict = refreshed(&|r| r.root_epoch_after = 14);
+        assert_eq!((verdict.problem, verdict.refreshes.len()), (Some(UNCONFIRMED), 0));
+        let verdict = refreshed(&|r| r.tweak_commitment.clear());
+        assert_eq!(verdict.problem, Some("the new share is not the retired one plus its tweak"));
+        let verdict = refreshed(&|r| r.new_public_share = point(8).serialize().to_vec());
+        assert!(verdict.problem.is_some() && verdict.refreshes.is_empty());
+        // After a send it takes a claim, whatever is refreshed.
+        let mut sent = log();
+        sent.pop();
+        sent.push(Receipt {
+            sequence: 12,
+            phase: receipt::REFRESH.into(),
+            operation_id: vec![5; 16],
+            retired_version: 1,
+            new_version: 2,
+            live_versions: vec![2],
+            retired_public_share: point(3).serialize().to_vec(),
+            new_public_share: point(5).serialize().to_vec(),
+            tweak_commitment: point(2).serialize().to_vec(),
+            root_epoch_before: 11,
+            root_epoch_after: 12,
+            ..sent[1].clone()
+        });
+        let verdict = judge(&sent, DESTROYED_BEFORE, Some(&point(5).serialize()));
+        assert_eq!(verdict.problem, Some("the last owner's key is not replaced: no claim followed the send"));
     }
 
     #[test]

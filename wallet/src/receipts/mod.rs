@@ -4,6 +4,7 @@
 
 mod clean;
 mod head;
+mod refreshed;
 mod watch;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use spark_rules::{
 };
 
 pub use clean::{Step, Verdict, judge};
+pub use refreshed::Refreshed;
 
 use crate::{
     Wallet, WalletError,
@@ -72,6 +74,9 @@ pub struct OperatorReceipts {
     pub clean: bool,
     /// A claim used a long-lived package key: final unless recorded packages are opened later.
     pub long_lived_packages: bool,
+    /// The log begins with a repair: clean only by a refresh that all have applied, and then it covers no liar.
+    #[serde(default)]
+    pub repaired: bool,
     /// What is missing or wrong, if not clean.
     pub problem: Option<String>,
 }
@@ -85,11 +90,12 @@ pub struct Finality {
     pub clean: usize,
     /// All operators.
     pub operators: usize,
-    /// Clean operators that are needed: n − t + 1.
+    /// Clean operators that are needed: n − t + 1, repaired ones not counted.
     pub needed: usize,
     /// Fewer than t old shares exist, if at most `tolerated_liars` of the clean operators lie.
     pub is_final: bool,
-    /// Clean operators beyond those needed.
+    /// Clean operators beyond those needed. One that is clean by a refresh after its repair is not counted: the share
+    /// that it lost may be somewhere.
     pub tolerated_liars: usize,
     /// In words.
     pub statement: String,
@@ -195,6 +201,8 @@ impl Wallet {
             })
             .await;
         let mut by_operator = Vec::with_capacity(answers.len());
+        // What each log shows of refreshes, and whether a repaired operator's holds otherwise.
+        let (mut refreshes, mut mended) = (Vec::new(), Vec::new());
         for (index, answer) in answers {
             let mut view = OperatorReceipts {
                 operator: index.get(),
@@ -204,8 +212,10 @@ impl Wallet {
                 version: None,
                 clean: false,
                 long_lived_packages: false,
+                repaired: false,
                 problem: None,
             };
+            let (mut refreshed, mut sound) = (Vec::new(), false);
             match answer {
                 Err(error) => view.problem = Some(error.to_string()),
                 Ok((answer, head, node)) => {
@@ -218,18 +228,31 @@ impl Wallet {
                         Ok(()) if !known => view.problem = Some("the operator does not know the leaf".into()),
                         Ok(()) => {
                             let destroyed_before = head.checkpoint.extension.destroyed_before;
-                            judge(&answer.receipts, destroyed_before, share.as_deref()).describe(&mut view);
+                            let mut verdict = judge(&answer.receipts, destroyed_before, share.as_deref());
+                            (refreshed, sound) = (std::mem::take(&mut verdict.refreshes), verdict.sound);
+                            verdict.describe(&mut view);
                         }
                     }
-                    if view.clean && view.witnesses < witness::needed(&self.config().federation) {
-                        view.clean = false;
-                        view.problem = Some(FEW_WITNESSES.to_owned());
+                    if view.witnesses < witness::needed(&self.config().federation) {
+                        (refreshed, sound) = (Vec::new(), false);
+                        if view.clean {
+                            view.clean = false;
+                            view.problem = Some(FEW_WITNESSES.to_owned());
+                        }
                     }
                 }
             }
+            refreshes.push(refreshed);
+            mended.push(view.repaired && sound);
             by_operator.push(view);
         }
         let federation = &self.config().federation;
+        if refreshed::by_all(&refreshes, federation.threshold()) {
+            for (view, _) in by_operator.iter_mut().zip(mended).filter(|(_, mended)| *mended) {
+                view.clean = true;
+                view.problem = None;
+            }
+        }
         let needed =
             usize::from(federation.size()).saturating_sub(federation.threshold().into()).saturating_add(1);
         Ok(conclude(leaf_id, by_operator, needed))
@@ -259,13 +282,21 @@ fn conclude(leaf_id: &str, by_operator: Vec<OperatorReceipts>, needed: usize) ->
     let version = by_operator.iter().filter(|o| o.clean).filter_map(|o| o.version).max();
     let counted = |o: &&OperatorReceipts| o.clean && o.version == version;
     let clean = by_operator.iter().filter(counted).count();
+    // Those whose own log shows everything from the key's making on: of the versions that a repaired one held when it was
+    // lost, its share may still exist.
+    let sound = by_operator.iter().filter(counted).filter(|o| !o.repaired).count();
     let caveat = by_operator.iter().filter(counted).any(|o| o.long_lived_packages);
     let operators = by_operator.len();
-    let is_final = version.is_some_and(|v| v > 0) && clean >= needed;
-    let tolerated_liars = if is_final { clean.saturating_sub(needed) } else { 0 };
+    let is_final = version.is_some_and(|v| v > 0) && sound >= needed;
+    let tolerated_liars = if is_final { sound.saturating_sub(needed) } else { 0 };
     let statement = if is_final {
         let packages = if caveat { "; unless recorded packages are opened later" } else { "" };
-        format!("final, {clean} of {operators} clean, tolerates {tolerated_liars} liars{packages}")
+        let mended = if sound < clean {
+            format!(" ({} by a refresh after repair)", clean.saturating_sub(sound))
+        } else {
+            String::new()
+        };
+        format!("final, {clean} of {operators} clean{mended}, tolerates {tolerated_liars} liars{packages}")
     } else {
         format!("not final yet: {clean} of {operators} clean, {needed} needed")
     };
@@ -332,8 +363,29 @@ mod tests {
             version,
             clean,
             long_lived_packages: false,
+            repaired: false,
             problem: None,
         }
+    }
+
+    /// The share that was lost counts as one that exists, although its operator is clean again.
+    #[test]
+    fn d12_who_is_clean_by_a_refresh_covers_no_liar() {
+        let of = |list: [(bool, bool); 5]| {
+            let views = (0u16..)
+                .zip(list)
+                .map(|(i, (clean, repaired))| OperatorReceipts { repaired, ..operator(i, Some(2), clean) })
+                .collect();
+            let f = conclude("x", views, 3);
+            (f.is_final, f.clean, f.tolerated_liars)
+        };
+        let (own, mended, not) = ((true, false), (true, true), (false, false));
+        assert_eq!(of([own; 5]), (true, 5, 2));
+        assert_eq!(of([own, own, own, own, mended]), (true, 5, 1));
+        assert_eq!(of([own, own, own, mended, mended]), (true, 5, 0));
+        // Two lost shares and one that was not shown destroyed are t of one version.
+        assert_eq!(of([own, own, mended, mended, not]), (false, 4, 0));
+        assert_eq!(of([own, own, mended, mended, mended]), (false, 5, 0));
     }
 
     #[test]

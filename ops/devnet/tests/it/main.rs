@@ -26,4 +26,5 @@ mod static_deposits;
 mod support;
 mod surface;
 mod transfers;
+mod vaults;
 mod wallet;

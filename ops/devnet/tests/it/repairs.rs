@@ -1,9 +1,10 @@
 //! D10-D12: a signer that lost its store and its HSM is made whole by the others, over the wire, and nobody else profits
 //! from that.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, ensure};
+use bitcoin::secp256k1::SecretKey;
 use prost::Message as _;
 use rand::RngCore as _;
 use serde_json::Value;
@@ -12,16 +13,25 @@ use spark_devnet::{
     http,
     network::Devnet,
     replace::{copy_store, rename_store},
+    stamp,
     wallet::{WalletCommand, number},
 };
 use spark_proto::signer::v1 as signer;
+use spark_rules::{
+    frost::{Coefficients, to_secp},
+    ids::OperatorIndex,
+};
 use tonic::Code;
+use uuid::Uuid;
 
 use crate::support::{
     address, available,
     call::{Door, call},
-    deposit, eventually, network, ready, rows, transfer,
+    deposit, eventually, network, ready, rows,
+    search::Needles,
+    transfer,
 };
+use crate::vaults::secrets_of_stopped_signer;
 
 const LOST: usize = 2;
 
@@ -104,6 +114,8 @@ async fn d12_a_lost_signer_is_repaired_by_the_others() -> anyhow::Result<()> {
     ensure!(alice.run(&["send", &to_bob, "42000sat"]).await.is_err(), "its coordinator died");
     let leaves = count(&devnet, "SELECT count(*) FROM leaf").await?;
 
+    // First what a repair is by itself.
+    devnet.refresh_after_repair(LOST, false);
     let (mut lost, made) = devnet.lose_signer(LOST)?;
     // Nobody approves. The others go on by themselves; the new signer stays locked, and its host gets nothing.
     devnet.restart_members().await?;
@@ -184,10 +196,131 @@ async fn d12_a_lost_signer_is_repaired_by_the_others() -> anyhow::Result<()> {
     rows::agree(&devnet).await?;
     ensure!(count(&devnet, "SELECT count(*) FROM leaf").await? == leaves + 1, "leaves");
 
+    refreshed_by_all(&mut devnet, &carol, &moved).await?;
     a_lying_host(&devnet, &carol).await?;
     the_old_one_does_not_vote(&mut devnet, &mut lost).await?;
     ready(&mut devnet).await?;
-    transfer(&carol, &alice, 80_000).await
+    transfer(&carol, &alice, 80_000).await?;
+    rows::settled(&devnet).await?;
+    no_database_has_a_share(&mut devnet, &moved).await
+}
+
+/// The zero-constant refresh: afterwards all are clean for what was repaired, and no liar more is tolerated than before.
+async fn refreshed_by_all(devnet: &mut Devnet, carol: &WalletCommand, leaf: &str) -> anyhow::Result<()> {
+    let left = [("state", "unrefreshed")];
+    let url = devnet.members()[LOST].http_url();
+    eventually("what waits is counted", || async {
+        Ok(gauge(&url, "spark_operator_repair_items", &left).await? >= 3.0)
+    })
+    .await?;
+    devnet.refresh_after_repair(LOST, true);
+    devnet.process(&format!("operator-{LOST}"))?.kill()?;
+    let database = devnet.database_url(u16::try_from(LOST)?);
+    devnet.start_operator(LOST, &database)?;
+    ready(devnet).await?;
+    let devnet = &*devnet;
+    let before = available(carol).await?;
+    eventually("all leaves are refreshed", || async {
+        let refreshed = "SELECT count(*) FROM operation WHERE kind = 9 AND state = 'DONE'";
+        let waits = gauge(&url, "spark_operator_repair_items", &left).await?;
+        Ok(count(devnet, refreshed).await? > 0 && waits == 0.0)
+    })
+    .await?;
+    rows::agree(devnet).await?;
+    ensure!(available(carol).await? == before, "money is lost");
+    eventually("all are clean", || async {
+        let (own, all) = verdict(carol, leaf).await?;
+        let clean = flag(&own, "clean") == Some(true) && number(&all, "clean")? == 3;
+        if clean {
+            ensure!(flag(&own, "repaired") == Some(true), "{all:#}");
+            ensure!(flag(&all, "is_final") == Some(true) && number(&all, "tolerated_liars")? == 0, "{all:#}");
+        }
+        Ok(clean)
+    })
+    .await?;
+    auditors_agree(devnet).await
+}
+
+/// Runs a program that prints one JSON object or lines; returns whether it succeeded, and what it printed.
+async fn run(program: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
+    let mut command = tokio::process::Command::new(stamp::program(program)?);
+    let output = command.args(arguments).kill_on_drop(true).output().await?;
+    Ok((output.status.success(), String::from_utf8(output.stdout)?))
+}
+
+/// The independent verifier says the same as the wallet, from the logs of all operators together.
+async fn auditors_agree(devnet: &Devnet) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: String| folder.path().join(name).display().to_string();
+    let federation = devnet.endpoints().federation.display().to_string();
+    let ca = devnet.endpoints().ca.display().to_string();
+    eventually("the verifier finds every leaf clean", || async {
+        let mut arguments = vec!["--json".to_owned(), "refreshes".to_owned()];
+        for (index, member) in devnet.members().iter().enumerate() {
+            let config = member.dir().join("operator.toml").display().to_string();
+            let (done, lines) = run("spark-operator", &["--config", &config, "log", "export"]).await?;
+            ensure!(done, "export");
+            let entries = path(format!("entries-{index}"));
+            fs::write(&entries, lines)?;
+            let (operator, url) =
+                (index.to_string(), format!("{}/log", devnet.endpoints().operators[index].open));
+            let log = ["--json", "log", "--federation", &federation, "--operator", &operator, "--url", &url];
+            let (_, report) =
+                run("spark-verify", &[&log[..], &["--ca", &ca, "--entries", &entries]].concat()).await?;
+            let file = path(format!("report-{index}"));
+            fs::write(&file, report)?;
+            arguments.push(file);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (holds, text) = run("spark-verify", &arguments).await?;
+        let found: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        if holds {
+            let repaired = found.pointer(&format!("/repaired/{LOST}")).and_then(Value::as_u64);
+            let clean = found.get("clean").and_then(Value::as_array).map(Vec::len);
+            ensure!(repaired >= Some(3) && repaired == clean.map(|clean| clean as u64), "{found:#}");
+        }
+        Ok(holds)
+    })
+    .await
+}
+
+/// Hosts carried the repair, and a refresh: what they carried is in no operator's database. Looks for every share that a
+/// signer holds, and for the weighted shares of both helpers, which the repaired ones are the sums of.
+async fn no_database_has_a_share(devnet: &mut Devnet, leaf: &str) -> anyhow::Result<()> {
+    let mut database = rows::connect(devnet, LOST).await?;
+    let ids: Vec<Uuid> =
+        sqlx::query_scalar("SELECT keyshare_id FROM keyshare").fetch_all(&mut database).await?;
+    let helpers: BTreeSet<_> = [0, 1].map(OperatorIndex::new).into();
+    let weights = Coefficients::at(&helpers, OperatorIndex::new(u16::try_from(LOST)?));
+    let mut needles = Needles::default();
+    needles.text("public: leaf id", leaf);
+    let mut bait = None;
+    for index in 0..devnet.members().len() {
+        let stored = secrets_of_stopped_signer(devnet, index, &ids).await?;
+        ensure!(stored.len() > 64, "operator {index} holds {} shares only", stored.len());
+        bait = stored.first().map(|share| hex::encode(&share.bytes));
+        for share in &stored {
+            let name = format!("operator {index}'s share of {}", hex::encode(&share.keyshare));
+            needles.all_forms(&name, &share.bytes);
+            if let Some(weight) = weights.get(OperatorIndex::new(u16::try_from(index)?)) {
+                let part = SecretKey::from_slice(&share.bytes)?.mul_tweak(&to_secp(weight))?;
+                needles.all_forms(&format!("{name}, weighted"), &part.secret_bytes());
+            }
+        }
+    }
+    for index in 0..devnet.members().len() {
+        let dump = devnet.cluster().dump(&format!("operator_{index}"))?;
+        let found = needles.in_bytes(&dump);
+        ensure!(
+            found == BTreeSet::from(["public: leaf id".to_owned()]),
+            "dump of operator {index}: {found:?}"
+        );
+    }
+    // A search that finds nothing must be one that finds.
+    let mut planted = devnet.cluster().dump("operator_0")?;
+    planted.extend_from_slice(bait.context("share")?.as_bytes());
+    ensure!(needles.in_bytes(&planted).len() > 1, "a planted share is not found");
+    Ok(())
 }
 
 /// The host has a ticket of the repaired signer, approved by all. What it changes in it makes it worthless.

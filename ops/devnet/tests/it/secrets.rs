@@ -10,22 +10,14 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use prost::Message as _;
-use rustix::process::Signal;
 use spark_devnet::network::{DEVELOPMENT_IDENTITIES, Devnet, Options};
 use spark_proto::{peer::v1::Receipt, signer::v1 as signer, spark};
 use spark_rules::ids::{LeafId, OperatorIndex};
-use spark_signer::{
-    ecies::Envelope,
-    secret::SecretScalar,
-    vault::{SecretId, SecretKind, Vault},
-};
-use spark_signer_hsm::{config::Config, metrics::HsmMetrics, server};
-use spark_softhsm::{isolated, passed, run_test};
+use spark_signer::{ecies::Envelope, secret::SecretScalar};
 use spark_wallet::{Wallet, state, verify::Node};
 use uuid::Uuid;
 
@@ -34,14 +26,11 @@ use crate::support::{
     eventually, people, rows,
     search::{Needles, snapshot},
 };
+use crate::vaults::{Share, secrets_of_stopped_signer};
 
 const SATS: u64 = 40_000;
 /// Names of what is no secret and must be found.
 const PUBLIC: &str = "public";
-
-const CONFIG: &str = "SECRETS_TEST_CONFIG";
-const KEYS: &str = "SECRETS_TEST_KEYS";
-const OUT: &str = "SECRETS_TEST_OUT";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s1_secrets_are_nowhere_but_in_signer_and_wallet() -> anyhow::Result<()> {
@@ -245,73 +234,12 @@ async fn receipts(devnet: &Devnet, index: usize, owner: &Wallet, leaf: &str) -> 
     Ok(signer::GetReceiptsResponse::decode(answer)?.receipts)
 }
 
-/// A share as it lies in a vault, or the secret half of a package key.
-struct Share {
-    keyshare: Vec<u8>,
-    version: u64,
-    bytes: Vec<u8>,
-}
-
-/// Stops a signer and opens its vault, in a process of its own: a PKCS#11 module knows one token directory.
+/// The shares of every keyshare that the operator knows. Stops its signer.
 async fn shares_of_stopped_signer(devnet: &mut Devnet, index: usize) -> anyhow::Result<Vec<Share>> {
     let mut database = rows::connect(devnet, index).await?;
     let ids: Vec<Uuid> =
         sqlx::query_scalar("SELECT keyshare_id FROM keyshare").fetch_all(&mut database).await?;
     secrets_of_stopped_signer(devnet, index, &ids).await
-}
-
-/// The same of given keyshares or package keys.
-async fn secrets_of_stopped_signer(
-    devnet: &mut Devnet,
-    index: usize,
-    ids: &[Uuid],
-) -> anyhow::Result<Vec<Share>> {
-    let process = devnet.process(&format!("signer-{index}"))?;
-    ensure!(process.stop(Signal::TERM, Duration::from_secs(20)).await?, "the signer had to be killed");
-    // Outside of the folders that are searched.
-    let dir = tempfile::tempdir()?;
-    let (keys, out) = (dir.path().join("keys"), dir.path().join("shares"));
-    fs::write(&keys, ids.iter().map(|id| format!("{}\n", hex::encode(id.as_bytes()))).collect::<String>())?;
-    let member = devnet.members().get(index).context("member")?;
-    let path = |path: &Path| path.display().to_string();
-    let environment =
-        [(CONFIG, path(&member.dir().join("signer.toml"))), (KEYS, path(&keys)), (OUT, path(&out))];
-    let environment: Vec<(&str, &str)> =
-        environment.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    passed(&run_test("secrets::child_reads_a_vault", member.tokens(), &environment)?)?;
-    let text = fs::read_to_string(&out)?;
-    text.lines()
-        .map(|line| {
-            let mut fields = line.split(' ');
-            let mut next = || fields.next().context("field");
-            let keyshare = hex::decode(next()?)?;
-            Ok(Share { keyshare, version: next()?.parse()?, bytes: hex::decode(next()?)? })
-        })
-        .collect()
-}
-
-/// Not a test by itself: writes the shares of a stopped signer where the environment says.
-#[test]
-fn child_reads_a_vault() -> anyhow::Result<()> {
-    let Ok(config) = std::env::var(CONFIG) else { return Ok(()) };
-    let mut result = Ok(());
-    isolated("secrets::child_reads_a_vault", |_| result = read_vault(Path::new(&config)))?;
-    result
-}
-
-fn read_vault(config: &Path) -> anyhow::Result<()> {
-    let engine = server::open(&Config::load(config)?, &HsmMetrics::new()?)?;
-    let vault: &Vault = engine.vault();
-    let mut text = String::new();
-    for line in fs::read_to_string(std::env::var(KEYS)?)?.lines() {
-        let keyshare: [u8; 16] = hex::decode(line)?.as_slice().try_into()?;
-        let shown = |id: &SecretId| matches!(id.kind, SecretKind::Keyshare | SecretKind::PackageKey);
-        for id in vault.secrets_of(&keyshare)?.into_iter().filter(shown) {
-            let share = vault.get_secret(&id)?.context("share")?;
-            text.push_str(&format!("{line} {} {}\n", id.version, hex::encode(&*share)));
-        }
-    }
-    Ok(fs::write(std::env::var(OUT)?, text)?)
 }
 
 /// Fails for any secret; tells whether something public was there.

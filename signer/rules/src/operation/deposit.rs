@@ -93,6 +93,8 @@ pub(super) fn derive(
     if let Some(former) = former {
         record.version = former.version;
         record.last_proof = former.last_proof;
+        // Refreshed, perhaps: the key is the address's, the shares are the present ones.
+        record.public_shares = former.public_shares;
     }
     let mut work = Work::default();
     jobs.sign(context.federation, &record, &plan, binding.user_key, &mut work.jobs)?;

@@ -66,6 +66,13 @@ impl Operation {
                 t.bytes(&Sha256::digest(ciphertext));
             }
         }
+        if let Some(refresh) = &self.refresh {
+            // Of all dealers: commitments, every ciphertext, and the openings that they answered.
+            t.bytes(&refresh.session_id).u64(refresh.deals.len() as u64);
+            for deal in &refresh.deals {
+                t.bytes(&deal.payload);
+            }
+        }
         t.finish()
     }
 }

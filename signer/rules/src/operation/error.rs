@@ -65,6 +65,9 @@ pub enum OperationError {
     /// Too late: the transfer or the invoice has expired.
     #[error("{0} has expired")]
     Expired(&'static str),
+    /// A dealer's part of a refresh is none of this session, incomplete, or not signed by it.
+    #[error("operator {0} dealt something else than this refresh asks for")]
+    Deal(u16),
     /// The opened packages do not belong to the operation.
     #[error("opened package does not fit the operation: {0}")]
     Opened(&'static str),
@@ -117,6 +120,7 @@ impl OperationError {
             Self::Unsupported(_) => "UNSUPPORTED",
             Self::Invoice(_) => "INVOICE_INVALID",
             Self::Expired(_) => "EXPIRED",
+            Self::Deal(_) => "REFRESH_DEAL",
             Self::Opened(_) => "PACKAGE_CONTENT",
             Self::Final(_) => "FINAL_SIGNATURE",
             Self::Template(_) | Self::Leaf(LeafError::Template(_)) => "TEMPLATE",

@@ -121,6 +121,7 @@ pub fn commitment_sets(request: &Request) -> Vec<&spark::SigningCommitments> {
             })
             .collect(),
         Request::Renew(r) => r.signing_jobs.iter().flat_map(super::renew::jobs).collect(),
+        Request::Refresh(_) => Vec::new(),
     };
     jobs.into_iter()
         .flat_map(|job| {

@@ -6,7 +6,12 @@ use bitcoin::secp256k1::{PublicKey, SECP256K1};
 use spark_proto::signer::v1 as wire;
 
 use super::{Operation, OperationError};
-use crate::{feldman::Proofs, ids::LeafId, package, vote::Kind};
+use crate::{
+    feldman::{FeldmanError, Proofs, ZeroProofs},
+    ids::{LeafId, OperatorIndex},
+    package,
+    vote::Kind,
+};
 
 /// A leaf's operator key after the operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +26,23 @@ pub struct TweakedKey {
     pub owner_key: PublicKey,
     /// Feldman commitments of the tweak; none where the key stays.
     pub proofs: Option<Proofs>,
+    /// Those of a refresh: the shares change, the key stays.
+    pub refresh: Option<ZeroProofs>,
     /// What the sender sealed for the receiver, byte for byte.
     pub secret_cipher: Vec<u8>,
     /// The sender's signature over it, byte for byte.
     pub signature: Vec<u8>,
+}
+
+impl TweakedKey {
+    /// The public half of what one operator adds to its share; none where shares stay.
+    pub fn share_commitment(&self, operator: OperatorIndex) -> Result<Option<PublicKey>, FeldmanError> {
+        match (&self.proofs, &self.refresh) {
+            (Some(proofs), _) => proofs.share_commitment(operator).map(Some),
+            (None, Some(refresh)) => refresh.share_commitment(operator).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// Keys of all leaves after the operation.
@@ -39,9 +57,12 @@ impl Keys {
             if !opened.is_empty() {
                 return Err(OperationError::Opened("no package expected"));
             }
-            return Ok(Self(
-                operation.parts.iter().map(|p| (p.record.leaf_id, unchanged(operation.kind, p))).collect(),
-            ));
+            let mut keys: BTreeMap<_, _> =
+                operation.parts.iter().map(|p| (p.record.leaf_id, unchanged(operation.kind, p))).collect();
+            if let Some(refresh) = &operation.refresh {
+                refresh.apply(&mut keys)?;
+            }
+            return Ok(Self(keys));
         };
         if opened.len() != operation.parts.len() {
             return Err(OperationError::Opened("number of leaves"));
@@ -93,6 +114,7 @@ impl Keys {
                     public_shares,
                     owner_key,
                     proofs: Some(proofs),
+                    refresh: None,
                     secret_cipher: opened.secret_cipher.clone(),
                     signature: opened.signature.clone(),
                 },
@@ -131,8 +153,8 @@ fn unchanged(kind: Kind, part: &super::Part) -> TweakedKey {
     let record = &part.record;
     TweakedKey {
         version: match kind {
-            // Renewals and replaced deposits keep the key; the version still moves, so that each is consumed once.
-            Kind::Renew => record.version.saturating_add(1),
+            // Renewals, refreshes and replaced deposits keep the key; the version still moves, so that each is consumed once.
+            Kind::Renew | Kind::Refresh => record.version.saturating_add(1),
             Kind::Deposit if !part.is_new() => record.version.saturating_add(1),
             _ => record.version,
         },
@@ -140,6 +162,7 @@ fn unchanged(kind: Kind, part: &super::Part) -> TweakedKey {
         public_shares: record.public_shares.clone(),
         owner_key: record.owner_key,
         proofs: None,
+        refresh: None,
         secret_cipher: Vec::new(),
         signature: Vec::new(),
     }

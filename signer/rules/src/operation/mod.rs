@@ -13,6 +13,7 @@ mod jobs;
 mod keys;
 mod outcome;
 mod records;
+mod refresh;
 mod renew;
 mod send;
 mod terms;
@@ -27,6 +28,7 @@ pub use jobs::{Job, commitment_sets, parse_commitment, parse_commitments};
 pub use keys::{Keys, TweakedKey};
 pub use outcome::{Outcome, SignedTx, proof_hash};
 pub use records::{Binding, Records, TransferRecord, TransferShare};
+pub use refresh::{Deal, MAX_REFRESH, Refresh, deal_payload, named_leaves};
 pub use terms::{PaidInvoice, Terms, invoice_key};
 
 use crate::{
@@ -34,7 +36,7 @@ use crate::{
     ids::{LeafId, OperationId, OperatorIndex, TransferId},
     leaf::LeafRecord,
     tx::Plan,
-    vote::Kind,
+    vote::{Certificate, Kind, VoteError},
 };
 
 /// Most leaves of one operation.
@@ -110,6 +112,8 @@ pub struct Operation {
     pub jobs: Vec<Job>,
     /// Tweaks for each operator, where keys change.
     pub sealed: Option<Sealed>,
+    /// What every signer dealt, where shares are refreshed.
+    pub refresh: Option<Refresh>,
     /// Claimed besides leaves.
     pub resources: Vec<Resource>,
     /// What no signature of the client covers.
@@ -132,6 +136,7 @@ impl Operation {
             wire::operation::Request::SendMany(send) => send::derive_many(context, send, records),
             wire::operation::Request::Claim(claim) => claim::derive(context, claim, records),
             wire::operation::Request::Renew(renew) => renew::derive(context, renew, records),
+            wire::operation::Request::Refresh(refresh) => refresh::derive(context, refresh, records),
         }
     }
 
@@ -159,9 +164,27 @@ impl Operation {
             .map(|part| part.record.leaf_id)
     }
 
-    /// Number of release stages (D3).
+    /// Number of release stages (D3). Where nothing is signed there is one, in which the deciders commit.
     pub fn stages(&self) -> u8 {
-        self.jobs.iter().map(|j| j.stage).max().map_or(0, |last| last.saturating_add(1))
+        self.jobs.iter().map(|j| j.stage).max().unwrap_or(0).saturating_add(1)
+    }
+
+    /// It signs no transaction: the named signers' COMMIT takes the place of their shares (D1).
+    pub const fn signs_nothing(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// What decides beside the certificate and the final signatures: COMMIT of every decider, or none.
+    pub fn verify_commits(
+        &self,
+        proof: &wire::ProofOfCommit,
+        certificate: &Certificate,
+        federation: &Federation,
+    ) -> Result<(), VoteError> {
+        if self.signs_nothing() {
+            return certificate.verify_commits(&proof.commits, federation);
+        }
+        if proof.commits.is_empty() { Ok(()) } else { Err(VoteError::Malformed("commits")) }
     }
 
     /// Jobs of one stage, with their index.
@@ -186,6 +209,7 @@ pub fn identify(
         wire::operation::Request::SendMany(send) => (send::operation_id_many(send)?, Kind::Send),
         wire::operation::Request::Claim(claim) => (claim::operation_id(claim)?, Kind::Claim),
         wire::operation::Request::Renew(renew) => (renew::operation_id(renew, records)?, Kind::Renew),
+        wire::operation::Request::Refresh(refresh) => (refresh::operation_id(refresh)?, Kind::Refresh),
     })
 }
 
@@ -285,6 +309,7 @@ fn assemble(context: &Context<'_>, draft: Draft) -> Result<Operation, OperationE
         parts: draft.parts,
         jobs: draft.jobs,
         sealed: draft.sealed,
+        refresh: None,
         resources: draft.resources,
         terms: draft.terms,
         epoch: context.federation.epoch(),

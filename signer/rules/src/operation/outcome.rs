@@ -99,6 +99,7 @@ impl Operation {
             let mut record = match self.kind {
                 Kind::Deposit => part.record.clone().with_deposit(&plan)?,
                 Kind::Send | Kind::Claim => part.record.clone().with_refunds(&plan)?,
+                Kind::Refresh => part.record.clone(),
                 Kind::Renew => {
                     outcome.nodes.extend(part.record.inner_node(&plan));
                     part.record.clone().with_renewal(&plan)?
@@ -112,7 +113,7 @@ impl Operation {
             record.status = match self.kind {
                 Kind::Deposit => LeafStatus::Creating,
                 Kind::Send => LeafStatus::TransferLocked,
-                Kind::Claim | Kind::Renew => LeafStatus::Available,
+                Kind::Claim | Kind::Renew | Kind::Refresh => LeafStatus::Available,
             };
             if self.kind == Kind::Claim {
                 record.owner_identity = part.receiver;

@@ -88,6 +88,11 @@ pub enum RenewalPath {
 pub struct Plan(Vec<Planned>);
 
 impl Plan {
+    /// Of an operation that signs nothing.
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// A deposit: root, refund and direct-from-cpfp refund at 2000 to the owner's leaf key.
     pub fn deposit(
         source: Source<'_>,

@@ -23,7 +23,10 @@ use crate::{
 };
 
 /// The scalars of one message: exactly `keys` of 32 bytes.
-pub(super) fn scalars(bytes: &Zeroizing<Vec<u8>>, keys: usize) -> Result<Vec<SecretScalar>, EngineError> {
+pub(in crate::engine) fn scalars(
+    bytes: &Zeroizing<Vec<u8>>,
+    keys: usize,
+) -> Result<Vec<SecretScalar>, EngineError> {
     if Some(bytes.len()) != keys.checked_mul(32) {
         return Err(EngineError::Repair("a message has not one scalar per key"));
     }

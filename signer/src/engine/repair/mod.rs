@@ -24,8 +24,11 @@ use spark_rules::{
     vote::Position,
 };
 
-pub(super) use self::repaired::was_repaired;
 use self::{agreement::Agreed, listing::Table};
+pub(super) use self::{
+    helper::scalars,
+    repaired::{left_out, refreshed, unrefreshed, was_repaired},
+};
 use super::{EngineError, Shared};
 use crate::{repair::Helpers, secret::SecretScalar, vault::Vault};
 

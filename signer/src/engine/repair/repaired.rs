@@ -35,13 +35,43 @@ fn state(txn: &Txn<'_>) -> Result<Option<wire::RepairState>, EngineError> {
     Ok(Some(wire::RepairState::decode(bytes.as_slice())?))
 }
 
+const MENDED: &[u8] = b"repaired/";
+
 fn mended_key(id: &KeyshareId) -> Vec<u8> {
-    [b"repaired/".as_slice(), id.as_bytes()].concat()
+    [MENDED, id.as_bytes()].concat()
 }
 
 /// Whether this signer's share of the key came by repair: what an earlier life held of it is not shown destroyed.
 pub(in crate::engine) fn was_repaired(txn: &Txn<'_>, id: &KeyshareId) -> Result<bool, EngineError> {
     Ok(txn.record(&mended_key(id))?.is_some())
+}
+
+/// All signers applied a refresh: the share that was lost combines with none that is in use.
+pub(in crate::engine) fn refreshed(txn: &mut Txn<'_>, id: &KeyshareId) {
+    txn.delete_record(&mended_key(id));
+}
+
+/// Items that this signer's repair has left out so far.
+pub(in crate::engine) fn left_out(txn: &Txn<'_>) -> Result<u64, EngineError> {
+    let state = state(txn)?.unwrap_or_default();
+    Ok(if state.repaired { state.left_out } else { state.skipped_in_run })
+}
+
+/// Names of keyshares.
+type Names = Vec<Vec<u8>>;
+
+/// Keyshares after `after` that were repaired and not refreshed, at most `limit`, and where the next page begins.
+pub(in crate::engine) fn unrefreshed(
+    txn: &Txn<'_>,
+    after: &[u8],
+    limit: usize,
+) -> Result<(Names, Vec<u8>), EngineError> {
+    let from = (!after.is_empty()).then(|| [MENDED, after].concat());
+    let found = txn.committed().scan_records(MENDED, from.as_deref(), limit)?;
+    let names: Vec<_> =
+        found.iter().map(|(key, _)| key.get(MENDED.len()..).unwrap_or_default().to_vec()).collect();
+    let through = if names.len() < limit { Vec::new() } else { names.last().cloned().unwrap_or_default() };
+    Ok((names, through))
 }
 
 impl Shared {

@@ -13,6 +13,7 @@ mod prepared;
 mod proofs;
 mod quorum;
 mod receivers;
+mod refreshes;
 mod renewals;
 mod repairs;
 mod static_deposits;

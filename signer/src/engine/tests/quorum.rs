@@ -432,6 +432,7 @@ impl Quorum {
     ) -> peer::ProofOfCommit {
         let keys = Keys::derive(operation, opened).unwrap();
         let mut signatures: Vec<peer::FinalSignature> = Vec::new();
+        let mut commits = Vec::new();
         for stage in 0..operation.stages() {
             let mut shares: BTreeMap<u32, BTreeMap<OperatorIndex, SignatureShare>> = BTreeMap::new();
             for index in operation.named.clone() {
@@ -444,6 +445,7 @@ impl Quorum {
                 };
                 match self.call(index.as_usize(), Request::Release(release)).unwrap() {
                     Reply::Release(reply) => {
+                        commits.extend(reply.commit);
                         for share in reply.shares {
                             let parsed = SignatureShare::parse(&share.share).unwrap();
                             shares.entry(share.job).or_default().insert(index, parsed);
@@ -458,7 +460,7 @@ impl Quorum {
                 signatures.push(peer::FinalSignature { job: job as u32, signature: signature.to_vec() });
             }
         }
-        peer::ProofOfCommit { certificate: Some(certificate.clone()), signatures }
+        peer::ProofOfCommit { certificate: Some(certificate.clone()), signatures, commits }
     }
 
     pub(super) fn apply(

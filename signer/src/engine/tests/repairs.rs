@@ -13,7 +13,7 @@ use spark_rules::{
 use super::{
     Wallet, claim_request, deposit, operation,
     quorum::{Leaf, Quorum},
-    send_request,
+    refreshes, send_request,
 };
 use crate::{
     engine::{ApprovedRepair, EngineError, Reply, Request, ledger, prepare},
@@ -35,7 +35,7 @@ struct Case {
 
 const LOST: usize = 1;
 
-fn transfer(quorum: &mut Quorum, from: &Wallet, leaf: &Leaf, to: &Wallet) -> Leaf {
+pub(super) fn transfer(quorum: &mut Quorum, from: &Wallet, leaf: &Leaf, to: &Wallet) -> Leaf {
     let (send, received) = send_request(quorum, from, leaf, to.id());
     let id = send.transfer_id.clone();
     quorum.run(Kind::Send(send)).unwrap();
@@ -279,6 +279,64 @@ impl crate::secret::SecretScalar {
     fn add_zero(&self) -> Self {
         Self::from_bytes(&self.to_bytes()).unwrap()
     }
+}
+
+fn pending(case: &mut Case, limit: u32) -> Vec<String> {
+    let (mut found, mut after) = (Vec::new(), Vec::new());
+    loop {
+        let request = wire::RefreshPendingRequest { after, limit };
+        let Reply::RefreshPending(page) = case.quorum.call(LOST, Request::RefreshPending(request)).unwrap()
+        else {
+            panic!()
+        };
+        found.extend(page.leaf_ids);
+        after = page.through;
+        if after.is_empty() {
+            found.sort();
+            return found;
+        }
+    }
+}
+
+/// The share that was lost makes the key with t - 1 others of its version; once all have refreshed, with none that is
+/// left.
+#[test]
+fn d12_a_refresh_makes_the_lost_share_useless() {
+    let mut case = Case::approved(2, 3);
+    case.repair(64);
+    let (kept, moved) = (copy(&case.kept), copy(&case.moved));
+    let mut both = vec![kept.id.to_string(), moved.id.to_string()];
+    both.sort();
+    for limit in [1, 2, 1024] {
+        assert_eq!(pending(&mut case, limit), both);
+    }
+    let before = case.quorum.leaf(0, &kept.id);
+    let lost = {
+        let id = prepare::keyshare_secret(&before.keyshare_id, before.version);
+        let txn = case.lost.engine.vault.begin();
+        prepare::read_scalar(&txn, &id).unwrap().public_key()
+    };
+    let with = |case: &mut Case, other: usize| {
+        let found = case.own_share(other, &copy(&case.kept));
+        refreshes::combined(&[(LOST, lost), (other, found)].into())
+    };
+    assert_eq!(with(&mut case, 0), before.group_key);
+    refreshes::refresh(&mut case.quorum, &[&kept]);
+    assert_eq!(case.quorum.leaf(LOST, &kept.id).group_key, before.group_key);
+    for other in [0, 2] {
+        assert_ne!(with(&mut case, other), before.group_key);
+    }
+    assert_eq!(pending(&mut case, 1024), [moved.id.to_string()]);
+    let phases: Vec<_> = case.receipts(&kept).into_iter().map(|r| r.phase).collect();
+    assert_eq!(phases, ["repair", "refresh"]);
+    // A claim does not do in its place (D12), and an unused key waits once it has a leaf.
+    let moved = transfer(&mut case.quorum, &case.bob, &moved, &case.alice);
+    assert_eq!(pending(&mut case, 1024), [moved.id.to_string()]);
+    let fresh = deposit(&mut case.quorum, &case.alice, 70_000);
+    assert_eq!(pending(&mut case, 1024).len(), 2);
+    refreshes::refresh(&mut case.quorum, &[&fresh, &moved]);
+    assert_eq!(pending(&mut case, 1024), Vec::<String>::new());
+    transfer(&mut case.quorum, &case.alice, &fresh, &case.bob);
 }
 
 #[test]
@@ -540,6 +598,9 @@ fn d12_an_open_operation_comes_first() {
     let (_, skipped) = case.repair(64);
     assert!(skipped >= 1);
     assert!(!case.knows(&kept));
+    // What it left out is in the others' logs: it follows them all the same, and as many unknown keys as that.
+    let cosigned = follow_of(&mut case.quorum, 0, LOST).unwrap();
+    assert_eq!((cosigned.distrust.as_str(), cosigned.cosignature.is_empty()), ("", false));
 
     // The operation named the lost signer: its new life, which never saw the attempt, gives its ABORT as well.
     let mut votes = Vec::new();
@@ -679,17 +740,26 @@ fn d12_witnesses_follow_the_new_log() {
 }
 
 fn follow(quorum: &mut Quorum, witness: usize) -> wire::CosignLogResponse {
+    follow_of(quorum, LOST, witness).unwrap()
+}
+
+/// One member follows the log of another.
+fn follow_of(
+    quorum: &mut Quorum,
+    owner: usize,
+    witness: usize,
+) -> Result<wire::CosignLogResponse, EngineError> {
     let Reply::Checkpoint(head) =
-        quorum.call(LOST, Request::GetCheckpoint(wire::GetCheckpointRequest {})).unwrap()
+        quorum.call(owner, Request::GetCheckpoint(wire::GetCheckpointRequest {})).unwrap()
     else {
         panic!()
     };
-    let size = Checkpoint::verify(&head.checkpoint, &quorum.federation, OperatorIndex::new(LOST as u16))
+    let size = Checkpoint::verify(&head.checkpoint, &quorum.federation, OperatorIndex::new(owner as u16))
         .unwrap()
         .size;
     let mut cosign = |from, entries| {
         let checkpoint = head.checkpoint.clone();
-        let request = wire::CosignLogRequest { operator: LOST as u32, from, entries, checkpoint };
+        let request = wire::CosignLogRequest { operator: owner as u32, from, entries, checkpoint };
         match quorum.call(witness, Request::CosignLog(request)).unwrap() {
             Reply::Cosigned(reply) => reply,
             _ => panic!(),
@@ -697,11 +767,11 @@ fn follow(quorum: &mut Quorum, witness: usize) -> wire::CosignLogResponse {
     };
     let from = cosign(size, Vec::new()).size;
     let read = wire::ReadLogRequest { from, until: size };
-    let Reply::Log(log) = quorum.call(LOST, Request::ReadLog(read)).unwrap() else { panic!() };
+    let Reply::Log(log) = quorum.call(owner, Request::ReadLog(read)).unwrap() else { panic!() };
     let checkpoint = log.checkpoint;
-    let request = wire::CosignLogRequest { operator: LOST as u32, from, entries: log.entries, checkpoint };
-    match quorum.call(witness, Request::CosignLog(request)).unwrap() {
-        Reply::Cosigned(reply) => reply,
+    let request = wire::CosignLogRequest { operator: owner as u32, from, entries: log.entries, checkpoint };
+    match quorum.call(witness, Request::CosignLog(request))? {
+        Reply::Cosigned(reply) => Ok(reply),
         _ => panic!(),
     }
 }

@@ -20,12 +20,12 @@ use spark_signer::{ecies, one_time};
 use spark_wallet::{Wallet, state};
 use uuid::Uuid;
 
-use super::{SATS, receipts, scalar, secrets_of_stopped_signer};
-
+use super::{SATS, receipts, scalar};
 use crate::support::{
     call::{Door, call, wallet_card},
     eventually, people, rows,
 };
+use crate::vaults::secrets_of_stopped_signer;
 
 /// A package as it went over the network.
 struct Recorded {

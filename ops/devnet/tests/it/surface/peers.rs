@@ -34,6 +34,11 @@ pub(super) fn voices(other: u32) -> Vec<(&'static str, Voice)> {
             "DkgStart",
             Named(signer::DkgStartRequest { initiator: other, ..Default::default() }.encode_to_vec()),
         ),
+        (
+            "RefreshOpen",
+            Named(signer::RefreshOpenRequest { coordinator: other, ..Default::default() }.encode_to_vec()),
+        ),
+        ("RefreshDeal", Carried("carries messages that signers signed")),
         ("DkgRespond", Carried("carries messages that signers signed")),
         ("DkgFinish", Carried("carries messages that signers signed")),
         ("DkgConfirm", Carried("carries messages that signers signed")),
