@@ -33,6 +33,8 @@ label_enum! {
         Claim = "claim",
         /// Timelocks are raised.
         Renewal = "renewal",
+        /// A leaf is sent for a preimage.
+        Htlc = "htlc",
     }
 }
 label_enum! {
@@ -119,6 +121,7 @@ impl From<Kind> for OperationKind {
             Kind::Send => Self::Transfer,
             Kind::Claim => Self::Claim,
             Kind::Renew => Self::Renewal,
+            Kind::Htlc => Self::Htlc,
         }
     }
 }

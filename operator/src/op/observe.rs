@@ -15,6 +15,7 @@ pub(super) const fn asked_kind(request: &Request) -> Kind {
         Request::Send(_) | Request::SendMany(_) => Kind::Send,
         Request::Claim(_) => Kind::Claim,
         Request::Renew(_) => Kind::Renew,
+        Request::Htlc(_) => Kind::Htlc,
     }
 }
 

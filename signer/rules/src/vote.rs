@@ -156,6 +156,8 @@ pub enum Kind {
     Claim,
     /// Timelocks are raised again.
     Renew,
+    /// A send that a preimage completes (D8).
+    Htlc,
 }
 
 impl Kind {
@@ -166,6 +168,7 @@ impl Kind {
             Self::Send => 2,
             Self::Claim => 3,
             Self::Renew => 4,
+            Self::Htlc => 8,
         }
     }
 
@@ -176,6 +179,7 @@ impl Kind {
             Self::Send => "send",
             Self::Claim => "claim",
             Self::Renew => "renew",
+            Self::Htlc => "htlc",
         }
     }
 
@@ -186,6 +190,7 @@ impl Kind {
             2 => Self::Send,
             3 => Self::Claim,
             4 => Self::Renew,
+            8 => Self::Htlc,
             _ => return Err(VoteError::Malformed("kind")),
         })
     }

@@ -66,6 +66,9 @@ impl Operation {
                 t.bytes(&Sha256::digest(ciphertext));
             }
         }
+        if let Some(condition) = &self.condition {
+            t.bytes(b"preimage").bytes(&condition.payment_hash).u64(condition.expiry_height.into());
+        }
         t.finish()
     }
 }
