@@ -229,6 +229,20 @@ async fn project(
             }
             None => Ok(()),
         },
+        // The first decision of a conditional operation. One that these tables lost with its request has ended since.
+        "pending" => match &entry.proof {
+            Some(proof) => match engine.reapply(id, proof.clone()).await {
+                Ok(written) => {
+                    recovered.applied += u32::from(written);
+                    Ok(())
+                }
+                Err(EngineError::Unknown) => Ok(()),
+                Err(error) => Err(error),
+            },
+            None => Ok(()),
+        },
+        "ruled" => engine.adopt_word(id, entry).await,
+        "returned" => engine.adopt_return(entry).await,
         _ => Ok(()),
     };
     match outcome {

@@ -68,6 +68,10 @@ calls! {
     sign_abort: SignAbortRequest -> SignAbortResponse;
     /// Applies a proof of abort.
     abort: AbortRequest -> AbortResponse;
+    /// A decider's word on how a conditional operation ends.
+    sign_settlement: SignSettlementRequest -> SignSettlementResponse;
+    /// What the words of all deciders lead to.
+    settle: SettleRequest -> ApplyResponse;
     /// Journal entries after a sequence.
     read_journal: ReadJournalRequest -> ReadJournalResponse;
     /// First round of key generation.

@@ -34,6 +34,8 @@ calls! {
     Apply,
     SignAbort,
     Abort,
+    SignSettlement,
+    Settle,
     DkgStart,
     DkgRespond,
     DkgFinish,

@@ -109,6 +109,8 @@ calls! {
     apply: wire::ApplyRequest => Apply, Apply(wire::ApplyResponse);
     sign_abort: wire::SignAbortRequest => SignAbort, SignAbort(wire::SignAbortResponse);
     abort: wire::AbortRequest => Abort, Abort(wire::AbortResponse);
+    sign_settlement: wire::SignSettlementRequest => SignSettlement, SignSettlement(wire::SignSettlementResponse);
+    settle: wire::SettleRequest => Settle, Settle(wire::ApplyResponse);
     read_journal: wire::ReadJournalRequest => ReadJournal, ReadJournal(wire::ReadJournalResponse);
     dkg_start: wire::DkgStartRequest => DkgStart, DkgRound1(wire::DkgRound1);
     dkg_respond: wire::DkgRound1Set => DkgRespond, DkgRound2(wire::DkgRound2);

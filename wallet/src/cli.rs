@@ -57,6 +57,9 @@ pub(crate) enum Command {
     Send(Send),
     /// Text that asks somebody to pay, once.
     Invoice(Invoice),
+    /// Money that a preimage moves, or that comes back.
+    #[command(subcommand)]
+    Htlc(Htlc),
     /// Claim what was sent to this wallet.
     Receive {
         /// Wait until something comes.
@@ -163,6 +166,42 @@ pub(crate) struct Send {
     /// Transfer id; the same id is the same transfer.
     #[arg(long)]
     pub(crate) id: Option<uuid::Uuid>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Htlc {
+    /// Lock money for a receiver who shows a preimage before it expires.
+    Create {
+        /// Spark address.
+        to: String,
+        /// With unit: 1000sat, 0.001btc.
+        amount: spark_wallet::amount::Sats,
+        /// SHA-256 of somebody else's preimage, hex. Without it the preimage is this wallet's, shown once it is locked.
+        #[arg(long, value_parser = parse_hash)]
+        payment_hash: Option<Hash>,
+        /// Seconds until it expires; operators make at least six blocks of it, and return it six blocks later.
+        #[arg(long, default_value_t = 24 * 3600)]
+        expires: u64,
+        /// Transfer id; the same id is the same transfer.
+        #[arg(long)]
+        id: Option<uuid::Uuid>,
+    },
+    /// Take what waits for a preimage.
+    Claim {
+        /// Hex.
+        #[arg(value_parser = parse_hash)]
+        preimage: Hash,
+    },
+    /// What waits, was settled, or came back.
+    List,
+}
+
+/// 32 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hash(pub(crate) [u8; 32]);
+
+fn parse_hash(text: &str) -> Result<Hash, String> {
+    hex::FromHex::from_hex(text).map(Hash).map_err(|_| "64 hex digits".into())
 }
 
 #[derive(Debug, Args)]
@@ -279,5 +318,8 @@ mod tests {
         assert!(parse(&["deposit", "address", "--rotate"]).is_err());
         assert!(parse(&["deposit", "address", "--static", "--rotate"]).is_ok());
         assert!(parse(&["deposit", "refund", "--to", "x"]).is_err());
+        assert!(parse(&["htlc", "create", "sparkrt1x", "1000sat", "--expires", "600"]).is_ok());
+        assert!(parse(&["htlc", "create", "sparkrt1x", "1000sat", "--payment-hash", "00"]).is_err());
+        assert!(parse(&["htlc", "claim", &"00".repeat(32)]).is_ok());
     }
 }

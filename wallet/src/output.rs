@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use spark_wallet::{
     ErrorClass, WalletError,
     exit::{ExitPlan, ExitStatus},
-    flow::{Balance, Direction, Entry, LeafView},
+    flow::{Balance, Direction, Entry, HtlcView, LeafView},
     receipts::{Finality, LogView, Verification},
 };
 
@@ -268,6 +268,46 @@ impl Show for SentInfo {
             return out;
         }
         format!("sent {} sat to {} as transfer {}", self.amount_sats, self.receiver, self.transfer_id)
+    }
+}
+
+/// `htlc create`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HtlcInfo {
+    pub(crate) transfer_id: String,
+    pub(crate) amount_sats: u64,
+    pub(crate) receiver: String,
+    /// Hex.
+    pub(crate) payment_hash: String,
+    /// Hex, where it is this wallet's.
+    pub(crate) preimage: Option<String>,
+}
+
+impl Show for HtlcInfo {
+    fn text(&self) -> String {
+        let mut out = format!(
+            "locked {} sat for {} as transfer {}\npayment hash {}",
+            self.amount_sats, self.receiver, self.transfer_id, self.payment_hash
+        );
+        if let Some(preimage) = &self.preimage {
+            let _ = write!(out, "\npreimage {preimage}");
+        }
+        out
+    }
+}
+
+impl Show for HtlcView {
+    fn text(&self) -> String {
+        let side = if self.sent { "to" } else { "from" };
+        format!(
+            "{}  {} sat  {}  {side} {}  payment hash {}  expires {}",
+            self.transfer_id,
+            self.amount_sats,
+            self.status,
+            self.counterparty,
+            self.payment_hash,
+            self.expires
+        )
     }
 }
 

@@ -59,6 +59,20 @@ pub async fn release_resources(ex: impl PgExecutor<'_>, id: AttemptId) -> Result
     move_resources(ex, id, "RELEASED").await
 }
 
+/// Releases what a returned conditional operation held of one kind; [`spend_resources`] keeps the rest.
+pub async fn release_kind(ex: impl PgExecutor<'_>, id: AttemptId, kind: &str) -> Result<(), DbError> {
+    sqlx::query(
+        "UPDATE resource_claim SET state = 'RELEASED' \
+         WHERE op_id = $1 AND attempt = $2 AND kind = $3 AND state = 'LOCKED'",
+    )
+    .bind(id.op.uuid())
+    .bind(id.attempt_column()?)
+    .bind(kind)
+    .execute(ex)
+    .await?;
+    Ok(())
+}
+
 async fn move_leaves(ex: impl PgExecutor<'_>, id: AttemptId, to: &str) -> Result<u64, DbError> {
     Ok(sqlx::query("UPDATE leaf_claim SET state = $3 WHERE op_id = $1 AND attempt = $2 AND state = 'LOCKED'")
         .bind(id.op.uuid())

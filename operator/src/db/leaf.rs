@@ -206,6 +206,16 @@ pub async fn set_status(
         == 1)
 }
 
+/// Changes what wallets are shown of a leaf that an operation holds; its record stays.
+pub async fn show(ex: impl PgExecutor<'_>, leaf_id: Uuid, status: &str) -> Result<(), DbError> {
+    sqlx::query("UPDATE leaf SET status = $2, updated_at = now() WHERE leaf_id = $1")
+        .bind(leaf_id)
+        .bind(status)
+        .execute(ex)
+        .await?;
+    Ok(())
+}
+
 /// Leaves that wait for their deposit to confirm.
 pub async fn creating(ex: impl PgExecutor<'_>, limit: i64) -> Result<Vec<LeafRow>, DbError> {
     Ok(sqlx::query_as(select!("WHERE l.status = 'CREATING' ORDER BY l.created_at LIMIT $1"))

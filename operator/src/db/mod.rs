@@ -13,6 +13,7 @@ pub mod event;
 pub mod event_cursor;
 pub mod follow;
 pub mod headers;
+pub mod htlc;
 pub mod invoice;
 pub mod keyshare;
 pub mod leaf;

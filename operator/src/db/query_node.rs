@@ -93,7 +93,7 @@ pub async fn visible(
              SELECT 1 FROM leaf o WHERE o.tree_id = l.tree_id AND o.status <> 'SPLITTED' AND ( \
                  o.owner_identity = $2 OR EXISTS ( \
                      SELECT 1 FROM transfer_leaf tl JOIN transfer_receiver t USING (transfer_id, receiver) \
-                     WHERE tl.leaf_id = o.leaf_id AND t.receiver = $2 AND t.status IN (2, 3, 4, 9, 10)))) \
+                     WHERE tl.leaf_id = o.leaf_id AND t.receiver = $2 AND t.status IN (1, 2, 3, 4, 9, 10)))) \
          AND NOT ",
         unsettled!("l"),
         " ORDER BY l.created_at, l.leaf_id"

@@ -5,10 +5,14 @@ use uuid::Uuid;
 
 use super::DbError;
 
+/// Wire code: a preimage is still missing.
+pub const SENDER_KEY_TWEAK_PENDING: i16 = 1;
 /// Wire code: the sender's part is applied, the receiver may claim.
 pub const SENDER_KEY_TWEAKED: i16 = 2;
 /// Wire code: claimed.
 pub const COMPLETED: i16 = 5;
+/// Wire code: the leaves went back to the sender.
+pub const RETURNED: i16 = 7;
 
 /// A transfer.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
@@ -208,6 +212,21 @@ pub async fn complete(
     .bind(COMPLETED)
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// A conditional transfer ended, for its sender and all receivers.
+pub async fn set_status(
+    connection: &mut PgConnection,
+    transfer_id: Uuid,
+    status: i16,
+) -> Result<(), DbError> {
+    for sql in [
+        "UPDATE transfer SET status = $2, updated_at = now() WHERE transfer_id = $1",
+        "UPDATE transfer_receiver SET status = $2 WHERE transfer_id = $1",
+    ] {
+        sqlx::query(sql).bind(transfer_id).bind(status).execute(&mut *connection).await?;
+    }
     Ok(())
 }
 

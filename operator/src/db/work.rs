@@ -1,12 +1,14 @@
 //! The few transactions in which the engine changes more than one table.
 
-use spark_rules::ids::OperatorIndex;
+use spark_rules::{ids::OperatorIndex, operation::PAYMENT};
 use uuid::Uuid;
 
 use super::{
     Db, DbError, address, claim, delivery,
     delivery::Message,
-    event, in_transaction,
+    event,
+    htlc::{self, HtlcRow, HtlcState},
+    in_transaction,
     leaf::{self, LeafWrite, SignedTxRow},
     operation::{self, AttemptId, NewOperation, State},
     receipt::{self, ReceiptRow},
@@ -43,6 +45,8 @@ pub struct AppliedWrite {
     pub signed: Vec<SignedTxRow>,
     /// A new transfer with its leaves.
     pub transfer: Option<(TransferRow, Vec<TransferLeafRow>)>,
+    /// The transfer is pending: leaves and claims stay as they are until it ends.
+    pub htlc: Option<HtlcRow>,
     /// Transfers and the receivers that have now claimed them.
     pub completed: Vec<(Uuid, Vec<u8>)>,
     /// The own signer's receipts and those that peers reported.
@@ -182,8 +186,10 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<boo
     in_transaction!(db, tx => {
         let first = operation::advance(&mut *tx, id, &[State::Committed], State::Applied).await?;
         if first {
-            claim::spend_leaves(&mut *tx, id).await?;
-            claim::spend_resources(&mut *tx, id).await?;
+            if write.htlc.is_none() {
+                claim::spend_leaves(&mut *tx, id).await?;
+                claim::spend_resources(&mut *tx, id).await?;
+            }
             for l in &write.leaves {
                 leaf::upsert(&mut *tx, l).await?;
                 leaf::insert_history(&mut *tx, id, l).await?;
@@ -196,6 +202,12 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<boo
                 transfer::insert_shares(&mut *tx, t, leaves).await?;
                 for l in leaves {
                     transfer::insert_leaf(&mut *tx, l).await?;
+                }
+                if let Some(pending) = &write.htlc {
+                    htlc::insert(&mut *tx, pending).await?;
+                    for l in leaves {
+                        leaf::show(&mut *tx, l.leaf_id, "TRANSFER_LOCKED").await?;
+                    }
                 }
             }
             for (transfer_id, receiver) in &write.completed {
@@ -216,6 +228,50 @@ pub async fn applied(db: &Db, id: AttemptId, write: &AppliedWrite) -> Result<boo
             receipt::upsert(&mut *tx, r).await?;
         }
         first
+    })
+}
+
+/// The second decision of a conditional transfer was applied by the own signer: `write.leaves` are the receiver's, or
+/// the sender's again. True the first time.
+pub async fn ended(db: &Db, row: &HtlcRow, state: HtlcState, write: &AppliedWrite) -> Result<bool, DbError> {
+    let id = row.id();
+    in_transaction!(db, tx => {
+        let first = htlc::end(&mut *tx, id, state).await?;
+        if first {
+            if state == HtlcState::Settled {
+                claim::spend_leaves(&mut *tx, id).await?;
+                transfer::set_status(&mut tx, row.transfer_id, transfer::SENDER_KEY_TWEAKED).await?;
+                for l in &write.leaves {
+                    leaf::insert_history(&mut *tx, id, l).await?;
+                }
+            } else {
+                claim::release_leaves(&mut *tx, id).await?;
+                claim::release_kind(&mut *tx, id, PAYMENT).await?;
+                transfer::set_status(&mut tx, row.transfer_id, transfer::RETURNED).await?;
+            }
+            claim::spend_resources(&mut *tx, id).await?;
+            for l in &write.leaves {
+                leaf::upsert(&mut *tx, l).await?;
+            }
+            for w in &write.watched {
+                super::chain::watch(&mut *tx, w).await?;
+            }
+        }
+        for r in &write.receipts {
+            receipt::upsert(&mut *tx, r).await?;
+        }
+        first
+    })
+}
+
+/// Every operator has ended it: events go out, once.
+pub async fn announced(db: &Db, id: AttemptId, events: &[EventWrite]) -> Result<(), DbError> {
+    in_transaction!(db, tx => {
+        if htlc::announce(&mut *tx, id).await? {
+            for (identity, kind, body) in events {
+                event::insert(&mut *tx, identity, kind, body).await?;
+            }
+        }
     })
 }
 

@@ -35,6 +35,8 @@ label_enum! {
         Renewal = "renewal",
         /// Shares are refreshed.
         Refresh = "refresh",
+        /// A leaf is sent for a preimage.
+        Htlc = "htlc",
     }
 }
 label_enum! {
@@ -126,6 +128,7 @@ impl From<Kind> for OperationKind {
             Kind::Claim => Self::Claim,
             Kind::Renew => Self::Renewal,
             Kind::Refresh => Self::Refresh,
+            Kind::Htlc => Self::Htlc,
         }
     }
 }

@@ -8,7 +8,7 @@ use prost::Message as _;
 use spark_proto::{peer::v1 as wire, signer::v1 as signer};
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
-    operation::{Operation, identify, invoice_key},
+    operation::{Operation, OperationError, identify, invoice_key},
     vote::{Certificate, Kind},
 };
 
@@ -43,9 +43,13 @@ impl Engine {
     /// Dropping the returned future does not stop the run.
     pub async fn run(
         &self,
-        request: wire::operation::Request,
+        mut request: wire::operation::Request,
         requester: &PublicKey,
     ) -> Result<Outcome, EngineError> {
+        if let wire::operation::Request::Htlc(htlc) = &mut request {
+            // Of a repeat nobody looks at it: the height was fixed by the first.
+            htlc.expiry_height = self.height_of(htlc).ok().flatten().unwrap_or(1);
+        }
         let digest = request_digest(&request);
         // Each turn answers, or lost a race against another session and looks again.
         for _ in 0..8 {
@@ -98,6 +102,10 @@ impl Engine {
                 return Ok(self.turned_away(kind, Outcome::Invalid(error)));
             }
             self.chain_is_fresh()?;
+            if !self.expiry_fits(&attempt.operation)? {
+                let invalid = OperationError::Malformed("expiry_time");
+                return Ok(self.turned_away(kind, Outcome::Invalid(invalid)));
+            }
             match work::propose(self.db(), &attempt.new_row(true), &attempt.claims()?).await {
                 Ok(()) => self.step_done(kind, Phase::Propose, started),
                 Err(DbError::LeafClaimed | DbError::ResourceClaimed) => {

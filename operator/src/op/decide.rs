@@ -15,6 +15,7 @@ use super::{
     fail::{Point, fail_point},
     heavy::heavy,
     outcome,
+    settle::htlc_transfer,
     tally::{Tally, Verdict},
 };
 use crate::{
@@ -257,6 +258,9 @@ impl Engine {
             wire::operation::Request::Claim(claim) => {
                 (Some(&claim.transfer_id), Some(&claim.owner_identity_public_key))
             }
+            wire::operation::Request::Htlc(htlc) => {
+                (htlc_transfer(htlc).map(|request| &request.transfer_id), None)
+            }
             wire::operation::Request::Deposit(_)
             | wire::operation::Request::Renew(_)
             | wire::operation::Request::Refresh(_) => (None, None),
@@ -266,7 +270,10 @@ impl Engine {
             let id = spark_rules::operation::transfer_id(text)?.uuid();
             if let Some(row) = transfer::get(self.db().pool(), id).await? {
                 let shares = transfer::shares(self.db().pool(), &[id]).await?;
-                let receivers = shares.into_iter().map(|share| share.receiver);
+                // A receiver hears of what it can claim only: wallets claim at once.
+                let told =
+                    shares.into_iter().filter(|share| share.status != transfer::SENDER_KEY_TWEAK_PENDING);
+                let receivers = told.map(|share| share.receiver);
                 events = outcome::events(
                     &row,
                     receivers.filter(|receiver| only.is_none_or(|only| only == receiver)).collect(),

@@ -202,9 +202,14 @@ impl Attempt {
     }
 }
 
-/// Digest of a client's words, whatever attempt and coordinator carry them. Equal messages have equal bytes.
+/// Digest of a client's words, whatever attempt and coordinator carry them, and whatever height the coordinator took his
+/// expiry for. Equal messages have equal bytes.
 pub(super) fn request_digest(request: &wire::operation::Request) -> [u8; 32] {
-    let bare = wire::Operation { request: Some(request.clone()), ..wire::Operation::default() };
+    let mut request = request.clone();
+    if let wire::operation::Request::Htlc(htlc) = &mut request {
+        htlc.expiry_height = 0;
+    }
+    let bare = wire::Operation { request: Some(request), ..wire::Operation::default() };
     Sha256::digest(bare.encode_to_vec()).into()
 }
 
@@ -326,6 +331,13 @@ impl Engine {
     pub(super) fn chain_is_fresh(&self) -> Result<(), EngineError> {
         let Some((status, max_age)) = &self.inner.chain else { return Ok(()) };
         status.borrow().fresh(*max_age).map(drop).map_err(EngineError::ChainStale)
+    }
+
+    /// The own tip, if the view of the chain is fresh.
+    pub(super) fn tip(&self) -> Result<u32, EngineError> {
+        self.chain_is_fresh()?;
+        let tip = self.inner.chain.as_ref().and_then(|(status, _)| status.borrow().tip);
+        tip.map(|tip| tip.height).ok_or_else(|| EngineError::ChainStale("no block yet".to_owned()))
     }
 
     /// The keys that the operation makes, from what the own signer opened; asks the signer again if the row lost it.

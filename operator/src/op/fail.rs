@@ -49,6 +49,14 @@ points! {
     SignerAborted,
     /// The proof of abort is written; peers were not told.
     Aborted,
+    /// A preimage is kept; nobody was told.
+    SettlePreimage,
+    /// The words of all deciders are kept; peers were not told.
+    SettleProof,
+    /// The own signer ended a conditional transfer; Postgres does not know.
+    SettleSigner,
+    /// Own tables show the end; nobody was told.
+    SettleEnded,
 }
 
 /// Ends the process, once, if the file that `SPARK_FAIL_FILE` names holds the name of this step.

@@ -13,6 +13,7 @@ mod observe;
 mod outcome;
 mod participate;
 pub(crate) mod records;
+mod settle;
 pub mod shares;
 pub mod tally;
 mod terminate;
@@ -22,3 +23,4 @@ pub use engine::{Engine, EngineError, Outcome, Refusal, Settings};
 #[cfg(feature = "failpoints")]
 pub use fail::Point;
 pub use records::Snapshot;
+pub use settle::Provided;

@@ -16,6 +16,7 @@ pub(super) const fn asked_kind(request: &Request) -> Kind {
         Request::Claim(_) => Kind::Claim,
         Request::Renew(_) => Kind::Renew,
         Request::Refresh(_) => Kind::Refresh,
+        Request::Htlc(_) => Kind::Htlc,
     }
 }
 

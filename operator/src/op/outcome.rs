@@ -7,6 +7,7 @@ use spark_rules::{
     ids::{KeyshareId, LeafId, OperatorIndex},
     leaf::LeafRecord,
     operation::{Keys, Operation, OperationError, Outcome, transfer_id},
+    settlement::Pending,
     vote::Kind,
 };
 
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use crate::db::{
     DbError,
     chain::WatchedRow,
+    htlc::{HtlcRow, HtlcState},
     leaf::{LeafWrite, SignedTxRow},
     operation::index_column,
     receipt::ReceiptRow,
@@ -25,6 +27,8 @@ use crate::db::{
 
 /// Wire code of a plain transfer.
 pub(super) const TYPE_TRANSFER: i16 = 2;
+/// Wire code of a transfer that a preimage completes.
+const TYPE_PREIMAGE_SWAP: i16 = 0;
 
 pub(super) fn leaf_write(record: &LeafRecord) -> Result<LeafWrite, DbError> {
     Ok(LeafWrite {
@@ -65,9 +69,12 @@ pub(super) fn rows(
     outcome: &Outcome,
 ) -> Result<AppliedWrite, DbError> {
     let mut write = AppliedWrite::default();
-    for record in outcome.nodes.iter().chain(&outcome.leaves) {
-        write.leaves.push(leaf_write(record)?);
-        write.watched.extend(watched(record));
+    // A conditional operation changes no leaf before its second decision.
+    if operation.condition.is_none() {
+        for record in outcome.nodes.iter().chain(&outcome.leaves) {
+            write.leaves.push(leaf_write(record)?);
+            write.watched.extend(watched(record));
+        }
     }
     for (job, tx) in outcome.signed.iter().enumerate() {
         write.signed.push(SignedTxRow {
@@ -84,6 +91,11 @@ pub(super) fn rows(
             write.used_addresses = outcome.leaves.iter().map(|l| l.leaf_id.uuid()).collect()
         }
         (Kind::Send, _) => write.transfer = Some(transfer_rows(operation, keys, outcome)?),
+        (Kind::Htlc, _) => {
+            let (transfer, leaves) = transfer_rows(operation, keys, outcome)?;
+            write.htlc = Some(htlc_row(operation, operation.digest(keys), &transfer)?);
+            write.transfer = Some((transfer, leaves));
+        }
         (Kind::Claim, wire::operation::Request::Claim(claim)) => {
             let claimed = transfer_id(&claim.transfer_id).ok();
             let receiver = operation.requester.serialize().to_vec();
@@ -123,13 +135,14 @@ fn transfer_rows(
         });
     }
     let first = transfer.receivers.first().ok_or(DbError::Missing("receiver"))?;
+    let pending = operation.condition.is_some();
     let row = TransferRow {
         transfer_id,
         sender: operation.requester.serialize().to_vec(),
         receiver: first.receiver.serialize().to_vec(),
         total,
-        status: transfer::SENDER_KEY_TWEAKED,
-        kind: TYPE_TRANSFER,
+        status: if pending { transfer::SENDER_KEY_TWEAK_PENDING } else { transfer::SENDER_KEY_TWEAKED },
+        kind: if pending { TYPE_PREIMAGE_SWAP } else { TYPE_TRANSFER },
         expiry: expiry_column(transfer.expiry_seconds),
         invoice: transfer.invoice.clone(),
         created_micros: 0,
@@ -137,6 +150,20 @@ fn transfer_rows(
         completed_micros: None,
     };
     Ok((row, leaves))
+}
+
+fn htlc_row(operation: &Operation, digest: [u8; 32], transfer: &TransferRow) -> Result<HtlcRow, DbError> {
+    Ok(HtlcRow {
+        pending: Pending::of(operation, digest).map_err(|_| DbError::Missing("condition"))?,
+        transfer_id: transfer.transfer_id,
+        sender: transfer.sender.clone(),
+        receiver: transfer.receiver.clone(),
+        state: HtlcState::Pending,
+        preimage: None,
+        proof: None,
+        announced: false,
+        created_micros: 0,
+    })
 }
 
 /// Microseconds; none where there is no limit.

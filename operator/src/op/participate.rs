@@ -18,6 +18,7 @@ use super::{
     fail::{Point, fail_point},
     heavy::heavy,
     records::Snapshot,
+    settle::EXPIRY_HEIGHT,
 };
 use crate::{
     db::{
@@ -28,7 +29,7 @@ use crate::{
     metrics::{Outcome as End, Phase},
 };
 
-fn attempt_id(operation_id: &[u8], attempt: u32) -> Result<AttemptId, EngineError> {
+pub(super) fn attempt_id(operation_id: &[u8], attempt: u32) -> Result<AttemptId, EngineError> {
     let op = OperationId::parse(operation_id).map_err(VoteError::from)?;
     Ok(AttemptId { op, attempt })
 }
@@ -137,6 +138,9 @@ impl Engine {
                 }
                 if let Err(error) = attempt.operation.terms.at(unix_seconds()) {
                     return self.refuse(&attempt.new_row(false), &request, error.reason()).await;
+                }
+                if !self.expiry_fits(&attempt.operation)? {
+                    return self.refuse(&attempt.new_row(false), &request, EXPIRY_HEIGHT).await;
                 }
                 match work::propose(self.db(), &attempt.new_row(false), &attempt.claims()?).await {
                     Ok(()) => {

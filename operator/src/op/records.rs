@@ -66,6 +66,12 @@ impl Names {
             wire::operation::Request::Refresh(_) => {
                 named_leaves(request).iter().for_each(|leaf| names.leaf(leaf));
             }
+            wire::operation::Request::Htlc(htlc) => {
+                let transfer = htlc.request.as_ref().and_then(|r| r.transfer_request.as_ref());
+                let package = transfer.and_then(|t| t.transfer_package.as_ref());
+                names.transfers.extend(transfer.and_then(|t| transfer_id(&t.transfer_id).ok()));
+                names.jobs(package.iter().flat_map(|p| &p.leaves_to_send));
+            }
         }
         names
     }
@@ -117,6 +123,10 @@ impl Snapshot {
 
     async fn transfer_of(&mut self, db: &Db, id: TransferId) -> Result<(), DbError> {
         let Some(row) = transfer::get(db.pool(), id.uuid()).await? else { return Ok(()) };
+        if matches!(row.status, transfer::SENDER_KEY_TWEAK_PENDING | transfer::RETURNED) {
+            // Nothing to claim: signers know no such transfer either.
+            return Ok(());
+        }
         let leaves = transfer::leaves(db.pool(), &[row.transfer_id]).await?;
         let shares = transfer::shares(db.pool(), &[row.transfer_id]).await?.into_iter();
         let receivers = shares.map(|share| -> Result<TransferShare, DbError> {
@@ -149,7 +159,7 @@ impl Snapshot {
     /// reorganisation may have taken a deposit's confirmation back since, and a decision stands all the same (D21).
     pub fn as_voted(mut self, kind: Kind) -> Self {
         let status = match kind {
-            Kind::Send | Kind::Renew | Kind::Refresh => LeafStatus::Available,
+            Kind::Send | Kind::Htlc | Kind::Renew | Kind::Refresh => LeafStatus::Available,
             Kind::Claim => LeafStatus::TransferLocked,
             Kind::Deposit => return self,
         };

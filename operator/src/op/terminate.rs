@@ -90,6 +90,7 @@ impl Engine {
                 tracing::warn!(%error, operation = %row.id, state = row.state.as_str(), "attempt stays open");
             }
         }));
+        self.settle_due().await?;
         join(
             deliver.buffer_unordered(AT_ONCE).for_each(|()| ready(())),
             finish.buffer_unordered(AT_ONCE).for_each(|()| ready(())),

@@ -69,6 +69,10 @@ peer_calls! {
     query_proof: wire::QueryProofRequest => wire::QueryProofReply;
     /// Everybody has applied it.
     close: wire::CloseRequest => wire::CloseReply;
+    /// How does this conditional operation end?
+    ask_settlement: wire::SettlementQuestion => wire::SettlementAnswer;
+    /// Hands over how it ended.
+    settle: wire::SettleRequest => wire::SettleReply;
     /// Nonce commitments of the peer's signer.
     commit_nonces: signer::CommitNoncesRequest => signer::CommitNoncesResponse;
     /// Binding by the peer's signer.

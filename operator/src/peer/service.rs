@@ -227,6 +227,20 @@ impl Peer for PeerService {
         own.refresh_deal(request.into_inner()).await.map(Response::new).map_err(call_status)
     }
 
+    async fn ask_settlement(
+        &self,
+        request: Request<wire::SettlementQuestion>,
+    ) -> Reply<wire::SettlementAnswer> {
+        self.caller(&request)?;
+        self.engine.on_ask_settlement(&request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn settle(&self, request: Request<wire::SettleRequest>) -> Reply<wire::SettleReply> {
+        self.caller(&request)?;
+        let receipts = self.engine.on_settle(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(wire::SettleReply { receipts }))
+    }
+
     async fn dkg_start(&self, request: Request<signer::DkgStartRequest>) -> Reply<signer::DkgRound1> {
         let caller = self.caller(&request)?;
         same(caller, request.get_ref().initiator)?;

@@ -18,9 +18,9 @@ use tonic::Code;
 use super::{DepositAddresses, Nonces, Operations, Refunds};
 use crate::{
     call::CallError,
-    db::address::AddressRow,
+    db::{address::AddressRow, htlc::HtlcRow},
     deposit_address::{self, AddressError},
-    op::{Engine, EngineError, INVOICE_PAID, Outcome},
+    op::{Engine, EngineError, INVOICE_PAID, Outcome, Provided},
     peer::Signers,
     static_deposit::{RefundError, StaticDeposits},
     status::{Reason, Refused},
@@ -45,6 +45,19 @@ impl Operations for Engine {
             Outcome::Undecided(id) => {
                 Err(Refused::new(Reason::QuorumShort, "not decided in time; send the same request again")
                     .with("operation", id))
+            }
+        }
+    }
+
+    async fn provide(&self, pending: &HtlcRow, preimage: &[u8; 32]) -> Result<(), Refused> {
+        match Self::provide(self, pending, preimage).await? {
+            Provided::Settled => Ok(()),
+            Provided::Expired => Err(Refused::new(
+                Reason::Expired,
+                "the transfer has expired: its leaves go back to the sender",
+            )),
+            Provided::Undecided => {
+                Err(Refused::new(Reason::QuorumShort, "not settled in time; provide the preimage again"))
             }
         }
     }
@@ -198,6 +211,9 @@ fn of_vote(reason: &str) -> Refused {
             Refused::new(Reason::LeafUnavailable, crate::status::text::LEAF_UNAVAILABLE).with("cause", reason)
         }
         INVOICE_PAID => Refused::new(Reason::InvoicePaid, "the invoice is paid, or is being paid"),
+        "EXPIRY_HEIGHT" => {
+            Refused::new(Reason::OperationAborted, "operators see different heights; try again")
+        }
         "EXPIRED" => Refused::new(Reason::Expired, "the transfer or its invoice has expired"),
         "NONCE_UNKNOWN" => Refused::new(Reason::NonceUnknown, "nonce commitments are gone; fetch fresh ones"),
         "PACKAGE_KEY" => {

@@ -7,6 +7,7 @@
 mod backend;
 mod commitments;
 mod deposit;
+mod htlc;
 mod input;
 mod invoices;
 mod nodes;
@@ -45,7 +46,7 @@ use tonic::service::Routes;
 
 use crate::{
     convert::{ConvertError, Converter},
-    db::{Db, DbError, address::AddressRow},
+    db::{Db, DbError, address::AddressRow, htlc::HtlcRow},
     events::Events,
     status::{Reason, Refused},
 };
@@ -56,6 +57,9 @@ pub trait Operations: Send + Sync + 'static {
     /// Runs an operation that `requester`'s session asks for, or attaches to the run of the same request. Returns
     /// when every operator has applied it (with q < n: the commit quorum), so that success may be told (D7).
     async fn run(&self, request: Request, requester: &PublicKey) -> Result<(), Refused>;
+
+    /// Settles a pending transfer by its preimage, or goes on settling it. Returns when every operator has.
+    async fn provide(&self, pending: &HtlcRow, preimage: &[u8; 32]) -> Result<(), Refused>;
 }
 
 /// Nonces of any operator's signer: the own one directly, others through their operators.

@@ -58,6 +58,41 @@ impl<'a> Bounds<'a> {
         self.package(request.transfer_package.as_ref().ok_or_else(|| missing("transfer_package"))?)
     }
 
+    /// A transfer that a preimage completes. What the rules do not look at is bounded all the same.
+    pub(super) fn htlc<'r>(
+        self,
+        request: &'r spark::InitiatePreimageSwapRequest,
+    ) -> Result<&'r spark::StartTransferRequest, Refused> {
+        size(request)?;
+        bytes("payment_hash", &request.payment_hash, 32, 32)?;
+        let reason = spark::initiate_preimage_swap_request::Reason::Send;
+        if request.reason() != reason {
+            let text = "a transfer in exchange for a preimage is not offered by this operator";
+            return Err(Refused::new(Reason::Unimplemented, text));
+        }
+        let transfer = request.transfer_request.as_ref().ok_or_else(|| missing("transfer_request"))?;
+        input::transfer_id("transfer_request.transfer_id", &transfer.transfer_id)?;
+        input::key("receiver_identity_public_key", &request.receiver_identity_public_key)?;
+        if transfer.expiry_time.is_none() {
+            return Err(missing("transfer_request.expiry_time"));
+        }
+        if let Some(plain) = &request.transfer {
+            let lists = [
+                ("transfer.leaves_to_send", &plain.leaves_to_send),
+                ("transfer.direct_leaves_to_send", &plain.direct_leaves_to_send),
+                ("transfer.direct_from_cpfp_leaves_to_send", &plain.direct_from_cpfp_leaves_to_send),
+            ];
+            for (field, jobs) in lists {
+                if jobs.len() > MAX_LEAVES {
+                    return Err(Refused::field(field, format!("at most {MAX_LEAVES} leaves")));
+                }
+            }
+        }
+        let package = transfer.transfer_package.as_ref();
+        self.package(package.ok_or_else(|| missing("transfer_request.transfer_package"))?)?;
+        Ok(transfer)
+    }
+
     /// A send to several receivers; the package of its one sender.
     pub(super) fn send_many(
         self,

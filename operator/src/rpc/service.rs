@@ -113,9 +113,10 @@ impl SparkService for Api {
 
     async fn provide_preimage(
         &self,
-        _: Request<spark::ProvidePreimageRequest>,
+        request: Request<spark::ProvidePreimageRequest>,
     ) -> Result<Response<spark::ProvidePreimageResponse>, Status> {
-        Err(Refused::unimplemented("provide_preimage").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.preimage_provided(&session, request).await?))
     }
 
     async fn query_preimage(
@@ -127,9 +128,10 @@ impl SparkService for Api {
 
     async fn query_htlc(
         &self,
-        _: Request<spark::QueryHtlcRequest>,
+        request: Request<spark::QueryHtlcRequest>,
     ) -> Result<Response<spark::QueryHtlcResponse>, Status> {
-        Err(Refused::unimplemented("query_htlc").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.htlcs(&session, request).await?))
     }
 
     async fn renew_leaf(
@@ -241,9 +243,10 @@ impl SparkService for Api {
 
     async fn initiate_preimage_swap_v3(
         &self,
-        _: Request<spark::InitiatePreimageSwapRequest>,
+        request: Request<spark::InitiatePreimageSwapRequest>,
     ) -> Result<Response<spark::InitiatePreimageSwapResponse>, Status> {
-        Err(Refused::unimplemented("initiate_preimage_swap_v3").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.send_for_preimage(&session, request).await?))
     }
 
     async fn start_leaf_swap_v2(

@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Api {
-    fn bounds(&self) -> Bounds<'_> {
+    pub(super) fn bounds(&self) -> Bounds<'_> {
         Bounds::new(&self.parts.federation)
     }
 
@@ -207,13 +207,17 @@ impl Api {
         Ok(self.converter.node(row)?)
     }
 
-    async fn transfer(&self, row: &TransferRow, receiver: Option<&[u8]>) -> Result<spark::Transfer, Refused> {
+    pub(super) async fn transfer(
+        &self,
+        row: &TransferRow,
+        receiver: Option<&[u8]>,
+    ) -> Result<spark::Transfer, Refused> {
         let mut shown = self.shown(std::slice::from_ref(row), receiver).await?;
         shown.pop().ok_or_else(|| Refused::new(Reason::TransferUnknown, "transfer is not known"))
     }
 }
 
 /// Whose leaf a refusal names.
-fn first_leaf(package: Option<&spark::TransferPackage>) -> String {
+pub(super) fn first_leaf(package: Option<&spark::TransferPackage>) -> String {
     package.and_then(|p| p.leaves_to_send.first()).map(|job| job.leaf_id.clone()).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::address::Network;
 use crate::ids::{KeyshareId, LeafId};
 use crate::tx::{
-    Basis, INITIAL_TIMELOCK, LEAST_REFUND_STEP, Plan, Planned, Purpose, RawSet, RenewalPath, Rule,
+    Basis, Htlc, INITIAL_TIMELOCK, LEAST_REFUND_STEP, Plan, Planned, Purpose, RawSet, RenewalPath, Rule,
     SequenceField, Source, Spend, Template, TemplateError, Timelock, p2tr_script,
 };
 
@@ -108,7 +108,7 @@ pub struct LeafRecord {
     pub direct_node_tx: Option<Transaction>,
     /// The owner's refunds, signed or not.
     pub refunds: Refunds,
-    /// Step of the refunds.
+    /// Timelock of the cpfp refund: a step, or above one by the offset of an HTLC refund (in flight) or of a client.
     pub refund_timelock: Timelock,
     /// Step of the node tx.
     pub node_timelock: Timelock,
@@ -213,13 +213,37 @@ impl LeafRecord {
 
     /// The step of a client's send refund: any lower multiple of 100, at least 100 (D6).
     pub fn send_step(&self, raw_refund: &[u8]) -> Result<Timelock, TemplateError> {
-        let step = Template::peek_timelock(raw_refund)?;
-        if step.is_step() && step >= LEAST_REFUND_STEP && step < self.refund_timelock {
-            Ok(step)
-        } else {
-            let expected = format!("a multiple of 100 from 100 to below {}", self.refund_timelock);
-            Err(TemplateError::new(Rule::Step, expected, step))
-        }
+        self.lower_step(raw_refund, Purpose::Refund)
+    }
+
+    fn lower_step(&self, raw: &[u8], purpose: Purpose) -> Result<Timelock, TemplateError> {
+        let timelock = Template::peek_timelock(raw)?;
+        timelock
+            .without(purpose.offset())
+            .filter(|step| step.is_step() && *step >= LEAST_REFUND_STEP && *step < self.refund_timelock)
+            .ok_or_else(|| {
+                let expected = format!(
+                    "a multiple of 100 from 100 to below {}, plus {}",
+                    self.refund_timelock,
+                    purpose.offset()
+                );
+                TemplateError::new(Rule::Step, expected, timelock)
+            })
+    }
+
+    /// The transactions of a send that a preimage completes, at [`LeafRecord::next_refund_timelock`], for the wallet.
+    pub fn build_htlc(&self, htlc: &Htlc) -> Result<Plan, LeafError> {
+        let step = self.next_refund_timelock()?;
+        Ok(Plan::htlc(Source::Build, &self.basis()?, htlc, step)?)
+    }
+
+    /// Checks a client's send that a preimage completes: its refunds pay to the HTLC at a lower step.
+    pub fn check_htlc(&self, raws: RawSet<'_>, htlc: &Htlc) -> Result<Plan, LeafError> {
+        let purpose = Purpose::HtlcRefund;
+        let refund =
+            raws.get(purpose).ok_or_else(|| TemplateError::new(Rule::Missing(purpose), "one", "none"))?;
+        let step = self.lower_step(refund, purpose)?;
+        Ok(Plan::htlc(Source::Check(raws), &self.basis()?, htlc, step)?)
     }
 
     /// The transactions of a send at [`LeafRecord::next_refund_timelock`], for the wallet.
@@ -345,13 +369,17 @@ fn planned(plan: &Plan, purpose: Purpose) -> Result<&Planned, TemplateError> {
 }
 
 fn refunds_of(plan: &Plan) -> Result<(Refunds, Timelock), TemplateError> {
-    let cpfp = planned(plan, Purpose::Refund)?;
+    let [cpfp, direct, direct_from_cpfp] = match plan.get(Purpose::HtlcRefund) {
+        Some(_) => [Purpose::HtlcRefund, Purpose::HtlcDirectRefund, Purpose::HtlcDirectFromCpfpRefund],
+        None => [Purpose::Refund, Purpose::DirectRefund, Purpose::DirectFromCpfpRefund],
+    };
+    let cpfp = planned(plan, cpfp)?;
     let refunds = Refunds {
         cpfp: cpfp.tx.clone(),
-        direct: plan.get(Purpose::DirectRefund).map(|direct| direct.tx.clone()),
-        direct_from_cpfp: planned(plan, Purpose::DirectFromCpfpRefund)?.tx.clone(),
+        direct: plan.get(direct).map(|direct| direct.tx.clone()),
+        direct_from_cpfp: planned(plan, direct_from_cpfp)?.tx.clone(),
     };
-    Ok((refunds, cpfp.template.step()))
+    Ok((refunds, cpfp.template.timelock()))
 }
 
 fn check_timelock(name: &'static str, tx: &Transaction, expected: Timelock) -> Result<(), LeafError> {

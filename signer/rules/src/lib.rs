@@ -17,6 +17,7 @@ pub mod package;
 pub mod package_key;
 pub mod point;
 pub mod receipt;
+pub mod settlement;
 pub mod transcript;
 pub mod tx;
 pub mod vote;

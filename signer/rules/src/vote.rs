@@ -158,6 +158,8 @@ pub enum Kind {
     Renew,
     /// The operators' shares change, and nothing else (D12).
     Refresh,
+    /// A send that a preimage completes (D8).
+    Htlc,
 }
 
 impl Kind {
@@ -169,6 +171,7 @@ impl Kind {
             Self::Claim => 3,
             Self::Renew => 4,
             Self::Refresh => 9,
+            Self::Htlc => 8,
         }
     }
 
@@ -180,6 +183,7 @@ impl Kind {
             Self::Claim => "claim",
             Self::Renew => "renew",
             Self::Refresh => "refresh",
+            Self::Htlc => "htlc",
         }
     }
 
@@ -191,6 +195,7 @@ impl Kind {
             3 => Self::Claim,
             4 => Self::Renew,
             9 => Self::Refresh,
+            8 => Self::Htlc,
             _ => return Err(VoteError::Malformed("kind")),
         })
     }

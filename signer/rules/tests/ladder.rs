@@ -4,23 +4,33 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::Txid;
 use common::{NEW_OWNER, OWNER, RECEIVER, leaf, public};
 use proptest::prelude::*;
 use spark_rules::leaf::{LeafError, LeafRecord};
-use spark_rules::tx::{INTERVAL, LEAST_REFUND_STEP, Maturity, Plan, RawSet, Source};
+use spark_rules::tx::{HTLC_OFFSET, Htlc, INTERVAL, LEAST_REFUND_STEP, Maturity, Plan, RawSet, Source};
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Send,
+    /// A send that a preimage completes.
+    Htlc,
+    /// No preimage came.
+    Return,
     Claim,
     Renew,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![6 => Just(Step::Send), 3 => Just(Step::Claim), 2 => Just(Step::Renew)];
+    let step = prop_oneof![
+        6 => Just(Step::Send),
+        3 => Just(Step::Htlc),
+        2 => Just(Step::Return),
+        4 => Just(Step::Claim),
+        2 => Just(Step::Renew),
+    ];
     prop::collection::vec(step, 1..200)
 }
 
@@ -40,13 +50,32 @@ fn checked(plan: &Plan, check: impl Fn(Source<'_>) -> Result<Plan, LeafError>) {
     }
 }
 
-/// Files every maturity; the claim may use those of the send before it (D6 c).
-fn file(ledger: &mut BTreeMap<Maturity, Txid>, plan: &Plan, shared: bool) {
-    for planned in plan.transactions() {
-        for maturity in planned.template.maturities() {
-            let former = ledger.insert(maturity, planned.tx.compute_txid());
-            assert!(shared || former.is_none(), "{} has a rival at {maturity:?}", planned.purpose());
+/// Released maturities, and those of them that a return has freed for one more use.
+#[derive(Default)]
+struct Ledger {
+    released: BTreeMap<Maturity, Txid>,
+    returned: BTreeSet<Maturity>,
+}
+
+impl Ledger {
+    /// Files every maturity; the claim may use those of the send before it (D6 c), and the next send those of an HTLC
+    /// that was returned (D6 a).
+    fn file(&mut self, plan: &Plan, shared: bool) {
+        for planned in plan.transactions() {
+            for maturity in planned.template.maturities() {
+                let former = self.released.insert(maturity, planned.tx.compute_txid());
+                let free = self.returned.remove(&maturity);
+                assert!(
+                    shared || free || former.is_none(),
+                    "{} has a rival at {maturity:?}",
+                    planned.purpose()
+                );
+            }
         }
+    }
+
+    fn free(&mut self, plan: &Plan) {
+        self.returned.extend(plan.transactions().iter().flat_map(|p| p.template.maturities()));
     }
 }
 
@@ -60,8 +89,11 @@ proptest! {
     #[test]
     fn timelocks_fall(steps in steps(), value in prop_oneof![Just(500u64), 900u64..2000, 10_000u64..100_000_000]) {
         let mut record = leaf(value);
-        let mut ledger = BTreeMap::new();
+        let mut ledger = Ledger::default();
+        let htlc = Htlc::new([6; 32], public(RECEIVER), public(OWNER));
         let mut in_flight = false;
+        // The record to return to, and what is on its way.
+        let mut pending: Option<(LeafRecord, Plan)> = None;
         for step in steps {
             let (refund, node) = (record.refund_timelock, record.node_timelock);
             match step {
@@ -71,7 +103,7 @@ proptest! {
                             Source::Check(raws) => record.check_send(raws, &public(RECEIVER)),
                             Source::Build => record.build_send(&public(RECEIVER)),
                         });
-                        file(&mut ledger, &plan, false);
+                        ledger.file(&plan, false);
                         record = settled(record.with_refunds(&plan).unwrap());
                         in_flight = true;
                         prop_assert!(record.refund_timelock.blocks() + INTERVAL <= refund.blocks());
@@ -83,13 +115,40 @@ proptest! {
                         prop_assert!(refund.blocks() < 2 * INTERVAL);
                     }
                 },
+                Step::Htlc if !in_flight => match record.build_htlc(&htlc) {
+                    Ok(plan) => {
+                        checked(&plan, |source| match source {
+                            Source::Check(raws) => record.check_htlc(raws, &htlc),
+                            Source::Build => record.build_htlc(&htlc),
+                        });
+                        ledger.file(&plan, false);
+                        let before = record.clone();
+                        record = settled(record.with_refunds(&plan).unwrap());
+                        pending = Some((before, plan));
+                        in_flight = true;
+                        let step = record.refund_timelock.blocks() - HTLC_OFFSET;
+                        prop_assert!(step + INTERVAL <= refund.blocks());
+                        prop_assert_eq!(record.claim_timelock().unwrap().blocks(), step);
+                        prop_assert_eq!(record.node_timelock, node);
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(error, LeafError::Exhausted(refund));
+                        prop_assert!(refund.blocks() < 2 * INTERVAL);
+                    }
+                },
+                Step::Return => if let Some((before, plan)) = pending.take() {
+                    ledger.free(&plan);
+                    record = before;
+                    in_flight = false;
+                },
                 Step::Claim if in_flight => {
                     let plan = record.claim(Source::Build, &public(NEW_OWNER)).unwrap();
                     checked(&plan, |source| record.claim(source, &public(NEW_OWNER)));
-                    file(&mut ledger, &plan, true);
+                    ledger.file(&plan, true);
                     record = settled(record.with_refunds(&plan).unwrap());
                     in_flight = false;
-                    prop_assert_eq!(record.refund_timelock, refund);
+                    pending = None;
+                    prop_assert_eq!(record.refund_timelock, refund.round_down());
                 }
                 Step::Renew if !in_flight => {
                     let path = record.renewal_path();
@@ -97,7 +156,7 @@ proptest! {
                         Ok(plan) => {
                             checked(&plan, |source| record.renew(source, path));
                             // Each renewal has a ladder of its own: no maturity of an earlier one.
-                            file(&mut ledger, &plan, false);
+                            ledger.file(&plan, false);
                             record = settled(record.with_renewal(&plan).unwrap());
                             prop_assert!(refund.blocks() <= 300);
                             prop_assert_eq!(record.refund_timelock.blocks(), 2000);

@@ -11,12 +11,15 @@ use bitcoin::consensus::encode::deserialize_hex;
 use bitcoin::secp256k1::PublicKey;
 use common::{GROUP, NEW_OWNER, OWNER, RECEIVER, VERIFYING, deposited, public};
 use serde_json::Value;
+use sha2::Digest as _;
 use spark_proto::spark::{ClaimPackage, HashVariant, TransferPackage};
 use spark_rules::address::{Network, SparkAddress, deposit_address, is_deposit_address};
 use spark_rules::hash::StructuredHash;
 use spark_rules::leaf::LeafRecord;
 use spark_rules::package::{self, PackageError};
-use spark_rules::tx::{Plan, Purpose, RawSet, RenewalPath, Source, Spend, Timelock, p2tr_script};
+use spark_rules::tx::{
+    Htlc, HtlcPath, Plan, Purpose, RawSet, RenewalPath, Source, Spend, Timelock, p2tr_script,
+};
 
 fn vectors() -> Value {
     serde_json::from_str(include_str!("vectors/public-sdk.json")).unwrap()
@@ -41,6 +44,9 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::DirectRefund => "direct_refund",
         Purpose::DirectFromCpfpRefund => "direct_from_cpfp_refund",
         Purpose::StaticRefund => "static_refund",
+        Purpose::HtlcRefund => "htlc_refund",
+        Purpose::HtlcDirectRefund => "htlc_direct_refund",
+        Purpose::HtlcDirectFromCpfpRefund => "htlc_direct_from_cpfp_refund",
     }
 }
 
@@ -224,5 +230,33 @@ fn invoices_are_the_same() {
         assert_eq!(signed.verify(), Ok(()));
         let forged = SparkAddress { identity: public(OWNER), ..signed };
         assert!(forged.verify().is_err());
+    }
+}
+
+/// The output of an HTLC of [`RECEIVER`] and [`NEW_OWNER`], and both ways out of it.
+#[test]
+fn htlc_outputs_are_the_sdks() {
+    let payment_hash = sha2::Sha256::digest([0x66; 32]).into();
+    let htlc = Htlc::new(payment_hash, public(RECEIVER), public(NEW_OWNER));
+    let script = "51202267d5f7bb20f84c850f13e84d4e7d85116cc5db84675be9e812de2a5f284f78";
+    assert_eq!(htlc.script_pubkey().unwrap().to_hex_string(), script);
+    let paths = [
+        (
+            HtlcPath::Preimage,
+            "a820352302489bc2fcf025cf00cda8308033f97ac87712ce90b4d7cd72c58e4c3af988209ac20335eb38768d2052be1dbbc3c8f61\
+             78407458e51e6b4ad22f1d91758895bac",
+            "c150929b74c1a04954b78b4b6035e97a5e078a5a0f28ec96d547bfee9ace803ac07b7e07e4ee8d41ae1505528bfa92c1c592fbeed\
+             109b8301f5ff8fca1aa5af7e5",
+        ),
+        (
+            HtlcPath::Timeout,
+            "027008b275202c0b7cf95324a07d05398b240174dc0c2be444d96b159aa6c7f7b1e668680991ac",
+            "c150929b74c1a04954b78b4b6035e97a5e078a5a0f28ec96d547bfee9ace803ac0d653225d533f1e062b6e3b862b0eaae5d15f48b\
+             d183a60b2709fa637b52f0974",
+        ),
+    ];
+    for (path, script, control) in paths {
+        assert_eq!(htlc.script(path).to_hex_string(), script);
+        assert_eq!(hex::encode(htlc.control_block(path).unwrap()), control);
     }
 }

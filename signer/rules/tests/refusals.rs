@@ -6,16 +6,19 @@ mod common;
 
 use bitcoin::absolute::LockTime;
 use bitcoin::consensus::serialize;
+use bitcoin::hashes::Hash as _;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, ScriptBuf, Sequence, Transaction, TxOut, Witness};
 use common::{NEW_OWNER, OWNER, RECEIVER, VERIFYING, deposit_output, leaf, public, secret};
 use spark_rules::address::Network;
 use spark_rules::leaf::{LeafError, LeafRecord, LeafStatus};
 use spark_rules::package::{self, PackageError};
+use spark_rules::settlement::{Condition, RETURN_MARGIN, Ruling, expiry_height};
 use spark_rules::tx::{
-    Maturity, Plan, Purpose, RawSet, Rule, Source, StaticRefund, Template, TemplateError, Timelock, Variant,
-    anchor, maybe_fee, p2tr_script,
+    Htlc, Maturity, Plan, Purpose, RawSet, Rule, Source, StaticRefund, Template, TemplateError, Timelock,
+    Variant, anchor, maybe_fee, p2tr_script,
 };
+use spark_rules::vote::VoteError;
 
 fn tag<T: std::fmt::Debug>(result: Result<T, LeafError>) -> String {
     match result {
@@ -360,4 +363,153 @@ fn a_static_refund_needs_its_owners_statement() {
     bytes.extend_from_slice(&message);
     let hash = <bitcoin::hashes::sha256::Hash as bitcoin::hashes::Hash>::hash(&bytes);
     assert_eq!(right, *AsRef::<[u8; 32]>::as_ref(&hash));
+}
+
+/// The tag of an HTLC send whose transactions were changed; none if it was taken.
+fn changed_htlc(record: &LeafRecord, htlc: &Htlc, change: impl Fn(&mut [Transaction])) -> Option<String> {
+    let plan = record.build_htlc(htlc).unwrap();
+    let mut txs: Vec<_> = plan.transactions().iter().map(|p| p.tx.clone()).collect();
+    change(&mut txs);
+    let raws: Vec<_> =
+        plan.transactions().iter().zip(&txs).map(|(p, tx)| (p.purpose(), serialize(tx))).collect();
+    let set = raws.iter().fold(RawSet::new(), |set, (purpose, raw)| set.with(*purpose, raw).unwrap());
+    let checked = record.check_htlc(set, htlc);
+    checked.is_err().then(|| tag(checked))
+}
+
+fn htlc_to(receiver: u8) -> Htlc {
+    Htlc::new([6; 32], public(receiver), public(OWNER))
+}
+
+#[test]
+fn htlc_refunds_are_held_to_their_template() {
+    let record = leaf(100_000);
+    let htlc = htlc_to(RECEIVER);
+    assert_eq!(changed_htlc(&record, &htlc, |_| {}), None);
+    let timelocks: Vec<_> = record
+        .build_htlc(&htlc)
+        .unwrap()
+        .transactions()
+        .iter()
+        .map(|p| (p.purpose(), p.template.step().blocks(), p.template.timelock().blocks()))
+        .collect();
+    assert_eq!(
+        timelocks,
+        [(Purpose::HtlcRefund, 1900, 1970), (Purpose::HtlcDirectFromCpfpRefund, 1900, 1985)]
+    );
+    let at = |raw| changed_htlc(&record, &htlc, move |txs| sequence(raw)(&mut txs[0])).unwrap();
+    for raw in [0, 69, 70, 1900, 1950, 1985, 2070] {
+        assert_eq!(at(raw), "refund.timelock.step", "{raw}");
+    }
+    // A lower step, but then of all of them.
+    assert_eq!(at(1870), "htlc-direct-from-cpfp-refund.timelock");
+    let other = |change: fn() -> Htlc| {
+        changed_htlc(&record, &htlc, move |txs| {
+            txs[0].output[0].script_pubkey = change().script_pubkey().unwrap();
+        })
+    };
+    for change in [
+        || htlc_to(NEW_OWNER),
+        || Htlc::new([7; 32], public(RECEIVER), public(OWNER)),
+        || Htlc::new([6; 32], public(RECEIVER), public(NEW_OWNER)),
+        || Htlc::new([6; 32], public(OWNER), public(RECEIVER)),
+    ] {
+        assert_eq!(other(change).as_deref(), Some("htlc-refund.destination"));
+    }
+    let plain = |txs: &mut [Transaction]| txs[0].output[0].script_pubkey = p2tr_script(&public(RECEIVER));
+    assert_eq!(changed_htlc(&record, &htlc, plain).as_deref(), Some("htlc-refund.destination"));
+    let value = |txs: &mut [Transaction]| txs[1].output[0].value = Amount::from_sat(100_000);
+    assert_eq!(changed_htlc(&record, &htlc, value).as_deref(), Some("htlc-direct-from-cpfp-refund.value"));
+}
+
+/// D5: one shape for all; neither shape passes for the other.
+#[test]
+fn plain_and_htlc_refunds_do_not_mix() {
+    let record = leaf(100_000);
+    let htlc = htlc_to(RECEIVER);
+    let raw = |plan: &Plan, purpose| serialize(&plan.get(purpose).unwrap().tx);
+    let (plain, locked) = (record.build_send(&public(RECEIVER)).unwrap(), record.build_htlc(&htlc).unwrap());
+    let (refund, direct) =
+        (raw(&locked, Purpose::HtlcRefund), raw(&locked, Purpose::HtlcDirectFromCpfpRefund));
+    let set = |list: &[(Purpose, &Vec<u8>)]| {
+        let mut raws = RawSet::new();
+        for (purpose, bytes) in list.iter().copied() {
+            raws = raws.with(purpose, Box::leak(bytes.clone().into_boxed_slice())).unwrap();
+        }
+        raws
+    };
+    let as_plain = set(&[(Purpose::Refund, &refund), (Purpose::DirectFromCpfpRefund, &direct)]);
+    assert_eq!(tag(record.check_send(as_plain, &public(RECEIVER))), "refund.timelock.step");
+    let half = set(&[(Purpose::HtlcRefund, &refund)]);
+    assert_eq!(tag(record.check_htlc(half, &htlc)), "htlc-direct-from-cpfp-refund.missing");
+    let both = set(&[
+        (Purpose::HtlcRefund, &refund),
+        (Purpose::HtlcDirectFromCpfpRefund, &direct),
+        (Purpose::Refund, &raw(&plain, Purpose::Refund)),
+    ]);
+    assert_eq!(tag(record.check_htlc(both, &htlc)), "refund.unexpected");
+    let mixed = set(&[
+        (Purpose::HtlcRefund, &raw(&plain, Purpose::Refund)),
+        (Purpose::HtlcDirectFromCpfpRefund, &direct),
+    ]);
+    assert_eq!(tag(record.check_htlc(mixed, &htlc)), "refund.timelock.step");
+    let template = Template::htlc_refund(
+        Purpose::Refund,
+        record.node_spend().unwrap(),
+        &htlc,
+        Timelock::new(1900).unwrap(),
+    );
+    assert_eq!(template.unwrap_err().rule.tag(), "refund.parameters");
+}
+
+/// D23: the claim goes down to the step of the HTLC; the record is consistent in between.
+#[test]
+fn a_claim_after_an_htlc_takes_the_step_below() {
+    let record = leaf(100_000);
+    let plan = record.build_htlc(&htlc_to(RECEIVER)).unwrap();
+    let received = record.with_refunds(&plan).unwrap().checked().unwrap();
+    assert_eq!(received.refund_timelock.blocks(), 1970);
+    let claim = received.claim(Source::Build, &public(NEW_OWNER)).unwrap();
+    let claimed = received.with_refunds(&claim).unwrap().checked().unwrap();
+    assert_eq!(claimed.refund_timelock.blocks(), 1900);
+    // Their maturities are the same, as of any intermediate and claimed refund (D6 c).
+    let of =
+        |plan: &Plan| plan.transactions().iter().flat_map(|p| p.template.maturities()).collect::<Vec<_>>();
+    assert_eq!(of(&plan), of(&claim));
+}
+
+/// D8: what the second decision of a conditional operation may rest on.
+#[test]
+fn rulings_need_their_condition() {
+    let payment_hash = bitcoin::hashes::sha256::Hash::hash(&[9; 32]).to_byte_array();
+    let condition = Condition { payment_hash, expiry_height: 100 };
+    assert_eq!(condition.returnable_at(), 100 + RETURN_MARGIN);
+    let commit = |preimage: &[u8]| Ruling::asked(preimage, 0).and_then(|r| condition.check(&r).map(|()| r));
+    assert_eq!(commit(&[9; 32]), Ok(Ruling::Commit { preimage: [9; 32] }));
+    assert_eq!(commit(&[8; 32]), Err(VoteError::Disagree("payment hash")));
+    assert_eq!(commit(&[9; 31]), Err(VoteError::Malformed("preimage")));
+    let abort = |tip| Ruling::asked(&[], tip).and_then(|r| condition.check(&r));
+    assert_eq!(abort(100 + RETURN_MARGIN), Ok(()));
+    assert_eq!(abort(99 + RETURN_MARGIN), Err(VoteError::Disagree("expiry")));
+    assert_eq!(abort(0), Err(VoteError::Disagree("expiry")));
+    let never = Condition { payment_hash, expiry_height: u32::MAX };
+    assert_eq!(never.returnable_at(), u32::MAX);
+}
+
+/// D8: one height from the wire's time, which every operator computes for itself.
+#[test]
+fn a_time_becomes_a_height_once() {
+    assert_eq!(expiry_height(100, 1_000, 1_001), Some(106), "six blocks at least");
+    assert_eq!(expiry_height(100, 1_000, 1_000 + 6 * 600), Some(106));
+    assert_eq!(expiry_height(100, 1_000, 1_001 + 6 * 600), Some(107), "rounded up");
+    assert_eq!(expiry_height(100, 1_000, 1_000 + 4320 * 600), Some(4420));
+    for expires in [i64::MIN, 0, 1_000, 1_001 + 4320 * 600, i64::MAX] {
+        assert_eq!(expiry_height(100, 1_000, expires), None, "{expires}");
+    }
+    assert_eq!(expiry_height(u32::MAX, 1_000, 2_000), None);
+    let condition = Condition { payment_hash: [0; 32], expiry_height: 200 };
+    for (view, fits) in [(197, true), (203, true), (196, false), (204, false), (0, false), (u32::MAX, false)]
+    {
+        assert_eq!(condition.fits(view), fits, "{view}");
+    }
 }

@@ -99,9 +99,9 @@ impl Shared {
             Phase::Aborted => {
                 return Ok(wire::AbortResponse { position: Some(self.committed_position(txn).to_wire()) });
             }
-            Phase::Applied => {
+            Phase::Applied | Phase::Pending | Phase::Returned => {
                 self.alarm("both_proofs");
-                return Err(EngineError::Decided("applied"));
+                return Err(EngineError::Decided(attempt.phase.name()));
             }
             // Refused unseen: it holds nothing that a proof could free, and its word must stay obtainable.
             Phase::Refused if attempt.request.is_empty() => {
@@ -165,7 +165,7 @@ impl Shared {
     }
 
     /// Receipts for the tweaks that die with an attempt. The key stays at its version.
-    fn dropped(&self, txn: &Txn<'_>, operation: &Operation) -> Result<Vec<Receipt>, EngineError> {
+    pub(super) fn dropped(&self, txn: &Txn<'_>, operation: &Operation) -> Result<Vec<Receipt>, EngineError> {
         let mut receipts = Vec::new();
         for (position, part) in operation.parts.iter().enumerate() {
             let staged = tweak_id(&operation.id, operation.attempt, position);
@@ -193,7 +193,7 @@ impl Shared {
         Ok(receipts)
     }
 
-    fn destroy_staged(
+    pub(super) fn destroy_staged(
         &self,
         txn: &mut Txn<'_>,
         id: &OperationId,

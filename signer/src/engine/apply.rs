@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{
     EngineError, Shared, deletion_log, journal,
-    ledger::{self, Holder, Phase},
+    ledger::{self, Attempt, Holder, Phase},
     prepare::{entry, keyshare_secret, leaf_resource, read_scalar, shares_id, tweak_id},
     release::{forget_finals, put_released},
     repair,
@@ -28,9 +28,8 @@ impl Shared {
     ) -> Result<wire::ApplyResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let mut attempt =
-            ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
-        if attempt.phase == Phase::Applied {
+        let attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        if matches!(attempt.phase, Phase::Applied | Phase::Pending | Phase::Returned) {
             let receipts = deletion_log::of_operation(txn, &id, request.attempt)?;
             return Ok(wire::ApplyResponse {
                 position: Some(self.committed_position(txn).to_wire()),
@@ -55,30 +54,74 @@ impl Shared {
         let keys = Keys::derive(&operation, &attempt.opened)?;
         let signatures = operation.parse_signatures(&proof.signatures)?;
         let outcome = operation.outcome(&signatures, &keys, &certificate.ballot().digest)?;
+        if operation.condition.is_some() {
+            return self.pend(txn, attempt, &operation, &outcome, proof);
+        }
+        self.finish(txn, attempt, &operation, &keys, &outcome, proof.clone())
+    }
+
+    /// The first decision of a conditional operation (D8): its refunds are complete and stored, so that the receiver can
+    /// leave with the preimage; keys and leaves stay as they are, and held, until the second decision.
+    fn pend(
+        &self,
+        txn: &mut Txn<'_>,
+        mut attempt: Attempt,
+        operation: &Operation,
+        outcome: &Outcome,
+        proof: &peer::ProofOfCommit,
+    ) -> Result<wire::ApplyResponse, EngineError> {
+        let (id, number) = (operation.id, operation.attempt);
+        for stage in 0..operation.stages() {
+            txn.delete_secret(&shares_id(&id, number, stage))?;
+        }
+        // What it opened is staged: it need not live until the second decision.
+        self.end_package_key(txn, operation)?;
+        forget_finals(txn, &id, number, operation.jobs.len());
+        put_released(txn, operation, operation.jobs.iter())?;
+        store_signed(txn, outcome);
+        attempt.phase = Phase::Pending;
+        attempt.proof = Some(proof.clone());
+        ledger::put_attempt(txn, &id, number, &attempt);
+        let mut pending = entry("pending", &id, number, &attempt.vote, Some(proof.clone()), Vec::new());
+        pending.opened.clone_from(&attempt.opened);
+        journal::append(txn, pending)?;
+        Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts: Vec::new() })
+    }
+
+    /// Keys, records, receipts: what the operation decided is true.
+    pub(super) fn finish(
+        &mut self,
+        txn: &mut Txn<'_>,
+        mut attempt: Attempt,
+        operation: &Operation,
+        keys: &Keys,
+        outcome: &Outcome,
+        proof: peer::ProofOfCommit,
+    ) -> Result<wire::ApplyResponse, EngineError> {
+        let (id, number) = (operation.id, operation.attempt);
         txn.open_ahead(operation.parts.iter().enumerate().flat_map(|(position, part)| {
             let share = keyshare_secret(&part.record.keyshare_id, part.record.version);
-            [share, tweak_id(&operation.id, operation.attempt, position)]
+            [share, tweak_id(&id, number, position)]
         }))?;
         for (position, part) in operation.parts.iter().enumerate() {
             let key = keys.get(&part.record.leaf_id).ok_or(OperationError::Opened("leaf missing"))?;
-            self.advance_key(txn, &operation, position, key)?;
+            self.advance_key(txn, operation, position, key)?;
         }
         for stage in 0..operation.stages() {
-            txn.delete_secret(&shares_id(&id, request.attempt, stage))?;
+            txn.delete_secret(&shares_id(&id, number, stage))?;
         }
-        self.end_package_key(txn, &operation)?;
-        forget_finals(txn, &id, request.attempt, operation.jobs.len());
+        self.end_package_key(txn, operation)?;
+        forget_finals(txn, &id, number, operation.jobs.len());
         // Also where this signer released nothing: all ledgers are alike.
-        put_released(txn, &operation, operation.jobs.iter())?;
-        let transfer = self.store(txn, &operation, &outcome)?;
-        self.release_claims(txn, &operation)?;
-        let receipts = self.write_receipts(txn, &operation, &keys)?;
+        put_released(txn, operation, operation.jobs.iter())?;
+        let transfer = self.store(txn, operation, outcome)?;
+        self.release_claims(txn, operation)?;
+        let receipts = self.write_receipts(txn, operation, keys)?;
         attempt.phase = Phase::Applied;
         attempt.request.clear();
         attempt.proof = Some(proof.clone());
-        ledger::put_attempt(txn, &id, request.attempt, &attempt);
-        let mut applied =
-            entry("applied", &id, request.attempt, &attempt.vote, Some(proof.clone()), Vec::new());
+        ledger::put_attempt(txn, &id, number, &attempt);
+        let mut applied = entry("applied", &id, number, &attempt.vote, Some(proof), Vec::new());
         applied.leaves = outcome.nodes.iter().chain(&outcome.leaves).map(LeafRecord::encode).collect();
         applied.transfer = transfer.map(|t| t.encode()).unwrap_or_default();
         applied.opened.clone_from(&attempt.opened);
@@ -148,16 +191,7 @@ impl Shared {
             ledger::put_transfer(txn, &transfer);
             result = Some(transfer);
         }
-        for signed in &outcome.signed {
-            let key = [
-                b"signed/".as_slice(),
-                signed.leaf.as_bytes(),
-                &signed.version.to_be_bytes(),
-                signed.purpose.tag().as_bytes(),
-            ]
-            .concat();
-            txn.put_record(&key, bitcoin::consensus::encode::serialize(&signed.tx));
-        }
+        store_signed(txn, outcome);
         Ok(result)
     }
 
@@ -192,7 +226,7 @@ impl Shared {
                 keyshare_id: record.keyshare_id.as_bytes().to_vec(),
                 leaf_id: record.leaf_id.to_string(),
                 operation_id: operation.id.as_bytes().to_vec(),
-                phase: operation.kind.as_str().to_owned(),
+                phase: phase(operation.kind).to_owned(),
                 retired_version: record.version,
                 new_version: key.version,
                 retired_public_share: share(&record.public_shares),
@@ -206,5 +240,27 @@ impl Shared {
         }
         deletion_log::index_operation(txn, &operation.id, operation.attempt, &receipts);
         Ok(receipts)
+    }
+}
+
+/// Every transaction that got its final signatures, by leaf, version and purpose.
+fn store_signed(txn: &mut Txn<'_>, outcome: &Outcome) {
+    for signed in &outcome.signed {
+        let key = [
+            b"signed/".as_slice(),
+            signed.leaf.as_bytes(),
+            &signed.version.to_be_bytes(),
+            signed.purpose.tag().as_bytes(),
+        ]
+        .concat();
+        txn.put_record(&key, bitcoin::consensus::encode::serialize(&signed.tx));
+    }
+}
+
+/// What a receipt calls it: a settled HTLC did to the key what a send does.
+const fn phase(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Htlc => Kind::Send.as_str(),
+        kind => kind.as_str(),
     }
 }

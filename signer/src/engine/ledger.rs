@@ -292,19 +292,56 @@ pub(super) struct Released {
     pub(super) sighash: [u8; 32],
     pub(super) owner: [u8; 33],
     pub(super) version: u64,
+    pub(super) terms: Terms,
+}
+
+/// Under which terms the transaction of a maturity was released (D6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Terms {
+    /// For good.
+    Plain,
+    /// A preimage completes it: pending or settled.
+    Htlc,
+    /// A preimage would have completed it, but the deciders gave the leaf back.
+    Returned,
+}
+
+impl Terms {
+    /// Nothing for plain ones: as records were before there were others.
+    const fn code(self) -> &'static [u8] {
+        match self {
+            Self::Plain => &[],
+            Self::Htlc => &[1],
+            Self::Returned => &[2],
+        }
+    }
+
+    fn parse(code: &[u8]) -> Result<Self, EngineError> {
+        match code {
+            [] => Ok(Self::Plain),
+            [1] => Ok(Self::Htlc),
+            [2] => Ok(Self::Returned),
+            _ => Err(EngineError::Malformed("stored maturity")),
+        }
+    }
 }
 
 impl Released {
     fn encode(&self) -> Vec<u8> {
-        [self.sighash.as_slice(), &self.owner, &self.version.to_be_bytes()].concat()
+        [self.sighash.as_slice(), &self.owner, &self.version.to_be_bytes(), self.terms.code()].concat()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, EngineError> {
         let malformed = || EngineError::Malformed("stored maturity");
         let (sighash, rest) = bytes.split_first_chunk::<32>().ok_or_else(malformed)?;
         let (owner, rest) = rest.split_first_chunk::<33>().ok_or_else(malformed)?;
-        let version = rest.try_into().map_err(|_| malformed())?;
-        Ok(Self { sighash: *sighash, owner: *owner, version: u64::from_be_bytes(version) })
+        let (version, terms) = rest.split_first_chunk::<8>().ok_or_else(malformed)?;
+        Ok(Self {
+            sighash: *sighash,
+            owner: *owner,
+            version: u64::from_be_bytes(*version),
+            terms: Terms::parse(terms)?,
+        })
     }
 }
 
@@ -328,19 +365,25 @@ pub(super) enum Phase {
     Released,
     /// Signed ABORT or NO.
     Refused,
-    /// A proof of commit was applied.
+    /// A proof of commit was applied, of a conditional operation the second decision, too.
     Applied,
     /// A proof of abort was applied.
     Aborted,
+    /// A conditional operation after the proof of commit of its first decision (D8).
+    Pending,
+    /// Its second decision gave the leaves back.
+    Returned,
 }
 
 impl Phase {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 7] = [
         (Self::Prepared, "prepared"),
         (Self::Released, "released"),
         (Self::Refused, "refused"),
         (Self::Applied, "applied"),
         (Self::Aborted, "aborted"),
+        (Self::Pending, "pending"),
+        (Self::Returned, "returned"),
     ];
 
     pub(super) fn name(self) -> &'static str {

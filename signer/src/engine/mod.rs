@@ -21,6 +21,7 @@ mod refresh;
 mod release;
 mod repair;
 mod rotate;
+mod settle;
 mod static_deposit;
 mod status;
 #[cfg(test)]
@@ -77,6 +78,10 @@ pub enum Request {
     SignAbort(wire::SignAbortRequest),
     /// Makes a proof of abort true.
     Abort(wire::AbortRequest),
+    /// Says how a conditional operation ends.
+    SignSettlement(wire::SignSettlementRequest),
+    /// Makes the word of all deciders true.
+    Settle(wire::SettleRequest),
     /// Reads the journal.
     ReadJournal(wire::ReadJournalRequest),
     /// Key generation: round 1.
@@ -142,6 +147,8 @@ pub enum Reply {
     Apply(wire::ApplyResponse),
     SignAbort(wire::SignAbortResponse),
     Abort(wire::AbortResponse),
+    SignSettlement(wire::SignSettlementResponse),
+    Settle(wire::ApplyResponse),
     ReadJournal(wire::ReadJournalResponse),
     DkgRound1(wire::DkgRound1),
     DkgRound2(wire::DkgRound2),
@@ -411,6 +418,8 @@ impl Shared {
             Request::Apply(r) => Reply::Apply(self.apply(txn, &r)?),
             Request::SignAbort(r) => Reply::SignAbort(self.sign_abort(txn, &r)?),
             Request::Abort(r) => Reply::Abort(self.abort(txn, &r)?),
+            Request::SignSettlement(r) => Reply::SignSettlement(self.sign_settlement(txn, &r)?),
+            Request::Settle(r) => Reply::Settle(self.settle_conditional(txn, &r)?),
             Request::ReadJournal(r) => Reply::ReadJournal(journal::read(txn, &r)?),
             Request::DkgStart(r) => Reply::DkgRound1(self.dkg_start(txn, &r)?),
             Request::DkgRespond(r) => Reply::DkgRound2(self.dkg_respond(txn, r)?),

@@ -16,7 +16,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{
     EngineError, Shared, journal,
-    ledger::{self, Attempt, Holder, Phase, View},
+    ledger::{self, Attempt, Holder, Phase, Terms, View},
     static_deposit,
 };
 use crate::{
@@ -244,12 +244,20 @@ impl Shared {
                 continue;
             }
             let part = operation.parts.iter().find(|p| p.record.leaf_id == job.leaf);
-            let next_of_same_owner = part.is_some_and(|part| {
-                operation.kind == Kind::Claim
-                    && released.owner == part.receiver.serialize()
-                    && part.record.version == released.version.saturating_add(1)
-            });
-            if !next_of_same_owner {
+            let receiver = part.map(|part| part.receiver.serialize());
+            let same_owner = receiver == Some(released.owner);
+            let next_of_same_owner = operation.kind == Kind::Claim
+                && same_owner
+                && part.map(|part| part.record.version) == Some(released.version.saturating_add(1));
+            // Exception D6 (a): what a returned HTLC was signed for may be signed for once more, for the same receiver
+            // with a preimage, or for anybody without one, whose refund matures 70 blocks earlier.
+            let after_return = released.terms == Terms::Returned
+                && match operation.kind {
+                    Kind::Send => true,
+                    Kind::Htlc => same_owner,
+                    _ => false,
+                };
+            if !next_of_same_owner && !after_return {
                 return Err(EngineError::Maturity(index));
             }
         }

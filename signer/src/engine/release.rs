@@ -9,7 +9,7 @@ use spark_rules::{
 
 use super::{
     EngineError, Shared, journal,
-    ledger::{self, Attempt, Phase, Released, View},
+    ledger::{self, Attempt, Phase, Released, Terms, View},
     prepare::{entry, shares_id},
 };
 use crate::vault::Txn;
@@ -174,6 +174,7 @@ pub(super) fn put_released<'a>(
             sighash: *job.session.message(),
             owner: part.receiver.serialize(),
             version: part.record.version,
+            terms: if operation.condition.is_some() { Terms::Htlc } else { Terms::Plain },
         };
         ledger::put_released(txn, job.maturity, &released);
     }

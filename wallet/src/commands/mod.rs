@@ -4,6 +4,7 @@ mod bundle;
 mod deposit;
 mod doctor;
 mod exit;
+mod htlc;
 mod receive;
 mod send;
 mod setup;
@@ -79,6 +80,7 @@ async fn with_wallet(wallet: Wallet, command: Command, printer: Printer) -> Done
         Command::Balance => printer.show(&wallet.balance().await?)?,
         Command::Send(arguments) => send::run(&wallet, arguments, printer).await?,
         Command::Invoice(arguments) => send::invoice(&wallet, arguments, printer)?,
+        Command::Htlc(command) => htlc::run(&wallet, command, printer).await?,
         Command::Resume => printer.show(&List { items: resume(&wallet).await? })?,
         Command::Receive { wait, until_final, timeout } => {
             return receive::run(

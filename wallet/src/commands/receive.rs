@@ -136,7 +136,7 @@ fn failure(transfer_id: String, error: &WalletError) -> Received {
     }
 }
 
-async fn describe(wallet: &Wallet, claimed: Claimed) -> Received {
+pub(super) async fn describe(wallet: &Wallet, claimed: Claimed) -> Received {
     let mut finality = Vec::new();
     for leaf in &claimed.leaves {
         match wallet.finality(leaf).await {

@@ -17,7 +17,7 @@ enum Payment {
     Invoice(String, Option<u64>),
 }
 
-fn address(text: &str) -> Result<SparkAddress, CommandError> {
+pub(super) fn address(text: &str) -> Result<SparkAddress, CommandError> {
     SparkAddress::decode(text).map_err(|e| CommandError::Usage(e.to_string()))
 }
 

@@ -59,6 +59,10 @@ pub(super) fn committed(record: &SendRecord, sender: &[u8], transfer: &Transfer)
         && transfer.total_value == record.amount
         && leaves == Some(record.leaves.iter().map(String::as_str).collect());
     same.then(|| match transfer.status() {
+        // Decided: what is left to decide is the receiver's and the chain's.
+        TransferStatus::SenderKeyTweakPending | TransferStatus::Returned if record.htlc.is_some() => {
+            Committed::Yes
+        }
         TransferStatus::SenderInitiated
         | TransferStatus::SenderInitiatedCoordinator
         | TransferStatus::SenderKeyTweakPending

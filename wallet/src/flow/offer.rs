@@ -5,7 +5,7 @@ use spark_proto::spark::{Transfer, TransferLeaf, TransferStatus, TreeNode, trans
 use crate::{
     Wallet, WalletError,
     state::LeafKeyKind,
-    verify::{Agreement, Node, Verdict, intermediate_refunds},
+    verify::{Agreement, Node, To, Verdict, intermediate_refunds},
 };
 
 impl Wallet {
@@ -18,7 +18,7 @@ impl Wallet {
         for leaf in &transfer.leaves {
             let Some(node) = with_intermediate(leaf) else { continue };
             let parsed = Node::parse(&node)?;
-            intermediate_refunds(&parsed, leaf, &self.keys().identity().public_key())?;
+            intermediate_refunds(&parsed, leaf, To::Key(&self.keys().identity().public_key()))?;
             nodes.insert(node.id.clone(), node);
             let verified = self.verified_lineage(&parsed.id, &nodes, &agreement).await?;
             self.remember(&verified.lineage, &nodes, LeafKeyKind::Identity, &agreement)?;

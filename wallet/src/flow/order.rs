@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Wallet, WalletError, select,
-    state::{SendRecord, SendShare, SendState, Wire},
+    state::{HtlcTerms, SendRecord, SendShare, SendState, Wire},
     wallet::now,
 };
 
@@ -20,9 +20,19 @@ pub(super) struct Order {
     pub(super) payees: Vec<(String, u64)>,
     /// Text of the invoice that is paid, or empty.
     pub(super) invoice: String,
+    /// What completes it, where a preimage does.
+    pub(super) htlc: Option<HtlcTerms>,
 }
 
 impl Order {
+    /// Whether a stored send is this one. A repeat may name another expiry: the first one counts.
+    pub(super) fn is_of(&self, record: &SendRecord) -> bool {
+        let hash = |terms: &Option<HtlcTerms>| terms.as_ref().map(|terms| terms.payment_hash.clone());
+        record.payees() == self.payees
+            && record.invoice == self.invoice
+            && hash(&record.htlc) == hash(&self.htlc)
+    }
+
     /// The record of a send with these leaves; its request is still to be built.
     pub(super) fn record(
         self,
@@ -41,6 +51,8 @@ impl Order {
             invoice: self.invoice,
             request: Wire::of(&StartTransferRequest::default()),
             many: None,
+            htlc: self.htlc,
+            swap: None,
             attempt: 0,
             state: SendState::Pending,
             created: now(),

@@ -3,12 +3,13 @@
 use bitcoin::secp256k1::PublicKey;
 use rand::rngs::OsRng;
 use spark_proto::spark::{
-    HashVariant, SenderTransferPackage, StartTransferRequest, StartTransferV3Request, TransferPackage,
+    HashVariant, InitiatePreimageSwapRequest, InvoiceAmount, SenderTransferPackage, StartTransferRequest,
+    StartTransferV3Request, TransferPackage,
 };
 use spark_rules::{
     ids::TransferId,
     package, point,
-    tx::{Basis, LEAST_REFUND_STEP, Plan, Purpose as Of, Source, TimelockError},
+    tx::{Basis, Htlc, LEAST_REFUND_STEP, Plan, Purpose as Of, Source, TimelockError},
     vote::Kind,
 };
 use spark_signer::secret::SecretScalar;
@@ -33,19 +34,42 @@ impl Wallet {
             let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
             to.extend(part.leaves.into_iter().map(|leaf| (leaf, receiver)));
         }
-        let package = self.transfer_package(&record.transfer_id, &to).await?;
+        let htlc = match &record.htlc {
+            Some(terms) => {
+                let receiver = to.first().ok_or(WalletError::Answer("a leaf"))?.1;
+                let hash: Result<[u8; 32], _> = hex::FromHex::from_hex(&terms.payment_hash);
+                let hash = hash.map_err(|_| WalletError::Answer("the stored request"))?;
+                Some(Htlc::new(hash, receiver, self.keys().identity().public_key()))
+            }
+            None => None,
+        };
+        let package = self.transfer_package(&record.transfer_id, &to, htlc.as_ref()).await?;
         let transfer_id = record.transfer_id.clone();
         let owner = self.keys().identity().public_key().serialize().to_vec();
         if record.shares.is_empty() {
-            let receiver = to.first().ok_or(WalletError::Answer("a leaf"))?.1;
-            record.request = Wire::of(&StartTransferRequest {
+            let receiver = to.first().ok_or(WalletError::Answer("a leaf"))?.1.serialize().to_vec();
+            let mut request = StartTransferRequest {
                 transfer_id,
                 owner_identity_public_key: owner,
-                receiver_identity_public_key: receiver.serialize().to_vec(),
+                receiver_identity_public_key: receiver.clone(),
                 transfer_package: Some(package),
                 spark_invoice: record.invoice.clone(),
                 ..Default::default()
-            });
+            };
+            if let (Some(terms), Some(htlc)) = (&record.htlc, &htlc) {
+                let seconds = i64::try_from(terms.expires).unwrap_or(i64::MAX);
+                request.expiry_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+                let amount = InvoiceAmount { value_sats: record.amount, invoice_amount_proof: None };
+                record.swap = Some(Wire::of(&InitiatePreimageSwapRequest {
+                    payment_hash: htlc.payment_hash().to_vec(),
+                    invoice_amount: Some(amount),
+                    receiver_identity_public_key: receiver,
+                    transfer_request: Some(request),
+                    ..Default::default()
+                }));
+            } else {
+                record.request = Wire::of(&request);
+            }
         } else {
             let receivers = to.iter().map(|(leaf, receiver)| (leaf.clone(), receiver.serialize().to_vec()));
             record.many = Some(Wire::of(&StartTransferV3Request {
@@ -62,11 +86,12 @@ impl Wallet {
         Ok(())
     }
 
-    /// A package that gives each leaf to its receiver.
+    /// A package that gives each leaf to its receiver, or to whoever `htlc` says.
     async fn transfer_package(
         &self,
         id: &str,
         to: &[(String, PublicKey)],
+        htlc: Option<&Htlc>,
     ) -> Result<TransferPackage, WalletError> {
         let leaves: Vec<String> = to.iter().map(|(leaf, _)| leaf.clone()).collect();
         let federation = &self.config().federation;
@@ -78,12 +103,12 @@ impl Wallet {
         {
             let node = Node::parse(nodes.get(leaf_id).ok_or(WalletError::Answer("a leaf"))?)?;
             let old = self.keys().leaf(&node.id)?;
-            let plan = send_plan(&node, receiver)?;
+            let plan = send_plan(&node, receiver, htlc)?;
             for planned in plan.transactions() {
                 let job = job(leaf_id, planned, &old, &node.verifying_key, &mut sets, federation)?;
                 match planned.purpose() {
-                    Of::Refund => package.leaves_to_send.push(job),
-                    Of::DirectRefund => package.direct_leaves_to_send.push(job),
+                    Of::Refund | Of::HtlcRefund => package.leaves_to_send.push(job),
+                    Of::DirectRefund | Of::HtlcDirectRefund => package.direct_leaves_to_send.push(job),
                     _ => package.direct_from_cpfp_leaves_to_send.push(job),
                 }
             }
@@ -99,7 +124,8 @@ impl Wallet {
         let uuid = package::parse_transfer_id(id).map_err(VerifyError::from)?;
         let (transfer, owner) =
             (TransferId::from_bytes(*uuid.as_bytes()), self.keys().identity().public_key());
-        let purpose = Purpose { kind: Kind::Send, transfer, owner };
+        let kind = if htlc.is_some() { Kind::Htlc } else { Kind::Send };
+        let purpose = Purpose { kind, transfer, owner };
         package.key_tweak_package = seal_send(&tweaks, federation, &recipients, &purpose)?;
         let digest = package::transfer_payload(&uuid, &package.key_tweak_package);
         package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
@@ -107,13 +133,16 @@ impl Wallet {
     }
 }
 
-/// Refunds one step below the present ones, to the receiver's identity key.
-fn send_plan(node: &Node, receiver: &PublicKey) -> Result<Plan, VerifyError> {
+/// Refunds one step below the present ones, to the receiver's identity key, or to whom a preimage or time says.
+fn send_plan(node: &Node, receiver: &PublicKey, htlc: Option<&Htlc>) -> Result<Plan, VerifyError> {
     let present = node.refund_timelock()?;
     let step = present.step_down()?;
     if step < LEAST_REFUND_STEP {
         return Err(TimelockError::Exhausted(present.blocks()).into());
     }
     let basis = Basis { node: node.spend()?, direct_node: node.direct_spend()? };
-    Ok(Plan::refunds(Source::Build, &basis, receiver, step)?)
+    Ok(match htlc {
+        Some(htlc) => Plan::htlc(Source::Build, &basis, htlc, step)?,
+        None => Plan::refunds(Source::Build, &basis, receiver, step)?,
+    })
 }

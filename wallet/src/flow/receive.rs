@@ -103,17 +103,17 @@ impl Wallet {
                 created: now(),
             },
         };
-        let leaves = match incoming(transfer, self.keys().identity()) {
-            Ok(leaves) => leaves,
-            Err(error) => {
-                record.problem = Some(error.to_string());
-                self.state().put(&record)?;
-                // Even where the sender left garbage, the refund to the identity key may stand (D23).
-                self.keep_exit(transfer).await?;
-                return Err(error.into());
-            }
-        };
-        self.keep_exit(transfer).await?;
+        let htlc = self.terms_of(transfer).await?;
+        let leaves = incoming(transfer, self.keys().identity(), htlc.as_ref());
+        if let Err(error) = &leaves {
+            record.problem = Some(error.to_string());
+            self.state().put(&record)?;
+        }
+        if htlc.is_none() {
+            // Even where the sender left garbage, the refund to the identity key may stand (D23).
+            self.keep_exit(transfer).await?;
+        }
+        let leaves = leaves?;
         verified_terms(&mut record, transfer, &leaves);
         self.state().put(&record)?;
         self.submit_claim(&mut record, &leaves).await?;

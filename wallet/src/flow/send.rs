@@ -53,7 +53,7 @@ impl Wallet {
             return Err(WalletError::Refused("this is an invoice: pay it as its text says".into()));
         }
         let payees = vec![(to.identity.to_string(), amount)];
-        self.start_send(Order { payees, invoice: String::new() }, id).await
+        self.start_send(Order { payees, invoice: String::new(), htlc: None }, id).await
     }
 
     /// Sends to several receivers in one transfer: all get theirs or none does.
@@ -70,7 +70,7 @@ impl Wallet {
         if payees.is_empty() || receivers.len() > MAX_RECEIVERS {
             return Err(WalletError::Refused(format!("1 to {MAX_RECEIVERS} receivers")));
         }
-        self.start_send(Order { payees, invoice: String::new() }, id).await
+        self.start_send(Order { payees, invoice: String::new(), htlc: None }, id).await
     }
 
     /// Pays a Spark invoice, which operators let happen once. `amount` is for invoices that leave it open.
@@ -85,20 +85,20 @@ impl Wallet {
         let amount = payable(&to, amount, &self.keys().identity().public_key(), now())
             .map_err(|why| WalletError::Refused(why.into()))?;
         let payees = vec![(to.identity.to_string(), amount)];
-        self.start_send(Order { payees, invoice: text.to_owned() }, id).await
+        self.start_send(Order { payees, invoice: text.to_owned(), htlc: None }, id).await
     }
 
-    fn check_receiver(&self, to: &SparkAddress) -> Result<(), WalletError> {
+    pub(super) fn check_receiver(&self, to: &SparkAddress) -> Result<(), WalletError> {
         if to.network != self.config().network {
             return Err(WalletError::Refused(format!("the address is for {}", to.network)));
         }
         Ok(to.verify()?)
     }
 
-    async fn start_send(&self, order: Order, id: Option<Uuid>) -> Result<Sent, WalletError> {
+    pub(super) async fn start_send(&self, order: Order, id: Option<Uuid>) -> Result<Sent, WalletError> {
         let id = id.unwrap_or_else(Uuid::now_v7).as_hyphenated().to_string();
         let record = match self.state().get::<SendRecord>(&id)? {
-            Some(record) if record.payees() != order.payees || record.invoice != order.invoice => {
+            Some(record) if !order.is_of(&record) => {
                 return Err(WalletError::Refused(format!("{id} is another transfer")));
             }
             Some(record) if record.state == SendState::Failed => {
@@ -158,7 +158,10 @@ impl Wallet {
             }
             self.state().put(&record)?;
         }
-        self.forget_sent(&record)?;
+        if record.htlc.is_none() {
+            // What a preimage completes may come back.
+            self.forget_sent(&record)?;
+        }
         Ok(sent(record))
     }
 
@@ -197,23 +200,35 @@ impl Wallet {
         loop {
             let (coordinator, identity) = (self.operators().coordinator(), self.keys().identity());
             let unreadable = |_| WalletError::Answer("the stored request");
-            let answer = match &record.many {
-                None => {
-                    let request = record.request.decode().map_err(unreadable)?;
-                    coordinator
-                        .spark(identity, request, |mut c, r| async move { c.start_transfer_v2(r).await })
-                        .await
-                }
-                Some(request) => {
-                    let request = request.decode().map_err(unreadable)?;
-                    coordinator
-                        .spark(identity, request, |mut c, r| async move { c.start_transfer_v3(r).await })
-                        .await
-                }
-            };
+            let answer =
+                match (&record.many, &record.swap) {
+                    (_, Some(request)) => {
+                        let request = request.decode().map_err(unreadable)?;
+                        coordinator
+                            .spark(identity, request, |mut c, r| async move {
+                                c.initiate_preimage_swap_v3(r).await
+                            })
+                            .await
+                            .map(|answer| answer.transfer)
+                    }
+                    (None, None) => {
+                        let request = record.request.decode().map_err(unreadable)?;
+                        coordinator
+                            .spark(identity, request, |mut c, r| async move { c.start_transfer_v2(r).await })
+                            .await
+                            .map(|answer| answer.transfer)
+                    }
+                    (Some(request), None) => {
+                        let request = request.decode().map_err(unreadable)?;
+                        coordinator
+                            .spark(identity, request, |mut c, r| async move { c.start_transfer_v3(r).await })
+                            .await
+                            .map(|answer| answer.transfer)
+                    }
+                };
             let error = match answer {
                 Ok(answer) => {
-                    let transfer = answer.transfer.ok_or(WalletError::Answer("the transfer"))?;
+                    let transfer = answer.ok_or(WalletError::Answer("the transfer"))?;
                     return self.outcome(record, &transfer);
                 }
                 Err(error) => error,

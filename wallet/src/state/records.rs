@@ -132,6 +132,12 @@ pub struct SendRecord {
     /// The request as sent, with several receivers.
     #[serde(default)]
     pub many: Option<Wire<spark::StartTransferV3Request>>,
+    /// What completes it, where a preimage does.
+    #[serde(default)]
+    pub htlc: Option<HtlcTerms>,
+    /// The request as sent, where a preimage completes it.
+    #[serde(default)]
+    pub swap: Option<Wire<spark::InitiatePreimageSwapRequest>>,
     /// Times the request was built anew after a proven abort.
     pub attempt: u32,
     /// How far it is.
@@ -141,6 +147,15 @@ pub struct SendRecord {
     /// Unix seconds at which the request was built the last time.
     #[serde(default)]
     pub built: u64,
+}
+
+/// Terms of a transfer that a preimage completes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HtlcTerms {
+    /// SHA-256 of the preimage, hex.
+    pub payment_hash: String,
+    /// Unix seconds; operators make a height of it.
+    pub expires: u64,
 }
 
 /// What one receiver of a transfer gets.

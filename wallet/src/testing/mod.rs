@@ -123,6 +123,8 @@ pub(crate) fn send(leaves: &[&str]) -> SendRecord {
         shares: Vec::new(),
         invoice: String::new(),
         many: None,
+        htlc: None,
+        swap: None,
         request: Wire::of(&Default::default()),
         attempt: 0,
         state: SendState::Pending,

@@ -12,7 +12,7 @@ pub use agree::{Agreement, Disagreement, Verdict, compare};
 pub use deposit::{DepositAddress, deposit_address};
 pub use lineage::{Lineage, MAX_DEPTH};
 pub use node::Node;
-pub use refunds::{check_claimed, check_refunds, intermediate_refunds};
+pub use refunds::{To, check_claimed, check_refunds, intermediate_refunds};
 pub use static_deposit::static_output;
 pub use transfer::{Incoming, incoming};
 

@@ -1,6 +1,6 @@
 use bitcoin::{Transaction, secp256k1::PublicKey};
 use spark_proto::spark::TransferLeaf;
-use spark_rules::tx::{Basis, Plan, Purpose, RawSet, Source, Timelock, verify_input};
+use spark_rules::tx::{Basis, Htlc, Plan, Purpose, RawSet, Source, Timelock, verify_input};
 
 use super::{
     Node, VerifyError,
@@ -14,19 +14,25 @@ pub fn check_refunds(node: &Node, destination: &PublicKey) -> Result<Timelock, V
     let cpfp = node.refund_tx.as_ref().ok_or(VerifyError::Field("refund_tx"))?;
     check_set(
         node,
-        destination,
+        To::Key(destination),
         cpfp,
         node.direct_refund_tx.as_ref(),
         node.direct_from_cpfp_refund_tx.as_ref(),
     )
 }
 
-/// Checks the refunds of a transfer that is not claimed yet: they pay the receiver's identity key.
-pub fn intermediate_refunds(
-    node: &Node,
-    leaf: &TransferLeaf,
-    receiver: &PublicKey,
-) -> Result<Timelock, VerifyError> {
+/// What refunds pay.
+#[derive(Debug, Clone, Copy)]
+pub enum To<'a> {
+    /// A key.
+    Key(&'a PublicKey),
+    /// Whoever has the preimage, or waits long enough.
+    Htlc(&'a Htlc),
+}
+
+/// Checks the refunds of a transfer that is not claimed yet: they pay the receiver's identity key, or what a preimage
+/// opens. Says the step that the claim goes down to.
+pub fn intermediate_refunds(node: &Node, leaf: &TransferLeaf, to: To<'_>) -> Result<Timelock, VerifyError> {
     let cpfp = transaction("intermediate_refund_tx", &leaf.intermediate_refund_tx)?
         .ok_or(VerifyError::Field("intermediate_refund_tx"))?;
     let direct = transaction("intermediate_direct_refund_tx", &leaf.intermediate_direct_refund_tx)?;
@@ -34,7 +40,7 @@ pub fn intermediate_refunds(
         "intermediate_direct_from_cpfp_refund_tx",
         &leaf.intermediate_direct_from_cpfp_refund_tx,
     )?;
-    check_set(node, receiver, &cpfp, direct.as_ref(), from_cpfp.as_ref())
+    check_set(node, to, &cpfp, direct.as_ref(), from_cpfp.as_ref())
 }
 
 /// Checks the refunds of a claimed leaf: they pay the new owner at `step`.
@@ -44,27 +50,36 @@ pub fn check_claimed(node: &Node, owner_key: &PublicKey, step: Timelock) -> Resu
 
 fn check_set(
     node: &Node,
-    destination: &PublicKey,
+    to: To<'_>,
     cpfp: &Transaction,
     direct: Option<&Transaction>,
     from_cpfp: Option<&Transaction>,
 ) -> Result<Timelock, VerifyError> {
-    let step = timelock("refund_tx", cpfp)?;
+    let purposes = match to {
+        To::Key(_) => [Purpose::Refund, Purpose::DirectRefund, Purpose::DirectFromCpfpRefund],
+        To::Htlc(_) => [Purpose::HtlcRefund, Purpose::HtlcDirectRefund, Purpose::HtlcDirectFromCpfpRefund],
+    };
+    let step = match to {
+        To::Key(_) => timelock("refund_tx", cpfp)?,
+        To::Htlc(_) => timelock("refund_tx", cpfp)?
+            .without(Purpose::HtlcRefund.offset())
+            .ok_or(VerifyError::Field("refund timelock"))?,
+    };
     let basis = Basis { node: node.spend()?, direct_node: node.direct_spend()? };
     // A zero node's direct refund is neither required nor harmful: public wallets differ.
     let direct = direct.filter(|_| basis.direct_node.is_some());
-    let signed = [
-        (Purpose::Refund, Some(cpfp)),
-        (Purpose::DirectRefund, direct),
-        (Purpose::DirectFromCpfpRefund, from_cpfp),
-    ];
+    let [refund, direct_refund, direct_from_cpfp] = purposes;
+    let signed = [(refund, Some(cpfp)), (direct_refund, direct), (direct_from_cpfp, from_cpfp)];
     let raws: Vec<(Purpose, Vec<u8>)> =
         signed.iter().filter_map(|(purpose, tx)| tx.map(|tx| (*purpose, unsigned(tx)))).collect();
     let mut set = RawSet::new();
     for (purpose, raw) in &raws {
         set = set.with(*purpose, raw)?;
     }
-    let plan = Plan::refunds(Source::Check(set), &basis, destination, step)?;
+    let plan = match to {
+        To::Key(destination) => Plan::refunds(Source::Check(set), &basis, destination, step)?,
+        To::Htlc(htlc) => Plan::htlc(Source::Check(set), &basis, htlc, step)?,
+    };
     for (purpose, tx) in signed {
         if let (Some(tx), Some(planned)) = (tx, plan.get(purpose)) {
             verify_input(tx, &planned.template.prevouts(), 0)

@@ -158,14 +158,14 @@ fn transfers_open_only_for_their_receiver_and_only_unchanged() {
     let new = SecretScalar::random(&mut OsRng);
     let mut operators = Operators::new();
     let transfer = operators.transfer(&sender, receiver.identity(), &new);
-    let opened = incoming(&transfer, receiver.identity()).unwrap();
+    let opened = incoming(&transfer, receiver.identity(), None).unwrap();
     assert!(opened[0].secret.ct_eq(&new));
     assert_eq!(opened[0].step.blocks(), 1900);
-    assert!(incoming(&transfer, sender.identity()).is_err());
+    assert!(incoming(&transfer, sender.identity(), None).is_err());
     let with = |change: &dyn Fn(&mut Transfer)| {
         let mut other = transfer.clone();
         change(&mut other);
-        incoming(&other, receiver.identity()).map(|_| ())
+        incoming(&other, receiver.identity(), None).map(|_| ())
     };
     assert_eq!(with(&|t| t.leaves[0].signature[5] ^= 1), Err(PackageError::Signature.into()));
     assert_eq!(with(&|t| t.leaves[0].secret_cipher[90] ^= 1), Err(PackageError::Signature.into()));
@@ -193,7 +193,7 @@ fn garbage_in_the_cipher_is_called_by_its_name() {
         let digest = package::secret_cipher_digest(LEAF_ID, &transfer.id, &cipher);
         transfer.leaves[0].signature = sender.identity().sign_ecdsa(digest).unwrap().serialize_der().to_vec();
         transfer.leaves[0].secret_cipher = cipher;
-        let error = incoming(&transfer, receiver.identity()).map(|_| ()).unwrap_err();
+        let error = incoming(&transfer, receiver.identity(), None).map(|_| ()).unwrap_err();
         assert!(error.to_string().starts_with("paid, not claimable, exit available"), "{error}");
     }
 }

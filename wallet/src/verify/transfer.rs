@@ -1,9 +1,15 @@
 use bitcoin::secp256k1::{PublicKey, SECP256K1};
 use spark_proto::spark::Transfer;
-use spark_rules::{package, point, tx::Timelock};
+use spark_rules::{
+    package, point,
+    tx::{Htlc, Timelock},
+};
 use spark_signer::secret::SecretScalar;
 
-use super::{Node, VerifyError, refunds::intermediate_refunds};
+use super::{
+    Node, VerifyError,
+    refunds::{To, intermediate_refunds},
+};
 use crate::keys::SigningKey;
 
 /// A leaf of an incoming transfer, verified and opened.
@@ -23,8 +29,12 @@ impl std::fmt::Debug for Incoming {
 }
 
 /// Checks an incoming transfer: the sender's signature over each leaf's cipher, the intermediate refunds to this
-/// wallet's identity key, and that the opened secret and the operators' key make the leaf's key.
-pub fn incoming(transfer: &Transfer, identity: &SigningKey) -> Result<Vec<Incoming>, VerifyError> {
+/// wallet's identity key, or to `htlc` where a preimage completed it, and that the opened secret and the operators' key make the leaf's key.
+pub fn incoming(
+    transfer: &Transfer,
+    identity: &SigningKey,
+    htlc: Option<&Htlc>,
+) -> Result<Vec<Incoming>, VerifyError> {
     let sender = point::parse("sender_identity_public_key", &transfer.sender_identity_public_key)?;
     package::parse_transfer_id(&transfer.id)?;
     if transfer.receiver_identity_public_key != identity.public_key().serialize() {
@@ -47,7 +57,8 @@ pub fn incoming(transfer: &Transfer, identity: &SigningKey) -> Result<Vec<Incomi
             &leaf.signature,
             &sender,
         )?;
-        let step = intermediate_refunds(&node, leaf, &identity.public_key())?;
+        let own = identity.public_key();
+        let step = intermediate_refunds(&node, leaf, htlc.map_or(To::Key(&own), To::Htlc))?;
         let secret = open(&leaf.secret_cipher, identity)?;
         if !makes(&secret.public_key(), &node) {
             return Err(VerifyError::Garbage("the secret does not belong to the leaf"));

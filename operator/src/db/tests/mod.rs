@@ -2,6 +2,7 @@
 
 mod claims;
 mod event_cursors;
+mod htlcs;
 mod package_keys;
 mod rows;
 

@@ -1,5 +1,6 @@
 //! Handlers over a real database, with an engine and signers that only take note.
 
+mod htlc;
 mod queries;
 mod settings;
 mod static_deposits;
@@ -25,7 +26,7 @@ use tonic::Request;
 use super::{Api, DepositAddresses, Nonces, Operations, Parts, Refunds, testing};
 use crate::{
     convert::Converter,
-    db::{Db, address::AddressRow, testing::database},
+    db::{Db, address::AddressRow, htlc::HtlcRow, testing::database},
     events::Events,
     status::{Reason, Refused},
 };
@@ -34,6 +35,7 @@ use crate::{
 #[derive(Default)]
 struct Engine {
     seen: Mutex<Vec<Operation>>,
+    provided: Mutex<Vec<[u8; 32]>>,
     refuse: Mutex<Option<Refused>>,
 }
 
@@ -41,6 +43,11 @@ struct Engine {
 impl Operations for Engine {
     async fn run(&self, request: Operation, _: &PublicKey) -> Result<(), Refused> {
         self.seen.lock().unwrap().push(request);
+        self.refuse.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    async fn provide(&self, _: &HtlcRow, preimage: &[u8; 32]) -> Result<(), Refused> {
+        self.provided.lock().unwrap().push(*preimage);
         self.refuse.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 }

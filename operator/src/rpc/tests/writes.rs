@@ -42,7 +42,7 @@ fn packages() -> BTreeMap<String, Vec<u8>> {
     (0..3).map(|operator| (identifier(operator), vec![5; 500])).collect()
 }
 
-fn send() -> spark::StartTransferRequest {
+pub(super) fn send() -> spark::StartTransferRequest {
     spark::StartTransferRequest {
         transfer_id: TRANSFER.into(),
         owner_identity_public_key: key(1).serialize().to_vec(),
@@ -121,7 +121,7 @@ fn deposit() -> spark::FinalizeDepositTreeCreationRequest {
     }
 }
 
-fn assert_field(status: &Status, field: &str) {
+pub(super) fn assert_field(status: &Status, field: &str) {
     assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
     let details = status.get_error_details();
     assert_eq!(details.error_info().unwrap().reason, "FIELD_INVALID");

@@ -12,13 +12,15 @@ use anyhow::{Context as _, bail, ensure};
 use spark_devnet::{
     network::Devnet,
     stamp,
-    wallet::{WalletCommand, number},
+    wallet::{WalletCommand, number, text},
 };
 
 /// Steps that only the operator passes that coordinates.
 const OF_COORDINATORS: &[&str] = &["Voted", "Signed", "Everywhere"];
 /// Steps of attempts that end without effect.
 const OF_REFUSALS: &[&str] = &["SignerRefused", "SignerAborted", "Aborted"];
+/// Steps of a conditional transfer's second decision.
+const OF_SETTLEMENTS: &[&str] = &["Settle", "SignSettlement"];
 /// Unused keyshares that an operator keeps.
 const POOL: i64 = 64;
 /// Calls of a signer that belong to no operation.
@@ -187,6 +189,23 @@ impl Story {
         self.handed_over().await
     }
 
+    async fn htlc(&mut self, blow: Blow<'_>) -> anyhow::Result<()> {
+        let (to, amount) = (address(&self.bob).await?, format!("{}sat", self.total));
+        let sent = self.alice.run(&["htlc", "create", &to, &amount]).await?;
+        let preimage = text(&sent, "preimage")?;
+        let claim = ["htlc", "claim", preimage.as_str()];
+        self.victims.strike(&self.bob, &claim, blow).await?;
+        eventually("settled and claimed", || async {
+            if available(&self.bob).await? < self.total {
+                // The same again, until it is settled; then what waits is claimed.
+                let _ = self.bob.run(&claim).await;
+            }
+            Ok(available(&self.bob).await? == self.total)
+        })
+        .await?;
+        self.handed_over().await
+    }
+
     async fn renew(&mut self, blow: Blow<'_>) -> anyhow::Result<()> {
         let leaf = deposit(&self.victims.devnet, &self.alice, 10_000).await?;
         self.total += 10_000;
@@ -290,8 +309,10 @@ async fn operators_die_at_every_step() -> anyhow::Result<()> {
     // Deposits and renewals go through the same engine; `./ops/test --all` takes them, too.
     let all = std::env::var_os("SPARK_TEST_ALL").is_some();
     let flows = [Flow::Send, Flow::Claim, Flow::Deposit, Flow::Renew];
+    let of_all =
+        |step: &&String| !starts_with_any(step, OF_REFUSALS) && !starts_with_any(step, OF_SETTLEMENTS);
     for flow in flows.into_iter().take(if all { 4 } else { 2 }) {
-        for (position, step) in steps.iter().filter(|s| !starts_with_any(s, OF_REFUSALS)).enumerate() {
+        for (position, step) in steps.iter().filter(of_all).enumerate() {
             if position % 8 == 0 {
                 story.fresh().await?;
             }
@@ -310,7 +331,9 @@ async fn operators_die_at_every_step() -> anyhow::Result<()> {
 async fn signers_die_at_every_step() -> anyhow::Result<()> {
     let steps = steps("spark-signer")?;
     let mut story = Story::begin().await?;
-    let of_operations = |step: &&String| !starts_with_any(step, OF_KEYS) && !step.contains("Abort");
+    let of_operations = |step: &&String| {
+        !starts_with_any(step, OF_KEYS) && !starts_with_any(step, OF_SETTLEMENTS) && !step.contains("Abort")
+    };
     for flow in [Flow::Send, Flow::Claim] {
         story.fresh().await?;
         for step in steps.iter().filter(of_operations) {
@@ -329,6 +352,24 @@ async fn signers_die_at_every_step() -> anyhow::Result<()> {
             let blow = Blow { members, program: "signer", step };
             story.key(blow).await.with_context(|| format!("under {blow:?}"))?;
         }
+    }
+    story.victims.settled().await
+}
+
+/// Operators and signers die while a preimage settles a transfer: it is settled all the same, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn settlements_survive_deaths() -> anyhow::Result<()> {
+    let mut blows = Vec::new();
+    for program in ["operator", "signer"] {
+        let steps = steps(&format!("spark-{program}"))?.into_iter();
+        blows.extend(steps.filter(|s| starts_with_any(s, OF_SETTLEMENTS)).map(|step| (program, step)));
+    }
+    ensure!(blows.len() == 8, "{blows:?}");
+    let mut story = Story::begin().await?;
+    story.fresh().await?;
+    for (program, step) in &blows {
+        let blow = Blow { members: &[0, 1, 2], program, step };
+        story.htlc(blow).await.with_context(|| format!("settlement under {blow:?}"))?;
     }
     story.victims.settled().await
 }

@@ -12,6 +12,7 @@ mod e2e;
 mod federation;
 mod hardened;
 mod holes;
+mod htlc;
 mod layering;
 mod metrics;
 mod postgres;

@@ -30,6 +30,8 @@ const WRITES: &[&str] = &[
     "finalize_deposit_tree_creation",
     "start_transfer_v2",
     "start_transfer_v3",
+    "initiate_preimage_swap_v3",
+    "provide_preimage",
     "claim_transfer",
     "renew_leaf",
     "generate_static_deposit_address",
@@ -63,6 +65,7 @@ const READS: &[&str] = &[
     "get_utxos_for_identity",
     "query_all_transfers",
     "query_balance",
+    "query_htlc",
     "query_nodes",
     "query_pending_transfers",
     "query_spark_invoices",
@@ -77,6 +80,8 @@ const ADDRESS: &str = "/spark.SparkService/generate_deposit_address";
 const DEPOSIT: &str = "/spark.SparkService/finalize_deposit_tree_creation";
 const SEND: &str = "/spark.SparkService/start_transfer_v2";
 const SEND_MANY: &str = "/spark.SparkService/start_transfer_v3";
+const HTLC: &str = "/spark.SparkService/initiate_preimage_swap_v3";
+const PREIMAGE: &str = "/spark.SparkService/provide_preimage";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
 const STATIC: &str = "/spark.SparkService/generate_static_deposit_address";
@@ -117,6 +122,7 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     story.a_claim(&sent).await.context("claim")?;
     story.a_renewal(&leaf).await.context("renewal")?;
     story.a_send_to_several().await.context("send to several")?;
+    story.an_htlc().await.context("send for a preimage")?;
     let done: BTreeSet<&str> = story.repeated.iter().copied().collect();
     let all: BTreeSet<&str> = WRITES.iter().copied().collect();
     ensure!(done == all, "writes without a case: {:?}", all.difference(&done).collect::<Vec<_>>());
@@ -477,6 +483,36 @@ impl Story {
         for wallet in [&self.alice, &self.bob] {
             people::claim(wallet, &request.transfer_id).await?;
         }
+        Ok(())
+    }
+
+    async fn an_htlc(&mut self) -> anyhow::Result<()> {
+        people::deposit(&self.devnet, &self.alice, 13_000).await?;
+        let (to, id) = (people::address(&self.bob)?, uuid::Uuid::now_v7());
+        self.tap.hold(HTLC);
+        let held = self.alice.send_for_preimage(&to, 13_000, None, 7_200, Some(id)).await;
+        ensure!(held.is_err(), "held back, and answered");
+        let caught = self.tap.take(HTLC)?;
+        let first = self.call(HTLC, &caught).await?;
+        self.again(HTLC, &caught, &first).await?;
+        let done = (Code::AlreadyExists, "DUPLICATE_OPERATION");
+        let mut other = spark::InitiatePreimageSwapRequest::decode(caught.message.as_slice())?;
+        flip(&mut other.payment_hash)?;
+        self.changed("another hash", HTLC, &caught.authorization, other.encode_to_vec(), done).await?;
+        self.alice.resume_sends().await?;
+
+        let preimage = self.alice.preimage(&id)?;
+        self.tap.hold(PREIMAGE);
+        ensure!(self.bob.claim_htlc(&preimage).await.is_err(), "held back, and answered");
+        let caught = self.tap.take(PREIMAGE)?;
+        let mut other = spark::ProvidePreimageRequest::decode(caught.message.as_slice())?;
+        flip(&mut other.preimage)?;
+        let invalid = (Code::InvalidArgument, "FIELD_INVALID");
+        self.changed("another preimage", PREIMAGE, &caught.authorization, other.encode_to_vec(), invalid)
+            .await?;
+        let first = self.call(PREIMAGE, &caught).await?;
+        self.again(PREIMAGE, &caught, &first).await?;
+        self.bob.claim_htlc(&preimage).await?;
         Ok(())
     }
 

@@ -73,6 +73,9 @@ impl Operation {
                 t.bytes(&deal.payload);
             }
         }
+        if let Some(condition) = &self.condition {
+            t.bytes(b"preimage").bytes(&condition.payment_hash).u64(condition.expiry_height.into());
+        }
         t.finish()
     }
 }

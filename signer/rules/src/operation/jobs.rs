@@ -112,6 +112,12 @@ pub fn commitment_sets(request: &Request) -> Vec<&spark::SigningCommitments> {
         Request::SendMany(r) => {
             r.sender_packages.iter().flat_map(|p| &p.transfer_package).flat_map(sent).collect()
         }
+        Request::Htlc(htlc) => super::htlc::transfer(htlc)
+            .ok()
+            .and_then(|r| r.transfer_package.as_ref())
+            .into_iter()
+            .flat_map(sent)
+            .collect(),
         Request::Claim(r) => r
             .claim_package
             .iter()
@@ -152,6 +158,11 @@ impl<'a> LeafJobs<'a> {
             None => Ok(()),
             Some(_) => Err(OperationError::Incomplete(leaf)),
         }
+    }
+
+    /// Leaves a transaction out that is neither signed nor kept.
+    pub(super) fn ignore(&mut self, purpose: Purpose) {
+        self.0.remove(&purpose);
     }
 
     pub(super) fn raws(&self) -> Result<RawSet<'a>, OperationError> {

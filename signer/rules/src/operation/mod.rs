@@ -9,6 +9,7 @@ mod claim;
 mod deposit;
 mod digest;
 mod error;
+mod htlc;
 mod jobs;
 mod keys;
 mod outcome;
@@ -24,6 +25,7 @@ use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1 as wire;
 
 pub use error::OperationError;
+pub use htlc::PAYMENT;
 pub use jobs::{Job, commitment_sets, parse_commitment, parse_commitments};
 pub use keys::{Keys, TweakedKey};
 pub use outcome::{Outcome, SignedTx, proof_hash};
@@ -35,6 +37,7 @@ use crate::{
     federation::Federation,
     ids::{LeafId, OperationId, OperatorIndex, TransferId},
     leaf::LeafRecord,
+    settlement::Condition,
     tx::Plan,
     vote::{Certificate, Kind, VoteError},
 };
@@ -118,6 +121,8 @@ pub struct Operation {
     pub resources: Vec<Resource>,
     /// What no signature of the client covers.
     pub terms: Terms,
+    /// What completes it after its first decision; none where that decides all.
+    pub condition: Option<Condition>,
     epoch: u64,
     threshold: u16,
 }
@@ -137,6 +142,7 @@ impl Operation {
             wire::operation::Request::Claim(claim) => claim::derive(context, claim, records),
             wire::operation::Request::Renew(renew) => renew::derive(context, renew, records),
             wire::operation::Request::Refresh(refresh) => refresh::derive(context, refresh, records),
+            wire::operation::Request::Htlc(htlc) => htlc::derive(context, htlc, records),
         }
     }
 
@@ -210,6 +216,7 @@ pub fn identify(
         wire::operation::Request::Claim(claim) => (claim::operation_id(claim)?, Kind::Claim),
         wire::operation::Request::Renew(renew) => (renew::operation_id(renew, records)?, Kind::Renew),
         wire::operation::Request::Refresh(refresh) => (refresh::operation_id(refresh)?, Kind::Refresh),
+        wire::operation::Request::Htlc(htlc) => (htlc::operation_id(htlc)?, Kind::Htlc),
     })
 }
 
@@ -312,6 +319,7 @@ fn assemble(context: &Context<'_>, draft: Draft) -> Result<Operation, OperationE
         refresh: None,
         resources: draft.resources,
         terms: draft.terms,
+        condition: None,
         epoch: context.federation.epoch(),
         threshold: context.federation.threshold(),
     })

@@ -235,6 +235,7 @@ pub(super) fn derive(
         refresh: Some(Refresh { session_id, deals, leaves }),
         resources: Vec::new(),
         terms: Terms::default(),
+        condition: None,
         epoch: federation.epoch(),
         threshold: federation.threshold(),
     })

@@ -10,7 +10,7 @@ use super::{Timelock, Variant};
 pub struct MaturityError;
 
 /// Key of the ledger of released transactions (D6): when a spend of an outpoint becomes valid, and how it pays.
-/// The step is the timelock without the offset of the variant.
+/// The step is the timelock without the offset of the purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Maturity {
     /// The output that is spent.

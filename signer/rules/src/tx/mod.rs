@@ -5,6 +5,7 @@
 //! Amounts are in satoshis, timelocks in blocks.
 
 mod error;
+mod htlc;
 mod maturity;
 mod plan;
 mod sighash;
@@ -13,6 +14,7 @@ mod template;
 mod timelock;
 
 pub use error::{Rule, TemplateError};
+pub use htlc::{HTLC_BLOCKS, Htlc, HtlcError, HtlcPath, opens};
 pub use maturity::{Maturity, MaturityError};
 pub use plan::{Basis, Plan, Planned, RawSet, RenewalPath, Source};
 pub use sighash::{SighashError, attach_signature, sighash, verify_input};
@@ -26,6 +28,10 @@ use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
 
 /// Blocks by which a direct transaction lags behind its CPFP twin.
 pub const DIRECT_OFFSET: u16 = 50;
+/// Blocks by which an HTLC refund lags behind a plain one of the same step, which undercuts it.
+pub const HTLC_OFFSET: u16 = 70;
+/// The same of its direct twins.
+pub const DIRECT_HTLC_OFFSET: u16 = 85;
 /// Fee of a direct transaction, in satoshis: 191 vB at 5 sat/vB.
 pub const FEE: u64 = 955;
 /// Most outputs of one address that one deposit may collect.

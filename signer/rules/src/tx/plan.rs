@@ -4,7 +4,7 @@ use bitcoin::Transaction;
 use bitcoin::secp256k1::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use super::{INITIAL_TIMELOCK, Purpose, Rule, Spend, Template, TemplateError, Timelock};
+use super::{Htlc, INITIAL_TIMELOCK, Purpose, Rule, Spend, Template, TemplateError, Timelock};
 
 /// A client's transactions by purpose.
 #[derive(Debug, Clone, Default)]
@@ -116,6 +116,23 @@ impl Plan {
     ) -> Result<Self, TemplateError> {
         let mut layout = Layout::new(source);
         layout.refunds(basis, destination, step)?;
+        layout.finish()
+    }
+
+    /// The refunds of a transfer that a preimage completes, at `step`; the same set as [`Plan::refunds`].
+    pub fn htlc(
+        source: Source<'_>,
+        basis: &Basis,
+        htlc: &Htlc,
+        step: Timelock,
+    ) -> Result<Self, TemplateError> {
+        let mut layout = Layout::new(source);
+        let node = || basis.node.clone();
+        layout.add(Template::htlc_refund(Purpose::HtlcRefund, node(), htlc, step)?, 0)?;
+        if let Some(direct_node) = basis.direct_node.clone() {
+            layout.add(Template::htlc_refund(Purpose::HtlcDirectRefund, direct_node, htlc, step)?, 0)?;
+        }
+        layout.add(Template::htlc_refund(Purpose::HtlcDirectFromCpfpRefund, node(), htlc, step)?, 0)?;
         layout.finish()
     }
 

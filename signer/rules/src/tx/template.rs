@@ -6,8 +6,8 @@ use bitcoin::{Amount, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    MAX_ROOT_INPUTS, Maturity, Rule, SequenceField, Spend, TemplateError, Timelock, anchor, maybe_fee,
-    p2tr_script,
+    DIRECT_HTLC_OFFSET, DIRECT_OFFSET, HTLC_OFFSET, Htlc, MAX_ROOT_INPUTS, Maturity, Rule, SequenceField,
+    Spend, TemplateError, Timelock, anchor, maybe_fee, p2tr_script,
 };
 
 /// Most bytes of a client's transaction; the largest template has fewer than 600.
@@ -45,6 +45,12 @@ pub enum Purpose {
     DirectFromCpfpRefund,
     /// Pays the owner of a static deposit address back ([`super::StaticRefund`]).
     StaticRefund,
+    /// [`Purpose::Refund`] to an output that a preimage opens.
+    HtlcRefund,
+    /// [`Purpose::DirectRefund`] to an output that a preimage opens.
+    HtlcDirectRefund,
+    /// [`Purpose::DirectFromCpfpRefund`] to an output that a preimage opens.
+    HtlcDirectFromCpfpRefund,
 }
 
 impl Purpose {
@@ -60,24 +66,44 @@ impl Purpose {
             Self::DirectRefund => "direct-refund",
             Self::DirectFromCpfpRefund => "direct-from-cpfp-refund",
             Self::StaticRefund => "static-refund",
+            Self::HtlcRefund => "htlc-refund",
+            Self::HtlcDirectRefund => "htlc-direct-refund",
+            Self::HtlcDirectFromCpfpRefund => "htlc-direct-from-cpfp-refund",
         }
     }
 
     /// Anchor or fee.
     pub const fn variant(self) -> Variant {
         match self {
-            Self::Root | Self::Node | Self::Split | Self::Refund => Variant::Cpfp,
+            Self::Root | Self::Node | Self::Split | Self::Refund | Self::HtlcRefund => Variant::Cpfp,
             Self::DirectNode
             | Self::DirectSplit
             | Self::DirectRefund
             | Self::DirectFromCpfpRefund
-            | Self::StaticRefund => Variant::Direct,
+            | Self::StaticRefund
+            | Self::HtlcDirectRefund
+            | Self::HtlcDirectFromCpfpRefund => Variant::Direct,
         }
+    }
+
+    /// Blocks of its timelock above the step.
+    pub const fn offset(self) -> u16 {
+        match (self.is_htlc(), self.variant()) {
+            (false, Variant::Cpfp) => 0,
+            (false, Variant::Direct) => DIRECT_OFFSET,
+            (true, Variant::Cpfp) => HTLC_OFFSET,
+            (true, Variant::Direct) => DIRECT_HTLC_OFFSET,
+        }
+    }
+
+    /// Pays to an output that a preimage opens.
+    pub const fn is_htlc(self) -> bool {
+        matches!(self, Self::HtlcRefund | Self::HtlcDirectRefund | Self::HtlcDirectFromCpfpRefund)
     }
 
     /// Pays out of the tree.
     pub const fn is_refund(self) -> bool {
-        matches!(self, Self::Refund | Self::DirectRefund | Self::DirectFromCpfpRefund)
+        self.is_htlc() || matches!(self, Self::Refund | Self::DirectRefund | Self::DirectFromCpfpRefund)
     }
 }
 
@@ -175,6 +201,23 @@ impl Template {
         Self::single(Purpose::DirectFromCpfpRefund, node, destination, step)
     }
 
+    /// A refund to the output of an HTLC, which `purpose` must be for: `spend` is the node's or direct node's output,
+    /// the timelock `step` + 70, or + 85 where it pays its own fee.
+    pub fn htlc_refund(
+        purpose: Purpose,
+        spend: Spend,
+        htlc: &Htlc,
+        step: Timelock,
+    ) -> Result<Self, TemplateError> {
+        if !purpose.is_htlc() {
+            return Err(TemplateError::new(Rule::Parameters(purpose), "an HTLC refund", purpose));
+        }
+        let script = htlc
+            .script_pubkey()
+            .map_err(|error| TemplateError::new(Rule::Parameters(purpose), "an HTLC output", error))?;
+        Self::assemble(purpose, vec![spend], step, script)
+    }
+
     fn single(
         purpose: Purpose,
         input: Spend,
@@ -196,11 +239,11 @@ impl Template {
         if !step.is_step() {
             return Err(TemplateError::new(Rule::Parameters(purpose), "a multiple of 100", step));
         }
-        let (timelock, value) = match purpose.variant() {
-            Variant::Cpfp => (step, inputs.iter().map(|i| i.txout.value).sum()),
-            Variant::Direct => {
-                (step.direct().map_err(refuse)?, maybe_fee(inputs.iter().map(|i| i.txout.value).sum()))
-            }
+        let timelock = step.later(purpose.offset()).map_err(refuse)?;
+        let sum: Amount = inputs.iter().map(|i| i.txout.value).sum();
+        let value = match purpose.variant() {
+            Variant::Cpfp => sum,
+            Variant::Direct => maybe_fee(sum),
         };
         let sequence = SequenceField { timelock, marker: false };
         Ok(Self { purpose, inputs, step, output: TxOut { value, script_pubkey }, sequence })
@@ -228,7 +271,12 @@ impl Template {
         self.inputs.iter().map(|input| input.txout.clone()).collect()
     }
 
-    /// Timelock without the offset of the variant.
+    /// Timelock of its inputs.
+    pub const fn timelock(&self) -> Timelock {
+        self.sequence.timelock
+    }
+
+    /// Timelock without the offset of the purpose.
     pub const fn step(&self) -> Timelock {
         self.step
     }

@@ -78,7 +78,20 @@ impl Timelock {
 
     /// The timelock of the direct twin.
     pub const fn direct(self) -> Result<Self, TimelockError> {
-        Self::new(self.0.saturating_add(DIRECT_OFFSET))
+        self.later(DIRECT_OFFSET)
+    }
+
+    /// The timelock of a transaction that lags by `offset`.
+    pub const fn later(self, offset: u16) -> Result<Self, TimelockError> {
+        Self::new(self.0.saturating_add(offset))
+    }
+
+    /// The step under a timelock with `offset`: inverse of [`Timelock::later`] for templates' timelocks.
+    pub const fn without(self, offset: u16) -> Option<Self> {
+        match self.0.checked_sub(offset) {
+            Some(blocks) => Some(Self(blocks)),
+            None => None,
+        }
     }
 }
 

@@ -142,8 +142,9 @@ fn item(txn: &Txn<'_>, table: Table, key: &[u8]) -> Result<Option<wire::RepairIt
         }
         let holder = Holder::decode(&value)?;
         let attempt = ledger::attempt(txn, &holder.operation, holder.attempt)?;
-        // An attempt that is not known here came with this signer's own repair, applied.
-        if attempt.is_some_and(|attempt| attempt.phase != Phase::Applied) {
+        // An attempt that is not known here came with this signer's own repair, applied. After a return the transfer's
+        // id stays held.
+        if attempt.is_some_and(|attempt| !matches!(attempt.phase, Phase::Applied | Phase::Returned)) {
             return Ok(None);
         }
     }

@@ -5,6 +5,7 @@ mod admin;
 mod attacks;
 mod deposits;
 mod flows;
+mod htlc;
 mod invoices;
 mod logs;
 mod one_time;
@@ -197,8 +198,21 @@ fn send_request_as(
     transfer: &str,
     tamper: impl Fn(usize, &mut spark::SendLeafKeyTweak),
 ) -> (spark::StartTransferRequest, SecretScalar) {
+    let plan = quorum.leaf(0, &leaf.id).build_send(&receiver).unwrap();
+    package_request(quorum, wallet, leaf, receiver, transfer, &plan, tamper)
+}
+
+/// A send package whose transactions are those of `plan`.
+fn package_request(
+    quorum: &mut Quorum,
+    wallet: &Wallet,
+    leaf: &Leaf,
+    receiver: PublicKey,
+    transfer: &str,
+    plan: &Plan,
+    tamper: impl Fn(usize, &mut spark::SendLeafKeyTweak),
+) -> (spark::StartTransferRequest, SecretScalar) {
     let record = quorum.leaf(0, &leaf.id);
-    let plan = record.build_send(&receiver).unwrap();
     let next = SecretScalar::random(&mut OsRng);
     let cipher = ecies::seal(&receiver, next.to_bytes().as_slice(), &mut OsRng).unwrap();
     let signature = wallet.sign(package::secret_cipher_digest(&leaf.id.to_string(), transfer, &cipher));
@@ -218,16 +232,20 @@ fn send_request_as(
     });
     let user_signature =
         wallet.sign(package::transfer_payload(&package::parse_transfer_id(transfer).unwrap(), &packages));
-    let mut jobs = |purpose| {
-        plan.get(purpose)
+    let mut jobs = |plain, htlc| {
+        plan.get(plain)
+            .or_else(|| plan.get(htlc))
             .map(|p| user_job(quorum, &leaf.id.to_string(), record.verifying_key, &leaf.key, p, wallet.id()))
             .into_iter()
             .collect::<Vec<_>>()
     };
     let transfer_package = spark::TransferPackage {
-        leaves_to_send: jobs(Purpose::Refund),
-        direct_leaves_to_send: jobs(Purpose::DirectRefund),
-        direct_from_cpfp_leaves_to_send: jobs(Purpose::DirectFromCpfpRefund),
+        leaves_to_send: jobs(Purpose::Refund, Purpose::HtlcRefund),
+        direct_leaves_to_send: jobs(Purpose::DirectRefund, Purpose::HtlcDirectRefund),
+        direct_from_cpfp_leaves_to_send: jobs(
+            Purpose::DirectFromCpfpRefund,
+            Purpose::HtlcDirectFromCpfpRefund,
+        ),
         key_tweak_package: packages,
         user_signature,
         hash_variant: spark::HashVariant::V2.into(),

@@ -47,7 +47,7 @@ fn ask(
 }
 
 /// One fresh key of every signer.
-fn keys(quorum: &mut Quorum) -> Vec<wire::PackageKey> {
+pub(super) fn keys(quorum: &mut Quorum) -> Vec<wire::PackageKey> {
     (0..quorum.members.len())
         .map(|m| ask(quorum, m, request(rand::random(), 1, Vec::new()), NOW).unwrap().keys.remove(0))
         .collect()
@@ -58,15 +58,15 @@ fn secret_of(key: &wire::PackageKey) -> SecretId {
 }
 
 /// Whether the vault of a signer still has the secret half.
-fn lives(quorum: &mut Quorum, member: usize, key: &wire::PackageKey) -> bool {
+pub(super) fn lives(quorum: &mut Quorum, member: usize, key: &wire::PackageKey) -> bool {
     quorum.read(member, |txn| txn.has_secret(&secret_of(key)).unwrap())
 }
 
-fn transfer_id() -> String {
+pub(super) fn transfer_id() -> String {
     LeafId::from_bytes(rand::random()).to_string()
 }
 
-fn parsed(transfer: &str) -> TransferId {
+pub(super) fn parsed(transfer: &str) -> TransferId {
     TransferId::from_bytes(*package::parse_transfer_id(transfer).unwrap().as_bytes())
 }
 

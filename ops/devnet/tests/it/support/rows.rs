@@ -13,6 +13,7 @@ const DECIDED: &[&str] = &[
     "address_request",
     "deposit_address",
     "event_log",
+    "htlc",
     "leaf",
     "leaf_claim",
     "leaf_history",
@@ -66,7 +67,12 @@ pub(crate) async fn settled(devnet: &Devnet) -> anyhow::Result<Rows> {
             let mut database = connect(devnet, operator).await?;
             let open = "SELECT count(*) FROM operation WHERE state NOT IN ('DONE', 'REFUSED', 'ABORTED')";
             let waiting = "SELECT count(*) FROM outbox";
-            Ok(one(&mut database, open.into()).await? + one(&mut database, waiting.into()).await? == 0)
+            let ending = "SELECT count(*) FROM htlc WHERE state <> 'PENDING' AND NOT announced";
+            let mut left = 0;
+            for sql in [open, waiting, ending] {
+                left += one(&mut database, sql.into()).await?;
+            }
+            Ok(left == 0)
         })
         .await
         .with_context(|| format!("operator {operator}"))?;

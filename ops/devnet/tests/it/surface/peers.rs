@@ -30,6 +30,8 @@ pub(super) fn voices(other: u32) -> Vec<(&'static str, Voice)> {
         ("Abort", Carried("a proof is portable")),
         ("QueryProof", Carried("a question")),
         ("Close", Carried("who may say so depends on the operation")),
+        ("AskSettlement", Carried("a question, or a preimage that proves itself")),
+        ("Settle", Carried("a proof is portable")),
         (
             "DkgStart",
             Named(signer::DkgStartRequest { initiator: other, ..Default::default() }.encode_to_vec()),

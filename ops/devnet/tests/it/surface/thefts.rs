@@ -61,6 +61,15 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
             "start_transfer_v3",
             vec![no(send_many(v)), (send_many_as_thief(v), Gets::Refusal(Code::FailedPrecondition))],
         ),
+        (
+            "initiate_preimage_swap_v3",
+            vec![
+                no(htlc(v.send.clone(), v)),
+                (htlc(as_thief(v), v), Gets::Refusal(Code::FailedPrecondition)),
+            ],
+        ),
+        ("provide_preimage", vec![no(preimage(&v.identity)), unknown(preimage(&v.thief))]),
+        ("query_htlc", vec![no(htlcs(v))]),
         ("query_spark_invoices", vec![invoices(v)]),
         ("claim_transfer", vec![no(v.claim.encode_to_vec()), unknown(claim_as_thief(v))]),
         ("get_signing_commitments", vec![unknown(commitments(v))]),
@@ -105,11 +114,49 @@ fn deposit_as_thief(v: &Victim) -> Vec<u8> {
 
 /// The victim's leaves under a fresh id, to the thief, in the thief's name.
 fn send_as_thief(v: &Victim) -> Vec<u8> {
+    as_thief(v).encode_to_vec()
+}
+
+fn as_thief(v: &Victim) -> spark::StartTransferRequest {
     let mut request = v.send.clone();
     request.transfer_id = Uuid::now_v7().to_string();
     request.owner_identity_public_key.clone_from(&v.thief);
     request.receiver_identity_public_key.clone_from(&v.thief);
-    request.encode_to_vec()
+    request
+}
+
+/// The victim's leaves to the thief, for a preimage that the thief knows.
+fn htlc(mut transfer: spark::StartTransferRequest, v: &Victim) -> Vec<u8> {
+    transfer.receiver_identity_public_key.clone_from(&v.thief);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(3_600);
+    transfer.expiry_time = Some(soon.into());
+    spark::InitiatePreimageSwapRequest {
+        payment_hash: sha256(PREIMAGE).to_vec(),
+        receiver_identity_public_key: v.thief.clone(),
+        transfer_request: Some(transfer),
+        ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+const PREIMAGE: [u8; 32] = [7; 32];
+
+fn sha256(preimage: [u8; 32]) -> [u8; 32] {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(preimage).into()
+}
+
+fn preimage(identity: &[u8]) -> Vec<u8> {
+    spark::ProvidePreimageRequest {
+        payment_hash: sha256(PREIMAGE).to_vec(),
+        preimage: PREIMAGE.to_vec(),
+        identity_public_key: identity.to_vec(),
+    }
+    .encode_to_vec()
+}
+
+fn htlcs(v: &Victim) -> Vec<u8> {
+    spark::QueryHtlcRequest { identity_public_key: v.identity.clone(), ..Default::default() }.encode_to_vec()
 }
 
 /// The victim's package with every leaf to the thief.

@@ -1,0 +1,417 @@
+//! The second decision of a transfer that a preimage completes (D8): who hears of a preimage passes it on, who sees the
+//! expiry asks for the return; the words of all deciders decide, and every operator ends it the same way.
+
+use futures::future::join_all;
+use prost::Message as _;
+use spark_proto::{peer::v1 as wire, signer::v1 as signer, spark};
+use spark_rules::{
+    ids::OperatorIndex,
+    leaf::{LeafRecord, LeafStatus},
+    operation::{Operation, OperationError},
+    settlement::{ProofOfSettlement, Ruling, expiry_height},
+    vote::VoteError,
+};
+
+use super::{
+    engine::{Engine, EngineError, unix_seconds},
+    fail::{Point, fail_point},
+    outcome,
+    participate::attempt_id,
+};
+use crate::db::{
+    DbError,
+    htlc::{self, HtlcRow, HtlcState},
+    leaf,
+    operation::AttemptId,
+    transfer,
+    work::{self, AppliedWrite},
+};
+
+/// Told to wallets when operators do not agree on the height of an expiry.
+pub(super) const EXPIRY_HEIGHT: &str = "EXPIRY_HEIGHT";
+/// Of those that are due, worked on in one round.
+const BATCH: i64 = 32;
+
+/// The part of the request that names the transfer.
+pub(super) fn htlc_transfer(htlc: &wire::Htlc) -> Option<&spark::StartTransferRequest> {
+    htlc.request.as_ref().and_then(|request| request.transfer_request.as_ref())
+}
+
+/// What became of a preimage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Provided {
+    /// Every operator has settled it.
+    Settled,
+    /// It came too late.
+    Expired,
+    /// Not settled everywhere in time: the same call again goes on.
+    Undecided,
+}
+
+impl Engine {
+    /// The height that the wire's time means by the own tip and clock; none if it has passed or is too far away.
+    pub(super) fn height_of(&self, htlc: &wire::Htlc) -> Result<Option<u32>, EngineError> {
+        let time = htlc_transfer(htlc).and_then(|request| request.expiry_time.as_ref());
+        Ok(match time {
+            Some(time) => expiry_height(self.tip()?, unix_seconds(), time.seconds),
+            None => None,
+        })
+    }
+
+    /// Whether the coordinator's height is what this operator sees (D18: one view alone decides nothing).
+    pub(super) fn expiry_fits(&self, operation: &Operation) -> Result<bool, EngineError> {
+        let Some(condition) = &operation.condition else { return Ok(true) };
+        let own = expiry_height(self.tip()?, unix_seconds(), operation.terms.expiry_seconds);
+        Ok(own.is_some_and(|own| condition.fits(own)))
+    }
+
+    /// A receiver provides the preimage of a pending transfer. It must fit the payment hash.
+    pub async fn provide(&self, row: &HtlcRow, preimage: &[u8; 32]) -> Result<Provided, EngineError> {
+        row.pending.condition.check(&Ruling::Commit { preimage: *preimage })?;
+        // Known from somebody already: then it goes on, whatever the height is now.
+        if row.state == HtlcState::Pending && row.preimage.is_none() {
+            if self.tip()? >= row.pending.condition.expiry_height {
+                return Ok(Provided::Expired);
+            }
+            htlc::set_preimage(self.db().pool(), row.id(), preimage).await?;
+            fail_point(Point::SettlePreimage);
+        }
+        for tried in 0..self.inner.settings.tries {
+            self.pause(tried).await;
+            let row = htlc::get(self.db().pool(), row.id()).await?.ok_or(EngineError::Unknown)?;
+            match row.state {
+                HtlcState::Returned => return Ok(Provided::Expired),
+                HtlcState::Settled if row.announced => return Ok(Provided::Settled),
+                _ => {}
+            }
+            match self.end(&row).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, operation = %row.id(), "transfer is not settled yet");
+                    continue;
+                }
+            }
+            let row = htlc::get(self.db().pool(), row.id()).await?.ok_or(EngineError::Unknown)?;
+            return Ok(match row.state {
+                HtlcState::Settled => Provided::Settled,
+                HtlcState::Returned => Provided::Expired,
+                HtlcState::Pending => Provided::Undecided,
+            });
+        }
+        Ok(Provided::Undecided)
+    }
+
+    /// Carries on what is known to end, or may return at the own tip.
+    pub(super) async fn settle_due(&self) -> Result<(), EngineError> {
+        let tip = self.tip().unwrap_or_default();
+        let rows = htlc::due(self.db().pool(), tip, BATCH).await?;
+        join_all(rows.iter().map(|row| async move {
+            match self.end(row).await {
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, operation = %row.id(), "conditional transfer stays open");
+                }
+            }
+        }))
+        .await;
+        Ok(())
+    }
+
+    /// True when every operator has ended it. The own tables show it last (D7).
+    async fn end(&self, row: &HtlcRow) -> Result<bool, EngineError> {
+        let proof = match &row.proof {
+            Some(bytes) => wire::ProofOfSettlement::decode(bytes.as_slice())?,
+            None => match self.words(row).await? {
+                Some(proof) => proof,
+                None => return Ok(false),
+            },
+        };
+        htlc::set_proof(self.db().pool(), row.id(), &proof.encode_to_vec()).await?;
+        fail_point(Point::SettleProof);
+        let request = wire::SettleRequest {
+            operation_id: row.pending.operation.as_bytes().to_vec(),
+            attempt: row.pending.attempt,
+            proof: Some(proof),
+            everywhere: false,
+        };
+        let mut left = false;
+        let calls = self.inner.signers.peers().map(|(index, peer)| {
+            let request = request.clone();
+            async move { (index, peer.settle(request).await) }
+        });
+        for (index, reply) in join_all(calls).await {
+            if let Err(error) = reply {
+                tracing::warn!(peer = index.get(), %error, operation = %row.id(), "peer has not settled");
+                left = true;
+            }
+        }
+        if left {
+            return Ok(false);
+        }
+        let request = wire::SettleRequest { everywhere: true, ..request };
+        self.on_settle(request.clone()).await?;
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let calls = engine.inner.signers.peers().map(|(_, peer)| peer.settle(request.clone()));
+            for error in join_all(calls).await.into_iter().filter_map(Result::err) {
+                // The peer finds out by itself a little later.
+                tracing::debug!(%error, "end was not heard");
+            }
+        });
+        Ok(true)
+    }
+
+    /// The same word of every decider; none while one is missing.
+    async fn words(&self, row: &HtlcRow) -> Result<Option<wire::ProofOfSettlement>, EngineError> {
+        let mut preimage = row.preimage;
+        // A second round where a decider knows a preimage that was not known here.
+        for _ in 0..2 {
+            let question = wire::SettlementQuestion {
+                operation_id: row.pending.operation.as_bytes().to_vec(),
+                attempt: row.pending.attempt,
+                preimage: preimage.map(|preimage| preimage.to_vec()).unwrap_or_default(),
+            };
+            let (mut commits, mut aborts) = (Vec::new(), Vec::new());
+            let mut learned = None;
+            for (index, answer) in self.ask_deciders(row, &question).await {
+                let answer = match answer {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        tracing::info!(decider = index.get(), %error, operation = %row.id(), "no word");
+                        continue;
+                    }
+                };
+                if let Some(proof) = answer.proof {
+                    match ProofOfSettlement::verify(&proof, self.federation(), &row.pending) {
+                        Ok(_) => return Ok(Some(proof)),
+                        Err(error) => {
+                            tracing::warn!(decider = index.get(), %error, "decider sent a proof that does not hold");
+                            continue;
+                        }
+                    }
+                }
+                let Some(vote) = answer.vote else { continue };
+                match row.pending.word(&vote, self.federation()) {
+                    Ok(word) if word.position.signer == index => match word.ruling {
+                        Ruling::Commit { preimage: shown } => {
+                            learned = Some(shown).filter(|_| preimage.is_none());
+                            commits.push(vote);
+                        }
+                        Ruling::Abort { .. } => aborts.push(vote),
+                    },
+                    Ok(_) => tracing::warn!(decider = index.get(), "decider sent a word of somebody else"),
+                    Err(error) => {
+                        tracing::warn!(decider = index.get(), %error, "decider sent a word that does not hold")
+                    }
+                }
+            }
+            let all = row.pending.deciders.len();
+            if let Some(votes) = [commits, aborts].into_iter().find(|votes| votes.len() == all) {
+                return Ok(Some(wire::ProofOfSettlement { votes }));
+            }
+            let Some(known) = learned else { return Ok(None) };
+            htlc::set_preimage(self.db().pool(), row.id(), &known).await?;
+            preimage = Some(known);
+        }
+        Ok(None)
+    }
+
+    async fn ask_deciders(
+        &self,
+        row: &HtlcRow,
+        question: &wire::SettlementQuestion,
+    ) -> Vec<(OperatorIndex, Result<wire::SettlementAnswer, EngineError>)> {
+        join_all(row.pending.deciders.iter().map(|index| async move {
+            if *index == self.own() {
+                return (*index, self.on_ask_settlement(question).await);
+            }
+            let answer = match self.inner.signers.peer(*index) {
+                Ok(peer) => peer.ask_settlement(question.clone()).await,
+                Err(error) => Err(error),
+            };
+            (*index, answer.map_err(EngineError::from))
+        }))
+        .await
+    }
+
+    async fn htlc(&self, operation_id: &[u8], attempt: u32) -> Result<HtlcRow, EngineError> {
+        let id: AttemptId = attempt_id(operation_id, attempt)?;
+        htlc::get(self.db().pool(), id).await?.ok_or(EngineError::Unknown)
+    }
+
+    /// Somebody asks how it ends. A preimage that fits is kept, and makes every later word a COMMIT; a return needs the
+    /// own tip, whatever height the asker sees.
+    pub async fn on_ask_settlement(
+        &self,
+        question: &wire::SettlementQuestion,
+    ) -> Result<wire::SettlementAnswer, EngineError> {
+        let row = self.htlc(&question.operation_id, question.attempt).await?;
+        if row.state != HtlcState::Pending {
+            let proof = wire::ProofOfSettlement::decode(row.proof.as_deref().unwrap_or_default())?;
+            return Ok(wire::SettlementAnswer { vote: None, proof: Some(proof) });
+        }
+        let asked = Ruling::asked(&question.preimage, 0)?;
+        if let Ruling::Commit { .. } = asked {
+            row.pending.condition.check(&asked)?;
+        }
+        let preimage = match asked {
+            Ruling::Commit { preimage } => Some(preimage),
+            Ruling::Abort { .. } => row.preimage,
+        };
+        let decides = row.pending.deciders.contains(&self.own());
+        if let Some(preimage) = &preimage {
+            let word = if decides {
+                Some(self.own_word(&row, &Ruling::Commit { preimage: *preimage }).await)
+            } else {
+                None
+            };
+            match word {
+                // The own signer had said ABORT before, and keeps to it.
+                Some(Err(EngineError::Call(error))) if error.refused() => {}
+                Some(Err(error)) => return Err(error),
+                Some(Ok(vote)) => {
+                    htlc::set_preimage(self.db().pool(), row.id(), preimage).await?;
+                    return Ok(wire::SettlementAnswer { vote: Some(vote), proof: None });
+                }
+                None => htlc::set_preimage(self.db().pool(), row.id(), preimage).await?,
+            }
+        }
+        if !decides {
+            return Ok(wire::SettlementAnswer::default());
+        }
+        let ruling = Ruling::Abort { height: self.tip()? };
+        if row.pending.condition.check(&ruling).is_err() {
+            return Err(EngineError::State("not expired"));
+        }
+        let vote = self.own_word(&row, &ruling).await?;
+        Ok(wire::SettlementAnswer { vote: Some(vote), proof: None })
+    }
+
+    async fn own_word(&self, row: &HtlcRow, ruling: &Ruling) -> Result<wire::SettlementVote, EngineError> {
+        let (preimage, tip_height) = match ruling {
+            Ruling::Commit { preimage } => (preimage.to_vec(), 0),
+            Ruling::Abort { height } => (Vec::new(), *height),
+        };
+        let request = signer::SignSettlementRequest {
+            operation_id: row.pending.operation.as_bytes().to_vec(),
+            attempt: row.pending.attempt,
+            preimage,
+            tip_height,
+        };
+        let answer = self.inner.signers.own().sign_settlement(request).await?;
+        answer.vote.ok_or(EngineError::State("signer gave no word"))
+    }
+
+    /// Somebody hands over the words of all deciders. Idempotent.
+    pub async fn on_settle(&self, request: wire::SettleRequest) -> Result<Vec<wire::Receipt>, EngineError> {
+        let row = self.htlc(&request.operation_id, request.attempt).await?;
+        let proof = request.proof.ok_or(VoteError::Malformed("proof"))?;
+        let ruling = ProofOfSettlement::verify(&proof, self.federation(), &row.pending)?.ruling;
+        let receipts = if row.state == HtlcState::Pending || !row.announced {
+            self.settle_own(&row, &proof, &ruling).await?
+        } else {
+            Vec::new()
+        };
+        if request.everywhere && !row.announced {
+            self.announce(&row).await?;
+        }
+        Ok(receipts)
+    }
+
+    /// Own signer, then own tables.
+    async fn settle_own(
+        &self,
+        row: &HtlcRow,
+        proof: &wire::ProofOfSettlement,
+        ruling: &Ruling,
+    ) -> Result<Vec<wire::Receipt>, EngineError> {
+        let ended = match ruling {
+            Ruling::Commit { .. } => HtlcState::Settled,
+            Ruling::Abort { .. } => HtlcState::Returned,
+        };
+        if row.state != HtlcState::Pending && row.state != ended {
+            tracing::error!(operation = %row.id(), "both ends of a conditional transfer are proven");
+            return Err(EngineError::State("it has ended otherwise"));
+        }
+        let request = signer::SettleRequest {
+            operation_id: row.pending.operation.as_bytes().to_vec(),
+            attempt: row.pending.attempt,
+            proof: Some(proof.clone()),
+        };
+        let receipts = self.inner.signers.own().settle(request).await?.receipts;
+        fail_point(Point::SettleSigner);
+        let pool = self.db().pool();
+        htlc::set_proof(pool, row.id(), &proof.encode_to_vec()).await?;
+        if let Ruling::Commit { preimage } = ruling {
+            htlc::set_preimage(pool, row.id(), preimage).await?;
+        }
+        let mut write = AppliedWrite {
+            receipts: outcome::receipts(self.own(), &receipts).map_err(EngineError::from)?,
+            ..AppliedWrite::default()
+        };
+        for record in self.records_after(row, ended).await? {
+            write.leaves.push(outcome::leaf_write(&record)?);
+            write.watched.extend(outcome::watched(&record));
+        }
+        work::ended(self.db(), row, ended, &write).await?;
+        fail_point(Point::SettleEnded);
+        Ok(receipts)
+    }
+
+    /// The leaves as the end leaves them: the receiver's, as the first decision made them, or the sender's again.
+    async fn records_after(&self, row: &HtlcRow, ended: HtlcState) -> Result<Vec<LeafRecord>, EngineError> {
+        let corrupt = |_| DbError::Corrupt("leaf.record");
+        let pool = self.db().pool();
+        let sent = transfer::leaves(pool, &[row.transfer_id]).await?;
+        let mut records = Vec::with_capacity(sent.len());
+        for leaf in &sent {
+            if ended == HtlcState::Settled {
+                records.push(LeafRecord::decode(&leaf.record).map_err(corrupt)?);
+                continue;
+            }
+            let now = leaf::get(pool, leaf.leaf_id).await?.ok_or(DbError::Missing("leaf"))?;
+            let record = LeafRecord::decode(&now.record).map_err(corrupt)?;
+            records.push(LeafRecord {
+                last_proof: row.pending.return_hash(),
+                status: LeafStatus::Available,
+                ..record
+            });
+        }
+        Ok(records)
+    }
+
+    /// Every operator has ended it: both sides hear of it.
+    async fn announce(&self, row: &HtlcRow) -> Result<(), EngineError> {
+        let shown = transfer::get(self.db().pool(), row.transfer_id).await?;
+        let shown = shown.ok_or(OperationError::Unknown("transfer"))?;
+        let settled = shown.status != transfer::RETURNED;
+        let receivers = if settled { vec![row.receiver.clone()] } else { Vec::new() };
+        Ok(work::announced(self.db(), row.id(), &outcome::events(&shown, receivers)).await?)
+    }
+
+    /// Takes over from the signer's journal the preimage for which it gave its word (D10).
+    pub(crate) async fn adopt_word(
+        &self,
+        id: AttemptId,
+        entry: &signer::JournalEntry,
+    ) -> Result<(), EngineError> {
+        let word = entry.settlement.as_ref().map(|word| word.preimage.as_slice());
+        if let Some(preimage) = word.and_then(|bytes| bytes.try_into().ok()) {
+            htlc::set_preimage(self.db().pool(), id, &preimage).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over from the signer's journal that leaves came back, where these tables have them as they were (D10).
+    pub(crate) async fn adopt_return(&self, entry: &signer::JournalEntry) -> Result<(), EngineError> {
+        for bytes in &entry.leaves {
+            let record = LeafRecord::decode(bytes).map_err(|_| DbError::Corrupt("journal.leaves"))?;
+            let write = outcome::leaf_write(&record)?;
+            leaf::set_status(self.db().pool(), write.leaf_id, write.version, &write.status, &write.record)
+                .await?;
+        }
+        Ok(())
+    }
+}

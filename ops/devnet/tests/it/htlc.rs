@@ -1,0 +1,90 @@
+//! Transfers that a preimage completes (D8): settled, returned, and what nobody gets out of them.
+
+use anyhow::{Context as _, ensure};
+use spark_devnet::network::Devnet;
+use spark_wallet::{Wallet, WalletError};
+use uuid::Uuid;
+
+use crate::support::{eventually, network, people, rows};
+
+/// Seconds; six blocks at least.
+const SOON: u64 = 600;
+/// Blocks to the expiry and over it, with the margin for preimages on their way.
+const EXPIRY: u32 = 6;
+const MARGIN: u32 = 6;
+
+async fn status(wallet: &Wallet) -> anyhow::Result<String> {
+    Ok(wallet.htlcs().await?.first().context("an HTLC")?.status.clone())
+}
+
+fn reason<T>(result: Result<T, WalletError>) -> anyhow::Result<String> {
+    match result.err().context("accepted")? {
+        WalletError::Client(error) => error.reason().context("no reason"),
+        other => Err(other.into()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
+    let mut devnet = network().await?;
+    let dir = tempfile::tempdir()?;
+    let alice = people::wallet(&devnet, dir.path(), "alice", 0)?;
+    let bob = people::wallet(&devnet, dir.path(), "bob", 1)?;
+    let carol = people::wallet(&devnet, dir.path(), "carol", 2)?;
+    people::deposit(&devnet, &alice, 20_000).await?;
+    let to = people::address(&bob)?;
+
+    // Locked for Bob: neither side has it.
+    let id = Uuid::now_v7();
+    let sent = alice.send_for_preimage(&to, 20_000, None, SOON, Some(id)).await?;
+    ensure!(alice.send_for_preimage(&to, 20_000, None, SOON, Some(id)).await? == sent, "a repeat");
+    let (own, his) = (alice.balance().await?, bob.balance().await?);
+    ensure!((own.available_sats, own.locked_sats, his.available_sats) == (0, 20_000, 0), "{own:?} {his:?}");
+    ensure!(bob.receive().await?.is_empty(), "claimed without a preimage");
+    let listed = bob.htlcs().await?.pop().context("listed")?;
+    ensure!((listed.sent, listed.status.as_str(), listed.preimage) == (false, "pending", None), "pending");
+    ensure!(carol.htlcs().await?.is_empty(), "shown to a stranger");
+    ensure!(alice.send(&people::address(&carol)?, 20_000, None).await.is_err(), "sent twice");
+
+    // Nobody but the receiver settles it, and he only with its preimage.
+    let preimage = alice.preimage(&id)?;
+    ensure!(reason(bob.claim_htlc(&[1; 32]).await)? == "TRANSFER_UNKNOWN", "another preimage");
+    ensure!(reason(carol.claim_htlc(&preimage).await)? == "TRANSFER_UNKNOWN", "a stranger");
+    ensure!(reason(alice.claim_htlc(&preimage).await)? == "TRANSFER_UNKNOWN", "the sender");
+    // The operators and their signers remember it.
+    for name in ["operator-0", "signer-2"] {
+        devnet.process(name)?.restart()?;
+    }
+    support::ready(&mut devnet).await?;
+    let claimed = bob.claim_htlc(&preimage).await?;
+    ensure!(claimed.amount == 20_000 && claimed.transfer_id == sent.sent.transfer_id, "{claimed:?}");
+    let paid = alice.htlcs().await?.pop().context("listed")?;
+    ensure!(paid.status == "settled" && paid.preimage == Some(hex::encode(*preimage)), "{paid:?}");
+    ensure!(bob.balance().await?.available_sats == 20_000, "claimed");
+    rows::agree(&devnet).await?;
+
+    // Back to Alice, but she does not show up in time: before the expiry nothing returns, a little after it all does.
+    let (back, id) = (people::address(&alice)?, Uuid::now_v7());
+    bob.send_for_preimage(&back, 20_000, None, SOON, Some(id)).await?;
+    let preimage = bob.preimage(&id)?;
+    mine(&devnet, EXPIRY).await?;
+    eventually("operators see the expiry", || async {
+        Ok(reason(alice.claim_htlc(&preimage).await)? == "EXPIRED")
+    })
+    .await?;
+    ensure!(status(&bob).await? == "pending", "returned at the expiry");
+    mine(&devnet, MARGIN).await?;
+    eventually("it is returned", || async { Ok(status(&bob).await? == "returned") }).await?;
+    ensure!(reason(alice.claim_htlc(&preimage).await)? == "EXPIRED", "settled after its return");
+    eventually("the leaf is free", || async { Ok(bob.balance().await?.available_sats == 20_000) }).await?;
+    rows::agree(&devnet).await?;
+
+    // The leaf goes on, also to somebody else.
+    people::transfer(&bob, &carol, 20_000).await?;
+    rows::agree(&devnet).await
+}
+
+async fn mine(devnet: &Devnet, blocks: u32) -> anyhow::Result<()> {
+    devnet.faucet().mine(blocks.into()).await?;
+    Ok(())
+}
