@@ -3,6 +3,7 @@
 mod claims;
 mod event_cursors;
 mod package_keys;
+mod payments;
 mod rows;
 
 use std::collections::BTreeSet;
