@@ -10,18 +10,19 @@
 mod cursor;
 mod marks;
 mod retention;
+mod said;
 mod stream;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
 
-use spark_proto::spark::{self, DepositEvent, TransferEvent, subscribe_to_events_response::Event as Wire};
+use spark_proto::spark;
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior, interval},
@@ -37,10 +38,8 @@ use self::{
     stream::{Message, Stream},
 };
 use crate::{
-    convert::{ConvertError, Converter, Side},
-    db::{
-        Db, DbError, event, event::EventRow, event_cursor, query_event, query_node, query_transfer, transfer,
-    },
+    convert::Converter,
+    db::{Db, DbError, event, event::EventRow, event_cursor, query_event},
     status::Refused,
     streams::Places,
 };
@@ -57,8 +56,6 @@ const BACKLOG: usize = 256;
 const PER_IDENTITY: usize = 16;
 /// Most streams of this process.
 const STREAMS: usize = 10_000;
-/// Statuses in which a receiver may claim.
-const CLAIMABLE: [i32; 5] = [2, 3, 4, 9, 10];
 
 /// Streams of one identity.
 type Listeners = Vec<mpsc::Sender<Arc<EventRow>>>;
@@ -79,6 +76,10 @@ struct Shared {
     wake: Notify,
     /// Every row up to it was handed to the streams, or will never appear.
     settled: AtomicI64,
+    /// Streams that run.
+    live: Mutex<HashSet<Uuid>>,
+    /// A stream ended and the database did not take note of it.
+    unnoted: AtomicBool,
 }
 
 impl Events {
@@ -98,6 +99,8 @@ impl Events {
             listeners: Mutex::default(),
             wake: Notify::new(),
             settled: AtomicI64::new(cursor.settled()),
+            live: Mutex::default(),
+            unnoted: AtomicBool::new(false),
         });
         tokio::spawn(read(Arc::downgrade(&shared), cursor));
         Ok(Self { shared })
@@ -117,7 +120,7 @@ impl Events {
     /// was missed since the identity's last streams ended.
     ///
     /// # Errors
-    /// When this process has as many streams as it may, or the database does not answer.
+    /// When this process has as many streams as it may.
     pub async fn subscribe(&self, identity: [u8; 33]) -> Result<ReceiverStream<Message>, Refused> {
         let shared = &self.shared;
         let place = shared.places.take(identity)?;
@@ -126,7 +129,7 @@ impl Events {
         // After it is listed: what is not settled now comes into the inbox, or stands in the table already.
         let settled = shared.settled();
         let id = Uuid::new_v4();
-        let from = event_cursor::open(shared.db.pool(), id, &identity, settled).await?;
+        shared.live().insert(id);
         let (out, stream) = mpsc::channel(4);
         let stream_of = Stream {
             shared: Arc::downgrade(shared),
@@ -134,11 +137,14 @@ impl Events {
             id,
             identity,
             inbox,
+            ahead: VecDeque::new(),
             out,
-            marks: Marks::from(from.unwrap_or(settled)),
+            // Nothing is known to be heard until the stream has its cursor.
+            marks: Marks::from(0),
             replayed: HashSet::new(),
         };
-        tokio::spawn(stream_of.run(place, from));
+        // Whatever becomes of the caller: a cursor that is opened is ended.
+        tokio::spawn(stream_of.run(place, settled));
         Ok(ReceiverStream::new(stream))
     }
 }
@@ -162,6 +168,21 @@ impl Shared {
         }
     }
 
+    fn live(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the cursors of streams that are no more, if the end of one could not be noted.
+    async fn end_left(&self) -> Result<(), DbError> {
+        if !self.unnoted.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let live: Vec<Uuid> = self.live().iter().copied().collect();
+        event_cursor::end_others(self.db.pool(), &live).await.inspect_err(|_| {
+            self.unnoted.store(true, Ordering::Release);
+        })
+    }
+
     fn settled(&self) -> i64 {
         self.settled.load(Ordering::Acquire)
     }
@@ -171,53 +192,6 @@ impl Shared {
             streams.retain(|stream| !stream.is_closed());
             !streams.is_empty()
         });
-    }
-
-    /// What to say about a row now; nothing if there is nothing to say any more.
-    async fn event(&self, row: &EventRow) -> Result<Option<Wire>, ConvertError> {
-        let Ok(id) = Uuid::from_slice(&row.body) else { return Err(ConvertError::Column("event_log.body")) };
-        match row.kind.as_str() {
-            "DEPOSIT" => self.deposit(id, &row.identity).await,
-            "TRANSFER" => {
-                let shown = self.transfer(id, Side::Receiver(&row.identity)).await?;
-                Ok(shown.filter(|transfer| CLAIMABLE.contains(&transfer.status)).map(|transfer| {
-                    Wire::ReceiverTransfer(TransferEvent {
-                        transfer: Some(transfer),
-                        trace_id: String::new(),
-                    })
-                }))
-            }
-            "SENDER_TRANSFER" => Ok(self.transfer(id, Side::Sender).await?.map(|transfer| {
-                Wire::SenderTransfer(TransferEvent { transfer: Some(transfer), trace_id: String::new() })
-            })),
-            _ => Err(ConvertError::Column("event_log.kind")),
-        }
-    }
-
-    /// The same for a row that may have been said before. A wallet that hears late that leaves went away must not take
-    /// those for gone that came back since.
-    async fn missed(&self, row: &EventRow) -> Result<Option<Wire>, ConvertError> {
-        if row.kind == "SENDER_TRANSFER"
-            && let Ok(id) = Uuid::from_slice(&row.body)
-            && query_event::came_back(self.db.pool(), id, &row.identity).await?
-        {
-            return Ok(None);
-        }
-        self.event(row).await
-    }
-
-    async fn deposit(&self, leaf: Uuid, owner: &[u8]) -> Result<Option<Wire>, ConvertError> {
-        let rows = query_node::visible(self.db.pool(), &[leaf], owner, &["AVAILABLE".to_owned()]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let node = self.converter.node(row)?;
-        Ok(Some(Wire::Deposit(DepositEvent { deposit: Some(node), trace_id: String::new() })))
-    }
-
-    async fn transfer(&self, id: Uuid, side: Side<'_>) -> Result<Option<spark::Transfer>, ConvertError> {
-        let Some(row) = transfer::get(self.db.pool(), id).await? else { return Ok(None) };
-        let shares = transfer::shares(self.db.pool(), &[id]).await?;
-        let leaves = query_transfer::leaves(self.db.pool(), &[id]).await?;
-        Ok(Some(self.converter.transfer(&row, &shares, &leaves, side, self.network)?))
     }
 }
 
@@ -258,7 +232,7 @@ async fn look(shared: &Shared, cursor: &mut Cursor) -> Result<(), DbError> {
         cursor.settle(now);
         shared.settled.store(cursor.settled(), Ordering::Release);
         if !full {
-            return Ok(());
+            return shared.end_left().await;
         }
     }
 }

@@ -313,3 +313,28 @@ async fn wrong_nodes_are_refused() {
     node.stop();
     assert!(matches!(source.info().await.unwrap_err(), ChainError::Unreachable(_)));
 }
+
+#[tokio::test]
+async fn s13_a_mempool_of_large_transactions_is_looked_at_in_parts() {
+    let world = World::start(100, Duration::from_secs(1)).await;
+    world.mine(148).await;
+    let mut sent = HashSet::new();
+    for height in 1..=48 {
+        // 2300 outputs: 100 kB, the most that is relayed.
+        let mut tx = spend(world.coinbase(height).await, Amount::from_sat(2_173_000));
+        let output = tx.output[0].clone();
+        tx.output = vec![output; 2300];
+        world.send(&tx).await;
+        sent.insert(tx.compute_txid());
+    }
+    let mut mempool = Mempool::default();
+    let tip = world.source.info().await.unwrap().best.hash;
+    assert!(!mempool.look(&*world.source, &*world.sink, tip).await.unwrap(), "something is left");
+    let first: HashSet<Txid> = world.sink.came.lock().unwrap().drain(..).collect();
+    assert!(first.len() < 48, "{}", first.len());
+    assert_eq!(*world.sink.held.lock().unwrap(), sent, "what is held is known at once");
+    assert!(mempool.look(&*world.source, &*world.sink, tip).await.unwrap());
+    let second: HashSet<Txid> = world.sink.came.lock().unwrap().drain(..).collect();
+    assert!(first.is_disjoint(&second));
+    assert_eq!(&first | &second, sent, "each is told once");
+}

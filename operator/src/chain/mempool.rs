@@ -10,6 +10,8 @@ use super::{ChainError, ChainSink, ChainSource};
 /// Transactions fetched in one look. What is left comes with the next: after a start the whole mempool is new, and
 /// blocks must not wait for it.
 const LIMIT: usize = 2000;
+/// Bytes of them, about: a block's worth. Whoever pays for a mempool full of large transactions fills no memory.
+const MAX_BYTES: usize = 4 << 20;
 
 /// What was in the mempool at the last look.
 #[derive(Debug, Default)]
@@ -33,14 +35,21 @@ impl Mempool {
         if source.info().await?.best.hash != tip {
             return Ok(false);
         }
-        let mut came = Vec::new();
-        for txid in held.difference(&self.known).take(LIMIT) {
+        let (mut came, mut bytes, mut all) = (Vec::new(), 0usize, true);
+        for txid in held.difference(&self.known) {
+            if came.len() >= LIMIT || bytes >= MAX_BYTES {
+                all = false;
+                break;
+            }
             // Gone between the two calls: then the next look does not find it either.
-            came.extend(source.mempool_transaction(txid).await?);
+            if let Some(tx) = source.mempool_transaction(txid).await? {
+                bytes = bytes.saturating_add(tx.total_size());
+                came.push(tx);
+            }
         }
         sink.mempool(&came, &held).await.map_err(ChainError::Sink)?;
         self.known.retain(|txid| held.contains(txid));
         self.known.extend(came.iter().map(bitcoin::Transaction::compute_txid));
-        Ok(came.len() < LIMIT)
+        Ok(all)
     }
 }

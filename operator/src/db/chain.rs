@@ -1,6 +1,6 @@
 //! Facts from blocks and the mempool.
 
-use sqlx::{FromRow, PgExecutor};
+use sqlx::{FromRow, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::DbError;
@@ -50,6 +50,17 @@ pub struct DepositRow {
     pub block_hash: Option<Vec<u8>>,
     /// The whole transaction.
     pub raw_tx: Vec<u8>,
+}
+
+/// A transaction that pays deposit addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PayingRow {
+    /// 32 bytes, internal order.
+    pub txid: Vec<u8>,
+    /// The whole transaction.
+    pub raw: Vec<u8>,
+    /// Its outputs that do: index, script, satoshis.
+    pub outputs: Vec<(i64, Vec<u8>, i64)>,
 }
 
 /// Starts to watch an outpoint; a repeat changes nothing. The last word counts: a renewal puts a node between an
@@ -187,30 +198,57 @@ pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uu
     .await?)
 }
 
-/// Records an output that pays a deposit address; a later sighting (mempool, then block) updates the place.
-pub async fn upsert_deposit(ex: impl PgExecutor<'_>, row: &DepositRow) -> Result<(), DbError> {
+/// Records the outputs of a transaction that pay deposit addresses; a later sighting (mempool, then block) updates their
+/// place: height and hash of the block.
+pub async fn upsert_deposits(
+    conn: &mut PgConnection,
+    row: &PayingRow,
+    place: Option<&(i32, Vec<u8>)>,
+) -> Result<(), DbError> {
+    sqlx::query("INSERT INTO deposit_tx (txid, raw) VALUES ($1, $2) ON CONFLICT (txid) DO NOTHING")
+        .bind(&row.txid)
+        .bind(&row.raw)
+        .execute(&mut *conn)
+        .await?;
+    let vouts: Vec<i64> = row.outputs.iter().map(|(vout, ..)| *vout).collect();
+    let scripts: Vec<&[u8]> = row.outputs.iter().map(|(_, script, _)| script.as_slice()).collect();
+    let amounts: Vec<i64> = row.outputs.iter().map(|(.., amount)| *amount).collect();
     sqlx::query(
-        "INSERT INTO deposit_output (txid, vout, script, amount, height, block_hash, raw_tx) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (txid, vout) DO UPDATE \
+        "INSERT INTO deposit_output (txid, vout, script, amount, height, block_hash) \
+         SELECT $1, o.vout, o.script, o.amount, $5, $6 \
+         FROM unnest($2::bigint[], $3::bytea[], $4::bigint[]) AS o(vout, script, amount) \
+         ON CONFLICT (txid, vout) DO UPDATE \
          SET height = coalesce(EXCLUDED.height, deposit_output.height), \
              block_hash = coalesce(EXCLUDED.block_hash, deposit_output.block_hash)",
     )
     .bind(&row.txid)
-    .bind(row.vout)
-    .bind(&row.script)
-    .bind(row.amount)
-    .bind(row.height)
-    .bind(&row.block_hash)
-    .bind(&row.raw_tx)
-    .execute(ex)
+    .bind(vouts)
+    .bind(scripts)
+    .bind(amounts)
+    .bind(place.map(|(height, _)| *height))
+    .bind(place.map(|(_, hash)| hash.as_slice()))
+    .execute(conn)
     .await?;
     Ok(())
+}
+
+/// One output alone, for tests.
+#[cfg(test)]
+pub(crate) async fn upsert_deposit(pool: &sqlx::PgPool, row: &DepositRow) -> Result<(), DbError> {
+    let paying = PayingRow {
+        txid: row.txid.clone(),
+        raw: row.raw_tx.clone(),
+        outputs: vec![(row.vout, row.script.clone(), row.amount)],
+    };
+    let place = row.height.zip(row.block_hash.clone());
+    upsert_deposits(&mut *pool.acquire().await?, &paying, place.as_ref()).await
 }
 
 /// One deposit output.
 pub async fn deposit(ex: impl PgExecutor<'_>, txid: &[u8], vout: i64) -> Result<Option<DepositRow>, DbError> {
     Ok(sqlx::query_as(
-        "SELECT txid, vout, script, amount, height, block_hash, raw_tx FROM deposit_output WHERE txid = $1 AND vout = $2",
+        "SELECT txid, vout, script, amount, height, block_hash, raw AS raw_tx \
+         FROM deposit_output JOIN deposit_tx USING (txid) WHERE txid = $1 AND vout = $2",
     )
     .bind(txid)
     .bind(vout)
@@ -221,8 +259,8 @@ pub async fn deposit(ex: impl PgExecutor<'_>, txid: &[u8], vout: i64) -> Result<
 /// Outputs that pay a script, confirmed ones first.
 pub async fn deposits_of(ex: impl PgExecutor<'_>, script: &[u8]) -> Result<Vec<DepositRow>, DbError> {
     Ok(sqlx::query_as(
-        "SELECT txid, vout, script, amount, height, block_hash, raw_tx FROM deposit_output WHERE script = $1 \
-         ORDER BY height NULLS LAST, txid, vout",
+        "SELECT txid, vout, script, amount, height, block_hash, raw AS raw_tx \
+         FROM deposit_output JOIN deposit_tx USING (txid) WHERE script = $1 ORDER BY height NULLS LAST, txid, vout",
     )
     .bind(script)
     .fetch_all(ex)
@@ -237,10 +275,27 @@ pub async fn pending_deposits(ex: impl PgExecutor<'_>) -> Result<Vec<Vec<u8>>, D
 }
 
 /// Forgets outputs of transactions that left the mempool for no block.
-pub async fn delete_pending_deposits(ex: impl PgExecutor<'_>, txids: &[Vec<u8>]) -> Result<u64, DbError> {
-    Ok(sqlx::query("DELETE FROM deposit_output WHERE height IS NULL AND txid = ANY($1)")
+pub async fn delete_pending_deposits(conn: &mut PgConnection, txids: &[Vec<u8>]) -> Result<(), DbError> {
+    sqlx::query("DELETE FROM deposit_output WHERE height IS NULL AND txid = ANY($1)")
         .bind(txids)
-        .execute(ex)
-        .await?
-        .rows_affected())
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query(
+        "DELETE FROM deposit_tx t WHERE txid = ANY($1) \
+         AND NOT EXISTS (SELECT 1 FROM deposit_output d WHERE d.txid = t.txid)",
+    )
+    .bind(txids)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Forgets transactions whose outputs went with a block that left the chain.
+pub async fn delete_unpaying(ex: impl PgExecutor<'_>) -> Result<u64, DbError> {
+    Ok(sqlx::query(
+        "DELETE FROM deposit_tx t WHERE NOT EXISTS (SELECT 1 FROM deposit_output d WHERE d.txid = t.txid)",
+    )
+    .execute(ex)
+    .await?
+    .rows_affected())
 }

@@ -1,9 +1,12 @@
 //! The follower's header table and the facts of blocks, in Postgres.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use bitcoin::{
-    Block, OutPoint, Transaction, Txid,
+    OutPoint, Transaction, Txid,
     block::Header,
     consensus::encode::{deserialize, serialize},
     hashes::Hash as _,
@@ -12,12 +15,16 @@ use sqlx::FromRow;
 
 use super::{
     Db, DbError, address,
-    chain::{self, DepositRow, SpendRow},
+    chain::{self, PayingRow, SpendRow, WatchedRow},
     in_transaction,
 };
 use crate::chain::{
     BlockConnected, BlockDisconnected, BlockId, BoxError, ChainSink, HeaderStore, StoredHeader,
 };
+
+/// Most outputs of one transaction to one address that are noticed, the largest ones: of more, somebody pays to fill our
+/// tables (S13).
+const MOST_OUTPUTS: usize = 64;
 
 #[derive(FromRow)]
 struct Row {
@@ -56,18 +63,20 @@ impl ChainTables {
     }
 
     async fn connect(&self, event: &BlockConnected) -> Result<(), DbError> {
-        let facts = self.facts(event.id, &event.block).await?;
-        let (height, hash) = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
+        let payments = self.payments(&event.block.txdata).await?;
+        let watch: Vec<WatchedRow> = payments.iter().flat_map(Payment::watch).collect();
+        let spends = self.spends(event.block.txdata.iter(), &watch).await?;
+        let place = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
         in_transaction!(self.db, tx => {
             insert_header(&mut tx, event.id, &event.block.header).await?;
-            for deposit in &facts.deposits {
-                chain::upsert_deposit(&mut *tx, deposit).await?;
+            for payment in &payments {
+                chain::upsert_deposits(&mut tx, &payment.row, Some(&place)).await?;
             }
-            for outpoint in &facts.watch {
+            for outpoint in &watch {
                 chain::watch(&mut *tx, outpoint).await?;
             }
-            for spend in &facts.spends {
-                chain::insert_event(&mut *tx, spend, height, &hash).await?;
+            for spend in &spends {
+                chain::insert_event(&mut *tx, spend, place.0, &place.1).await?;
             }
         })
     }
@@ -75,22 +84,22 @@ impl ChainTables {
     /// Spends and outputs of static addresses that came are written, and those forgotten whose transaction left: into a
     /// block, replaced, or dropped.
     async fn look(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), DbError> {
-        let spends = self.spends(came.iter()).await?;
-        let mut deposits = self.deposits(came, None).await?;
-        deposits.retain(|(_, is_static)| *is_static);
+        let spends = self.spends(came.iter(), &[]).await?;
+        let mut payments = self.payments(came).await?;
+        payments.retain_mut(Payment::keep_static);
         let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held.contains(&txid));
         let mut gone = chain::mempool_spenders(self.db.pool()).await?;
         gone.retain(|spender| !held(spender));
         let mut unpaid = chain::pending_deposits(self.db.pool()).await?;
         unpaid.retain(|txid| !held(txid));
-        if spends.is_empty() && gone.is_empty() && deposits.is_empty() && unpaid.is_empty() {
+        if spends.is_empty() && gone.is_empty() && payments.is_empty() && unpaid.is_empty() {
             return Ok(());
         }
         in_transaction!(self.db, tx => {
-            for (deposit, _) in &deposits {
-                chain::upsert_deposit(&mut *tx, deposit).await?;
+            for payment in &payments {
+                chain::upsert_deposits(&mut tx, &payment.row, None).await?;
             }
-            chain::delete_pending_deposits(&mut *tx, &unpaid).await?;
+            chain::delete_pending_deposits(&mut tx, &unpaid).await?;
             for spend in &spends {
                 chain::insert_mempool_spend(&mut *tx, spend).await?;
             }
@@ -98,68 +107,30 @@ impl ChainTables {
         })
     }
 
-    async fn facts(&self, id: BlockId, block: &Block) -> Result<Facts, DbError> {
-        let place = (height(id)?, id.hash.to_byte_array().to_vec());
-        let mut facts = Facts::default();
-        for (deposit, is_static) in self.deposits(&block.txdata, Some(place)).await? {
-            if is_static {
-                facts.watch.push(chain::WatchedRow {
-                    txid: deposit.txid.clone(),
-                    vout: deposit.vout,
-                    kind: "DEPOSIT".to_owned(),
-                    leaf_id: None,
-                });
-            }
-            facts.deposits.push(deposit);
-        }
-        facts.spends = self.spends(block.txdata.iter()).await?;
-        Ok(facts)
-    }
-
-    /// Outputs that pay a deposit address, in the block at `place` or in the mempool, and whether the address is static.
-    async fn deposits(
-        &self,
-        transactions: &[Transaction],
-        place: Option<(i32, Vec<u8>)>,
-    ) -> Result<Vec<(DepositRow, bool)>, DbError> {
-        let scripts: Vec<Vec<u8>> = transactions
+    /// Transactions that pay deposit addresses.
+    async fn payments(&self, transactions: &[Transaction]) -> Result<Vec<Payment>, DbError> {
+        let scripts: HashSet<&[u8]> = transactions
             .iter()
-            .flat_map(|tx| tx.output.iter().map(|o| o.script_pubkey.to_bytes()))
+            .flat_map(|tx| tx.output.iter().map(|o| o.script_pubkey.as_bytes()))
             .filter(|s| s.len() == 34)
             .collect();
         if scripts.is_empty() {
             return Ok(Vec::new());
         }
+        let scripts: Vec<Vec<u8>> = scripts.into_iter().map(<[u8]>::to_vec).collect();
         let ours: HashMap<Vec<u8>, bool> = address::by_scripts(self.db.pool(), &scripts)
             .await?
             .into_iter()
             .map(|a| (a.script, a.is_static))
             .collect();
-        let mut deposits = Vec::new();
-        for tx in transactions {
-            let mut txid = None;
-            for (vout, output) in (0i64..).zip(&tx.output) {
-                let Some(is_static) = ours.get(output.script_pubkey.as_bytes()) else { continue };
-                let txid = txid.get_or_insert_with(|| tx.compute_txid().to_byte_array().to_vec());
-                let row = DepositRow {
-                    txid: txid.clone(),
-                    vout,
-                    script: output.script_pubkey.to_bytes(),
-                    amount: output.value.to_sat().cast_signed(),
-                    height: place.as_ref().map(|(height, _)| *height),
-                    block_hash: place.as_ref().map(|(_, hash)| hash.clone()),
-                    raw_tx: serialize(tx),
-                };
-                deposits.push((row, *is_static));
-            }
-        }
-        Ok(deposits)
+        Ok(transactions.iter().filter_map(|tx| Payment::of(tx, &ours)).collect())
     }
 
-    /// Spends of watched outpoints, each classified (D21).
+    /// Spends of watched outpoints, and of those in `new`, which are watched from now on; each classified (D21).
     pub async fn spends<'a>(
         &self,
         transactions: impl Iterator<Item = &'a Transaction>,
+        new: &[WatchedRow],
     ) -> Result<Vec<SpendRow>, DbError> {
         let inputs: Vec<(OutPoint, Vec<u8>)> = transactions
             .filter(|tx| !tx.is_coinbase())
@@ -170,8 +141,14 @@ impl ChainTables {
             .collect();
         let txids: Vec<Vec<u8>> = inputs.iter().map(|(o, _)| o.txid.to_byte_array().to_vec()).collect();
         let vouts: Vec<i64> = inputs.iter().map(|(o, _)| i64::from(o.vout)).collect();
+        let mut watched = chain::watched(self.db.pool(), &txids, &vouts).await?;
+        let spent: HashSet<(&[u8], i64)> =
+            txids.iter().map(Vec::as_slice).zip(vouts.iter().copied()).collect();
+        let known: HashSet<(Vec<u8>, i64)> = watched.iter().map(|w| (w.txid.clone(), w.vout)).collect();
+        let new = new.iter().filter(|w| spent.contains(&(w.txid.as_slice(), w.vout)));
+        watched.extend(new.filter(|w| !known.contains(&(w.txid.clone(), w.vout))).cloned());
         let mut spends = Vec::new();
-        for watched in chain::watched(self.db.pool(), &txids, &vouts).await? {
+        for watched in watched {
             let spender = inputs
                 .iter()
                 .find(|(o, _)| {
@@ -193,7 +170,7 @@ impl ChainTables {
 
     /// The node tx of an inner node only moves the tree on chain. A leaf's own node tx starts the clock of its
     /// refund and freezes it, as does any other spend of a leaf's outputs.
-    async fn classify(&self, watched: &chain::WatchedRow, spender: &[u8]) -> Result<&'static str, DbError> {
+    async fn classify(&self, watched: &WatchedRow, spender: &[u8]) -> Result<&'static str, DbError> {
         let node: Option<String> = sqlx::query_scalar("SELECT status FROM leaf WHERE node_txid = $1")
             .bind(spender)
             .fetch_optional(self.db.pool())
@@ -207,11 +184,56 @@ impl ChainTables {
     }
 }
 
-#[derive(Default)]
-struct Facts {
-    deposits: Vec<DepositRow>,
-    watch: Vec<chain::WatchedRow>,
-    spends: Vec<SpendRow>,
+/// A transaction that pays deposit addresses.
+struct Payment {
+    row: PayingRow,
+    /// Those of its outputs that pay static ones.
+    to_static: HashSet<i64>,
+}
+
+impl Payment {
+    /// `ours`: scripts of deposit addresses, and whether each is static.
+    fn of(tx: &Transaction, ours: &HashMap<Vec<u8>, bool>) -> Option<Self> {
+        let mut paid: HashMap<&[u8], Vec<(i64, i64)>> = HashMap::new();
+        for (vout, output) in (0i64..).zip(&tx.output) {
+            let script = output.script_pubkey.as_bytes();
+            if ours.contains_key(script) {
+                paid.entry(script).or_default().push((vout, output.value.to_sat().cast_signed()));
+            }
+        }
+        if paid.is_empty() {
+            return None;
+        }
+        let (mut outputs, mut to_static) = (Vec::new(), HashSet::new());
+        for (script, mut of_one) in paid {
+            // The sort is stable: every operator keeps the same ones.
+            of_one.sort_by_key(|(_, amount)| Reverse(*amount));
+            of_one.truncate(MOST_OUTPUTS);
+            if ours.get(script).copied().unwrap_or_default() {
+                to_static.extend(of_one.iter().map(|(vout, _)| *vout));
+            }
+            outputs.extend(of_one.into_iter().map(|(vout, amount)| (vout, script.to_vec(), amount)));
+        }
+        let txid = tx.compute_txid().to_byte_array().to_vec();
+        Some(Self { row: PayingRow { txid, raw: serialize(tx), outputs }, to_static })
+    }
+
+    /// Forgets other outputs than those to static addresses; whether any is left.
+    fn keep_static(&mut self) -> bool {
+        let to_static = &self.to_static;
+        self.row.outputs.retain(|(vout, ..)| to_static.contains(vout));
+        !self.row.outputs.is_empty()
+    }
+
+    /// Static addresses have no leaf whose creation would begin to watch what they got.
+    fn watch(&self) -> impl Iterator<Item = WatchedRow> {
+        self.to_static.iter().map(|vout| WatchedRow {
+            txid: self.row.txid.clone(),
+            vout: *vout,
+            kind: "DEPOSIT".to_owned(),
+            leaf_id: None,
+        })
+    }
 }
 
 fn height(id: BlockId) -> Result<i32, DbError> {
@@ -254,6 +276,7 @@ impl HeaderStore for ChainTables {
     async fn pop(&self, tip: BlockId) -> Result<(), BoxError> {
         let above = height(tip)?.saturating_sub(1);
         super::headers::delete_above(self.db.pool(), above).await?;
+        chain::delete_unpaying(self.db.pool()).await?;
         Ok(())
     }
 }

@@ -22,17 +22,22 @@ pub async fn above(
     .await?)
 }
 
-/// Whether a leaf of this transfer is its sender's again, or on its way back.
-pub async fn came_back(ex: impl PgExecutor<'_>, transfer: Uuid, sender: &[u8]) -> Result<bool, DbError> {
+/// Those of these transfers of which a leaf is its sender's again, or on its way back.
+pub async fn came_back(
+    ex: impl PgExecutor<'_>,
+    transfers: &[Uuid],
+    sender: &[u8],
+) -> Result<Vec<Uuid>, DbError> {
     Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM transfer_leaf sent JOIN leaf l USING (leaf_id) WHERE sent.transfer_id = $1 AND ( \
+        "SELECT DISTINCT sent.transfer_id FROM transfer_leaf sent JOIN leaf l USING (leaf_id) \
+         WHERE sent.transfer_id = ANY($1) AND ( \
              (l.owner_identity = $2 AND l.version > sent.leaf_version) OR EXISTS ( \
                  SELECT 1 FROM transfer_leaf tl JOIN transfer_receiver r USING (transfer_id, receiver) \
-                 WHERE tl.leaf_id = l.leaf_id AND r.transfer_id <> $1 AND r.receiver = $2 \
-                 AND r.status IN (2, 3, 4, 9, 10))))",
+                 WHERE tl.leaf_id = l.leaf_id AND r.transfer_id <> sent.transfer_id AND r.receiver = $2 \
+                 AND r.status IN (2, 3, 4, 9, 10)))",
     )
-    .bind(transfer)
+    .bind(transfers)
     .bind(sender)
-    .fetch_one(ex)
+    .fetch_all(ex)
     .await?)
 }

@@ -19,6 +19,17 @@ pub struct UtxoRow {
     pub confirmed: bool,
     /// Microseconds since 1970, of the first sight.
     pub seen_micros: i64,
+    /// Outputs that the page might have held, and one more if there is one.
+    pub candidates: i64,
+}
+
+/// How much a page holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most rows.
+    pub rows: i64,
+    /// Most bytes of their transactions. The first row comes whatever it has, so that every page goes on.
+    pub bytes: i64,
 }
 
 /// Where a page begins: after this output.
@@ -48,45 +59,68 @@ macro_rules! claimed {
     };
 }
 
-macro_rules! select {
-    ($($rest:tt)*) => {
+/// A page, cut before its transactions are read. `$where` names the outputs, and `$rows`, `$bytes` and `$skip` are
+/// the numbers of the parameters that bound it.
+macro_rules! page {
+    ($rows:literal, $bytes:literal, $skip:literal, $($where:tt)*) => {
         concat!(
-            "SELECT d.txid, d.vout, a.address, d.raw_tx, ",
+            "WITH candidate AS (SELECT d.txid, d.vout, a.address, octet_length(t.raw) AS size, ",
             deep!(),
             " AS confirmed, (extract(epoch FROM d.seen_at) * 1000000)::bigint AS seen_micros \
-             FROM deposit_output d JOIN deposit_address a ON a.script = d.script WHERE ",
-            $($rest)*
+             FROM deposit_output d JOIN deposit_address a ON a.script = d.script JOIN deposit_tx t ON t.txid = d.txid \
+             WHERE ",
+            $($where)*,
+            " ORDER BY seen_micros, d.txid, d.vout LIMIT ", $rows, " + 1 OFFSET ", $skip, "), \
+             placed AS (SELECT *, count(*) OVER () AS candidates, row_number() OVER listed AS place, \
+                 sum(size) OVER listed AS bytes FROM candidate \
+                 WINDOW listed AS (ORDER BY seen_micros, txid, vout)) \
+             SELECT p.txid, p.vout, p.address, t.raw AS raw_tx, p.confirmed, p.seen_micros, p.candidates \
+             FROM placed p JOIN deposit_tx t ON t.txid = p.txid \
+             WHERE p.place <= ", $rows, " AND (p.place = 1 OR p.bytes <= ", $bytes, ") \
+             ORDER BY p.seen_micros, p.txid, p.vout"
         )
     };
 }
 
-/// Confirmed outputs of one address, in the order in which they were seen.
+/// The rows, and whether there are more behind them.
+fn with_more(rows: Vec<UtxoRow>) -> (Vec<UtxoRow>, bool) {
+    let shown = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    let more = rows.first().is_some_and(|row| row.candidates > shown);
+    (rows, more)
+}
+
+/// Confirmed outputs of one address, in the order in which they were seen, and whether there are more.
 pub async fn of_address(
     ex: impl PgExecutor<'_>,
     script: &[u8],
     depth: u32,
     exclude_claimed: bool,
-    limit: i64,
+    bounds: Bounds,
     offset: i64,
-) -> Result<Vec<UtxoRow>, DbError> {
-    Ok(sqlx::query_as(select!(
+) -> Result<(Vec<UtxoRow>, bool), DbError> {
+    let rows = sqlx::query_as(page!(
+        "$4",
+        "$5",
+        "$6",
         "d.script = $2 AND ",
         deep!(),
         " AND NOT ($3 AND ",
         claimed!(),
-        ") ORDER BY d.seen_at, d.txid, d.vout LIMIT $4 OFFSET $5"
+        ")"
     ))
     .bind(i64::from(depth))
     .bind(script)
     .bind(exclude_claimed)
-    .bind(limit)
+    .bind(bounds.rows)
+    .bind(bounds.bytes)
     .bind(offset)
     .fetch_all(ex)
-    .await?)
+    .await?;
+    Ok(with_more(rows))
 }
 
-/// Outputs of all static addresses of an identity, in the order in which they were seen; with `pending` also those
-/// that do not count yet.
+/// Outputs of all static addresses of an identity, in the order in which they were seen, and whether there are more;
+/// with `pending` also those that do not count yet.
 pub async fn of_identity(
     ex: impl PgExecutor<'_>,
     identity: &[u8],
@@ -94,15 +128,18 @@ pub async fn of_identity(
     exclude_claimed: bool,
     pending: bool,
     after: Option<&After>,
-    limit: i64,
-) -> Result<Vec<UtxoRow>, DbError> {
-    Ok(sqlx::query_as(select!(
+    bounds: Bounds,
+) -> Result<(Vec<UtxoRow>, bool), DbError> {
+    let rows = sqlx::query_as(page!(
+        "$8",
+        "$9",
+        "0",
         "a.identity = $2 AND a.is_static AND ($3 OR ",
         deep!(),
         ") AND NOT ($4 AND ",
         claimed!(),
-        ") AND ($5::bigint IS NULL OR ((extract(epoch FROM d.seen_at) * 1000000)::bigint, d.txid, d.vout) > ($5, $6, $7)) \
-         ORDER BY (extract(epoch FROM d.seen_at) * 1000000)::bigint, d.txid, d.vout LIMIT $8"
+        ") AND ($5::bigint IS NULL OR \
+         ((extract(epoch FROM d.seen_at) * 1000000)::bigint, d.txid, d.vout) > ($5, $6, $7))"
     ))
     .bind(i64::from(depth))
     .bind(identity)
@@ -111,9 +148,11 @@ pub async fn of_identity(
     .bind(after.map(|a| a.seen_micros))
     .bind(after.map(|a| a.txid.as_slice()))
     .bind(after.map(|a| a.vout))
-    .bind(limit)
+    .bind(bounds.rows)
+    .bind(bounds.bytes)
     .fetch_all(ex)
-    .await?)
+    .await?;
+    Ok(with_more(rows))
 }
 
 /// How an output stands: `None` if it is not seen; else whether it is deep enough and whether a block spends it.

@@ -12,6 +12,9 @@ use super::{
 /// Most static addresses of one identity, rotated ones included: each holds a keyshare for ever.
 pub const MOST_STATIC: i32 = 64;
 
+/// Answers that are kept for each output, the newest ones: a wallet that asks for one again asks soon.
+const MOST_ANSWERS: i64 = 32;
+
 /// A keyshare chosen for a static address.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct StaticRow {
@@ -153,7 +156,9 @@ pub async fn rotate(
     }
 }
 
-/// Writes again an address that these tables lost; it takes the place of the one before it.
+/// Writes again an address that these tables lost; it takes the place of the one before it. Signers do not know in which
+/// order an identity's addresses were made, so after a repair the one shown to it may be one that it had rotated; all
+/// of them stay watched and refundable.
 pub async fn restore(db: &Db, identity: &[u8], keyshare_id: Uuid, user_key: &[u8]) -> Result<(), DbError> {
     in_transaction!(db, tx => {
         let known: Option<i32> =
@@ -225,7 +230,8 @@ pub async fn answer(ex: impl PgExecutor<'_>, request_digest: &[u8; 32]) -> Resul
         .await?)
 }
 
-/// Keeps an answer; the first one stays. Returns the one that stays.
+/// Keeps an answer; the first one to a request stays. Returns the one that stays. Of an output's answers the oldest are
+/// forgotten.
 pub async fn keep_answer(
     db: &Db,
     request_digest: &[u8; 32],
@@ -241,6 +247,17 @@ pub async fn keep_answer(
     .bind(txid)
     .bind(vout)
     .bind(body)
+    .execute(db.pool())
+    .await?;
+    sqlx::query(
+        "DELETE FROM static_refund WHERE request_digest IN ( \
+             SELECT request_digest FROM static_refund WHERE txid = $1 AND vout = $2 AND request_digest <> $4 \
+             ORDER BY created_at DESC, request_digest OFFSET $3 - 1)",
+    )
+    .bind(txid)
+    .bind(vout)
+    .bind(MOST_ANSWERS)
+    .bind(request_digest.as_slice())
     .execute(db.pool())
     .await?;
     answer(db.pool(), request_digest).await?.ok_or(DbError::Missing("static_refund"))

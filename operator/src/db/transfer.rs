@@ -259,6 +259,11 @@ pub async fn get(ex: impl PgExecutor<'_>, transfer_id: Uuid) -> Result<Option<Tr
     Ok(sqlx::query_as(select!("WHERE transfer_id = $1")).bind(transfer_id).fetch_optional(ex).await?)
 }
 
+/// Those of these transfers that there are.
+pub async fn by_ids(ex: impl PgExecutor<'_>, transfer_ids: &[Uuid]) -> Result<Vec<TransferRow>, DbError> {
+    Ok(sqlx::query_as(select!("WHERE transfer_id = ANY($1)")).bind(transfer_ids).fetch_all(ex).await?)
+}
+
 /// Transfers that a filter names.
 pub async fn list(ex: impl PgExecutor<'_>, filter: &Filter) -> Result<Vec<TransferRow>, DbError> {
     const WHERE_DESC: &str = select!(

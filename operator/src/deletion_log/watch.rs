@@ -131,10 +131,14 @@ impl Watch {
                 leaves.push(Watched::of(id));
             }
         }
+        // Before the signer is asked: an identity asks for as many streams at once as it may have.
+        let mut place = self.shared.places.take(identity)?;
         for leaf in &mut leaves {
-            leaf.read(&self.shared, &identity).await?;
+            tokio::select! {
+                () = place.gone() => return Err(replaced()),
+                read = leaf.read(&self.shared, &identity) => read?,
+            }
         }
-        let place = self.shared.places.take(identity)?;
         let (out, stream) = mpsc::channel(4);
         let stream_of = Stream { shared: Arc::downgrade(&self.shared), identity, leaves, changes };
         tokio::spawn(stream_of.run(place, out));
@@ -254,7 +258,7 @@ impl Stream {
     /// Until the wallet leaves, loses its place, or the process ends.
     async fn run(mut self, mut place: Place, out: mpsc::Sender<Message>) {
         let ended = tokio::select! {
-            () = place.gone() => Refused::new(Reason::Draining, "a newer stream took the place of this one"),
+            () = place.gone() => replaced(),
             ended = self.tell(&out) => match ended {
                 Some(refused) => refused,
                 None => return,
@@ -309,6 +313,10 @@ impl Stream {
         }
         Ok(())
     }
+}
+
+fn replaced() -> Refused {
+    Refused::new(Reason::Draining, "a newer stream took the place of this one")
 }
 
 fn ending() -> Refused {

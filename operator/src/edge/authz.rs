@@ -32,7 +32,7 @@ pub struct Method {
     pub name: &'static str,
     /// Who may call it.
     pub rule: Rule,
-    /// How many calls it counts for against the quotas: 1, or more where it uses up keys.
+    /// How many calls it counts for against the quotas: 1, or more where it uses up keys or much work.
     pub cost: u32,
 }
 
@@ -101,7 +101,8 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "query_user_signed_refunds", Rule::Unimplemented),
     method(SPARK, "query_unused_deposit_addresses", Rule::Session),
     method(SPARK, "query_static_deposit_addresses", Rule::SessionEquals(field(1, "identity_public_key"))),
-    costly(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key")), 4),
+    // A thousand missed events may have to be read.
+    costly(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key")), 10),
     costly(SPARK, "initiate_static_deposit_utxo_refund", Rule::Session, 4),
     method(SPARK, "exit_single_node_trees", Rule::Unimplemented),
     method(SPARK, "cooperative_exit_v2", Rule::Unimplemented),
@@ -113,9 +114,11 @@ pub const TABLE: &[Method] = &[
     costly(SPARK, "start_transfer_v2", Rule::SessionEquals(field(2, "owner_identity_public_key")), 4),
     costly(SPARK, "start_transfer_v3", Rule::Session, 4),
     costly(SPARK, "claim_transfer", Rule::SessionEquals(field(2, "owner_identity_public_key")), 4),
-    method(SPARK, "get_utxos_for_address", Rule::Session),
-    method(SPARK, "get_utxos_for_identity", Rule::SessionEquals(field(1, "identity_public_key"))),
-    method(SPARK, "query_spark_invoices", Rule::Session),
+    // Megabytes of transactions.
+    costly(SPARK, "get_utxos_for_address", Rule::Session, 4),
+    costly(SPARK, "get_utxos_for_identity", Rule::SessionEquals(field(1, "identity_public_key")), 4),
+    // A hundred signatures to verify.
+    costly(SPARK, "query_spark_invoices", Rule::Session, 10),
     method(SPARK, "initiate_swap_primary_transfer", Rule::Unimplemented),
     costly(SPARK, "update_wallet_setting", Rule::Session, 4),
     method(SPARK, "query_wallet_setting", Rule::Session),
@@ -201,6 +204,18 @@ mod tests {
     fn s11_open_methods() {
         let open: Vec<_> = TABLE.iter().filter(|method| method.rule == Rule::Open).map(|m| m.name).collect();
         assert_eq!(open, ["Check", "Watch", "get_challenge", "verify_challenge"]);
+    }
+
+    #[test]
+    fn s13_calls_of_many_queries_or_signatures_count_more() {
+        for (name, least) in [
+            ("subscribe_to_events", 10),
+            ("query_spark_invoices", 10),
+            ("get_utxos_for_address", 4),
+            ("get_utxos_for_identity", 4),
+        ] {
+            assert!(lookup(&format!("/{SPARK}/{name}")).unwrap().cost >= least, "{name}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use std::{
-    collections::HashSet,
-    sync::{Arc, Weak},
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -28,6 +28,10 @@ use crate::{
 
 /// Most events that a wallet that comes back is told; one that missed more synchronises.
 const MOST_REPLAYED: i64 = 1000;
+/// Missed events that are read at once.
+const PAGE: usize = 50;
+/// Events that may come while a wallet is told what it missed; with more it is closed, and comes back later.
+const MOST_AHEAD: usize = 4096;
 /// How often it is noted up to where a stream was heard, for the case that this process dies.
 const NOTE: Duration = Duration::from_secs(60);
 
@@ -40,6 +44,8 @@ pub(super) struct Stream {
     pub(super) id: Uuid,
     pub(super) identity: [u8; 33],
     pub(super) inbox: mpsc::Receiver<Arc<EventRow>>,
+    /// What came into the inbox while missed events were told.
+    pub(super) ahead: VecDeque<Arc<EventRow>>,
     pub(super) out: mpsc::Sender<Message>,
     pub(super) marks: Marks,
     /// Rows that were told before they came into the inbox.
@@ -47,27 +53,38 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Until the wallet leaves, falls behind, loses its place, or the process ends. With `from`, what came after it is
-    /// told first.
-    pub(super) async fn run(mut self, mut place: Place, from: Option<i64>) {
+    /// Until the wallet leaves, falls behind, loses its place, or the process ends. What the identity missed is told
+    /// first. `settled`: of the rows up to it, none comes into the inbox.
+    pub(super) async fn run(mut self, mut place: Place, settled: i64) {
         let ended = tokio::select! {
             () = place.gone() => Some(Refused::new(Reason::Draining, "a newer stream took the place of this one")),
-            ended = self.tell(from) => ended,
+            ended = self.tell(settled) => ended,
         };
         if let Some(refused) = ended {
             // A wallet that does not read is not waited for.
             let _ = self.out.try_send(Err(refused.into()));
         }
         let heard = self.marks.heard(Instant::now());
-        if let Err(error) = event_cursor::end(self.db.pool(), self.id, heard).await {
-            tracing::debug!(%error, "end of a stream is not noted");
+        let noted = event_cursor::end(self.db.pool(), self.id, heard).await;
+        if let Some(shared) = self.shared.upgrade() {
+            shared.live().remove(&self.id);
+            if let Err(error) = noted {
+                // The reader ends it later.
+                tracing::debug!(%error, "end of a stream is not noted");
+                shared.unnoted.store(true, Ordering::Release);
+            }
         }
         // Not before: who subscribes in the place of this stream begins where it ended.
         drop(place);
     }
 
     /// Why it ended; `None` when the wallet left.
-    async fn tell(&mut self, from: Option<i64>) -> Option<Refused> {
+    async fn tell(&mut self, settled: i64) -> Option<Refused> {
+        let from = match event_cursor::open(self.db.pool(), self.id, &self.identity, settled).await {
+            Ok(from) => from,
+            Err(error) => return Some(Refused::from(error)),
+        };
+        self.marks = Marks::from(from.unwrap_or(settled));
         self.say(Wire::Connected(ConnectedEvent {})).await?;
         if let Some(from) = from
             && let Err(error) = self.replay(from).await?
@@ -89,16 +106,19 @@ impl Stream {
                     }
                     self.say(Wire::Heartbeat(HeartbeatEvent {})).await?;
                 }
-                row = self.inbox.recv() => {
+                row = next(&mut self.ahead, &mut self.inbox) => {
                     let (Some(row), Some(shared)) = (row, self.shared.upgrade()) else {
                         return Some(Refused::new(Reason::Draining, "stream ended; subscribe again"));
                     };
                     if self.replayed.remove(&row.seq) {
                         continue;
                     }
-                    match shared.event(&row).await {
-                        Ok(Some(event)) => self.say(event).await?,
-                        Ok(None) => {}
+                    match shared.said(&[&*row]).await {
+                        Ok(events) => {
+                            for event in events.into_iter().flatten() {
+                                self.say(event).await?;
+                            }
+                        }
                         Err(error) => return Some(Refused::internal(&error)),
                     }
                 }
@@ -108,22 +128,52 @@ impl Stream {
 
     /// What came after `from` and is still so. `None` when the wallet left.
     async fn replay(&mut self, from: i64) -> Option<Result<(), ConvertError>> {
+        // Read first: of the rows up to it, none appears later.
+        let Some(settled) = self.shared.upgrade().map(|shared| shared.settled()) else { return Some(Ok(())) };
         let rows = match event::after(self.db.pool(), &self.identity, from, MOST_REPLAYED).await {
             Ok(rows) => rows,
             Err(error) => return Some(Err(error.into())),
         };
-        for row in &rows {
+        let mut before = None;
+        for page in rows.chunks(PAGE) {
             let Some(shared) = self.shared.upgrade() else { return Some(Ok(())) };
-            let event = match shared.missed(row).await {
-                Ok(event) => event,
+            let page: Vec<&EventRow> = page.iter().collect();
+            let events = match shared.missed(&page).await {
+                Ok(events) => events,
                 Err(error) => return Some(Err(error)),
             };
-            self.replayed.insert(row.seq);
-            if let Some(event) = event {
+            drop(shared);
+            self.replayed.extend(page.iter().map(|row| row.seq));
+            let mut said = 0usize;
+            for event in events.into_iter().flatten() {
+                self.take_in();
                 self.say(event).await?;
+                said = said.saturating_add(1);
             }
+            self.take_in();
+            // A stream that breaks off now goes on behind what was handed over, if that was certainly heard.
+            let last = page.last().map(|row| row.seq);
+            let pending = self.out.max_capacity().saturating_sub(self.out.capacity());
+            let handed_over = match pending {
+                0 => last,
+                pending if said >= pending => before,
+                _ => None,
+            };
+            if let Some(seq) = handed_over {
+                self.marks.handed_over(seq.min(settled), Instant::now());
+            }
+            before = last;
         }
         Some(Ok(()))
+    }
+
+    /// Makes room in the inbox, which closes the stream when it is full.
+    fn take_in(&mut self) {
+        while self.ahead.len() < MOST_AHEAD
+            && let Ok(row) = self.inbox.try_recv()
+        {
+            self.ahead.push_back(row);
+        }
     }
 
     async fn say(&self, event: Wire) -> Option<()> {
@@ -135,7 +185,7 @@ impl Stream {
         let Some(shared) = self.shared.upgrade() else { return };
         // Read first: every row up to it has come into the inbox before.
         let settled = shared.settled();
-        if self.inbox.is_empty() && self.out.capacity() == self.out.max_capacity() {
+        if self.ahead.is_empty() && self.inbox.is_empty() && self.out.capacity() == self.out.max_capacity() {
             self.marks.handed_over(settled, Instant::now());
             self.replayed.clear();
         }
@@ -146,5 +196,16 @@ impl Stream {
         if let Err(error) = event_cursor::advance(self.db.pool(), self.id, heard).await {
             tracing::debug!(%error, "progress of a stream is not noted");
         }
+    }
+}
+
+/// The next row to tell. Nothing is lost when it is dropped.
+async fn next(
+    ahead: &mut VecDeque<Arc<EventRow>>,
+    inbox: &mut mpsc::Receiver<Arc<EventRow>>,
+) -> Option<Arc<EventRow>> {
+    match ahead.pop_front() {
+        Some(row) => Some(row),
+        None => inbox.recv().await,
     }
 }

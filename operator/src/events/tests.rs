@@ -1,3 +1,4 @@
+use spark_proto::spark::subscribe_to_events_response::Event as Wire;
 use spark_rules::leaf::LeafStatus;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
@@ -223,4 +224,131 @@ async fn what_is_old_is_forgotten_while_the_operator_runs() {
     .expect("forgotten");
     stop.send(()).unwrap();
     running.await.unwrap();
+}
+
+/// Waits until the reader has handed over what stands in the table.
+async fn handed_over(db: &Db, events: &Events) {
+    let head = event::head(db.pool()).await.unwrap();
+    events.wake();
+    timeout(Duration::from_secs(10), async {
+        while events.shared.settled() < head {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("read");
+}
+
+#[tokio::test]
+async fn events_that_come_while_missed_ones_are_told_do_not_close_the_stream() {
+    let db = database().await;
+    let events = events(&db).await;
+    drop(connected(&events, 2).await);
+    quiet(&events).await;
+    let id = testing::put_transfer(&db, 9, 7, 1, 2).await;
+    let many = async |count: i32| {
+        sqlx::query(
+            "INSERT INTO event_log (identity, kind, body) SELECT $1, 'TRANSFER', $2 FROM generate_series(1, $3)",
+        )
+        .bind(testing::key(2).serialize().as_slice())
+        .bind(id.as_bytes().as_slice())
+        .bind(count)
+        .execute(db.pool())
+        .await
+        .unwrap();
+        handed_over(&db, &events).await;
+    };
+    many(600).await;
+    let mut stream = connected(&events, 2).await;
+    // Together they are more than the inbox holds.
+    for _ in 0..2 {
+        many(200).await;
+        for _ in 0..300 {
+            assert!(matches!(next(&mut stream).await, Wire::ReceiverTransfer(_)));
+        }
+    }
+    let mut rest = 0;
+    loop {
+        match next(&mut stream).await {
+            Wire::ReceiverTransfer(_) => rest += 1,
+            Wire::Heartbeat(_) if rest >= 400 => break,
+            Wire::Heartbeat(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(rest, 400, "each once");
+}
+
+/// Cursors of streams that are not ended.
+async fn open_cursors(db: &Db) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM event_cursor WHERE ended_at IS NULL")
+        .fetch_one(db.pool())
+        .await
+        .unwrap()
+}
+
+async fn all_cursors_ended(db: &Db) {
+    timeout(Duration::from_secs(10), async {
+        while open_cursors(db).await > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("ended");
+}
+
+#[tokio::test]
+async fn a_cursor_ends_though_its_wallet_leaves_while_it_is_opened() {
+    let db = database().await;
+    let events = events(&db).await;
+    let mut lock = db.pool().begin().await.unwrap();
+    sqlx::query("LOCK TABLE event_cursor IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let key = testing::key(1).serialize();
+    let given_up = timeout(Duration::from_millis(500), async {
+        let _stream = events.subscribe(key).await;
+        std::future::pending::<()>().await;
+    });
+    given_up.await.unwrap_err();
+    lock.commit().await.unwrap();
+    let known = || async {
+        let rows: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM event_cursor").fetch_one(db.pool()).await.unwrap();
+        rows
+    };
+    timeout(Duration::from_secs(10), async {
+        while known().await == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("opened");
+    all_cursors_ended(&db).await;
+}
+
+#[tokio::test]
+async fn a_cursor_ends_though_the_database_did_not_answer_when_its_stream_ended() {
+    let db = database().await;
+    let events = events(&db).await;
+    let stream = connected(&events, 1).await;
+    let other = connected(&events, 2).await;
+    let rename = async |sql: &'static str| sqlx::query(sql).execute(db.pool()).await.unwrap();
+    rename("ALTER TABLE event_cursor RENAME TO away").await;
+    drop(stream);
+    timeout(Duration::from_secs(10), async {
+        while events.streams() > 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("ended");
+    rename("ALTER TABLE away RENAME TO event_cursor").await;
+    timeout(Duration::from_secs(10), async {
+        while open_cursors(&db).await != 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the other one's alone stays");
+    drop(other);
+    all_cursors_ended(&db).await;
 }

@@ -29,6 +29,11 @@ impl Page {
         self.offset
     }
 
+    /// Rows of the page.
+    pub(super) const fn limit(self) -> i64 {
+        self.limit
+    }
+
     /// Rows to ask the database for: one more than the page holds tells whether there is another.
     pub(super) const fn fetch(self) -> i64 {
         self.limit + 1

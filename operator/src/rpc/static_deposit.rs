@@ -37,6 +37,8 @@ use crate::{
 
 /// Most bytes of a refund; one with the longest script that has an address has fewer than 150.
 const MAX_REFUND: usize = 1024;
+/// Most bytes of transactions in one page, unless its first one alone has more: anybody may have made them large.
+const MAX_PAGE_BYTES: i64 = 4 << 20;
 /// Longest wait for operators whose shares are not needed.
 const TELL: Duration = Duration::from_secs(2);
 
@@ -102,16 +104,15 @@ impl Api {
         let page = Page::parse(limit.unwrap_or(i64::MAX), offset.unwrap_or(i64::MAX))?;
         let row = address::by_address(self.parts.db.pool(), &request.address).await?;
         let row = row.filter(|row| row.identity == session.identity.serialize()).ok_or_else(unknown)?;
-        let rows = query_utxo::of_address(
+        let (rows, _) = query_utxo::of_address(
             self.parts.db.pool(),
             &row.script,
             self.parts.db.deposit_depth(),
             request.exclude_claimed,
-            page.fetch(),
+            query_utxo::Bounds { rows: page.limit(), bytes: MAX_PAGE_BYTES },
             page.offset(),
         )
         .await?;
-        let (rows, _) = page.cut(rows);
         // Where the next page begins; behind the last output there is an empty one.
         let next = request.offset.saturating_add(rows.len() as u64);
         let utxos = rows.into_iter().map(|row| self.utxo(row)).collect::<Result<_, _>>()?;
@@ -132,17 +133,16 @@ impl Api {
         let after = if page.cursor.is_empty() { None } else { Some(cursor(&page.cursor)?) };
         let size = page.page_size.max(u32::try_from(page.unsafe_page_size).unwrap_or(0));
         let bounds = Page::parse(i64::from(size), 0)?;
-        let rows = query_utxo::of_identity(
+        let (rows, more) = query_utxo::of_identity(
             self.parts.db.pool(),
             &identity.serialize(),
             self.parts.db.deposit_depth(),
             request.exclude_claimed,
             request.include_pending,
             after.as_ref(),
-            bounds.fetch(),
+            query_utxo::Bounds { rows: bounds.limit(), bytes: MAX_PAGE_BYTES },
         )
         .await?;
-        let (rows, next) = bounds.cut(rows);
         let next_cursor = rows.last().map_or_else(String::new, to_cursor);
         let utxos = rows
             .into_iter()
@@ -157,9 +157,9 @@ impl Api {
         Ok(spark::GetUtxosForIdentityResponse {
             utxos,
             page: Some(spark::PageResponse {
-                has_next_page: next >= 0,
+                has_next_page: more,
                 has_previous_page: after.is_some(),
-                next_cursor: if next >= 0 { next_cursor } else { String::new() },
+                next_cursor: if more { next_cursor } else { String::new() },
                 previous_cursor: String::new(),
             }),
         })
@@ -272,7 +272,8 @@ impl Api {
         let leaf = LeafId::of_static_address(&KeyshareId::from(wanted.address.keyshare_id));
         let nonces = Wanted::Bound { kinds: 1, leaves: vec![leaf] };
         let mut failed = BTreeSet::new();
-        loop {
+        // Each round but the last finds one more that fails.
+        for _ in parts.federation.indices() {
             let spare = commitments::candidates(&parts.federation, parts.own, &failed);
             let sets =
                 commitments::collect_from(&parts.federation, spare, &parts.nonces, &nonces, session).await?;
@@ -316,6 +317,9 @@ impl Api {
                 let sound = SignatureShare::parse(&answer.share).ok().zip(public.get(index.as_usize()));
                 if sound.is_some_and(|(s, key)| session.verify_operator_share(index, key, &s).is_ok()) {
                     shares.insert(index, answer.share);
+                } else if index == parts.own {
+                    // Nobody takes its place: the next one would be as wrong.
+                    return Err(Refused::internal(&DbError::Corrupt("share of the own signer")));
                 } else {
                     tracing::error!(operator = index.get(), "share of a static refund is invalid");
                     failed.insert(index);
@@ -326,6 +330,7 @@ impl Api {
                 return Ok(result(&parts.federation, &public, &row.group_key, set, shares));
             }
         }
+        Err(Refused::new(Reason::QuorumShort, "too few operators give valid shares"))
     }
 
     /// Whoever is not named holds the output, too. One that is slow hears it after the answer, one that is down never:
@@ -470,6 +475,7 @@ mod tests {
             raw_tx: Vec::new(),
             confirmed: true,
             seen_micros: 1_700_000_000_123_456,
+            candidates: 1,
         };
         let after = cursor(&to_cursor(&row)).unwrap();
         assert_eq!((after.seen_micros, after.txid, after.vout), (row.seen_micros, row.txid, row.vout));

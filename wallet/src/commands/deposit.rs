@@ -13,12 +13,16 @@ use crate::{
 const UNCONFIRMED: &str =
     "unconfirmed: whoever pays can still replace it; then claim the transaction that takes its place";
 
+const ONLY_BACK: &str = "note: what comes to a static address cannot be credited on Spark yet: `deposit refund` takes it \
+back on chain, for a fee. To have it on Spark, use `deposit address` without --static";
+
 pub(super) async fn run(wallet: &Wallet, command: Deposit, printer: Printer) -> Result<(), CommandError> {
     match command {
         Deposit::Address { qr, is_static: true, rotate } => {
             let address =
                 if rotate { wallet.rotate_static_address().await? } else { wallet.static_address().await? };
             let qr = if qr { Some(qr_code(&address.address)?) } else { None };
+            eprintln!("{ONLY_BACK}");
             printer.show(&Address { address: address.address, leaf_id: None, qr })
         }
         Deposit::Refund { outpoint, to, fee_rate } => {

@@ -1,6 +1,8 @@
 use bitcoin::secp256k1::PublicKey;
 use rand::rngs::OsRng;
-use spark_proto::spark::{InvoiceStatus, QuerySparkInvoicesRequest};
+use spark_proto::spark::{
+    InvoiceStatus, QuerySparkInvoicesRequest, Transfer, TransferStatus, transfer_filter::Participant,
+};
 use spark_rules::address::{Invoice, Payment, SparkAddress};
 use uuid::Uuid;
 
@@ -44,7 +46,7 @@ impl Wallet {
     }
 
     /// What the coordinator says of invoices that this wallet wrote or pays: their states, and the transfers that
-    /// paid them, in the order asked for.
+    /// paid them, in the order asked for. Paid (`Finalized`) is only one whose transfer the commit quorum shows, too.
     pub async fn invoice_states(
         &self,
         invoices: &[String],
@@ -60,18 +62,55 @@ impl Wallet {
         if !same {
             return Err(WalletError::Answer("the invoices asked for"));
         }
-        Ok(answer
-            .invoice_statuses
-            .iter()
-            .map(|found| {
-                let id = match &found.transfer_type {
-                    Some(TransferType::SatsTransfer(paid)) => Uuid::from_slice(&paid.transfer_id).ok(),
-                    _ => None,
-                };
-                (found.status(), id)
-            })
-            .collect())
+        let mut states = Vec::with_capacity(invoices.len());
+        for found in &answer.invoice_statuses {
+            let id = match &found.transfer_type {
+                Some(TransferType::SatsTransfer(paid)) => Uuid::from_slice(&paid.transfer_id).ok(),
+                _ => None,
+            };
+            let mut status = found.status();
+            if status == InvoiceStatus::Finalized && !self.is_paid(&found.invoice, id).await? {
+                status = InvoiceStatus::Pending;
+            }
+            states.push((status, id));
+        }
+        Ok(states)
     }
+
+    /// Whether the commit quorum shows the transfer that is said to have paid an invoice.
+    async fn is_paid(&self, invoice: &str, id: Option<Uuid>) -> Result<bool, WalletError> {
+        let Some(id) = id else { return Ok(false) };
+        let to = SparkAddress::decode(invoice)?;
+        let own = self.keys().identity().public_key().serialize().to_vec();
+        let either = Participant::SenderOrReceiverIdentityPublicKey(own);
+        let answers = self.transfer_everywhere(&id.as_hyphenated().to_string(), &either).await;
+        let shown = answers.iter().filter(|(_, answer)| {
+            answer.as_ref().is_ok_and(|found| found.as_ref().is_some_and(|t| pays(t, invoice, &to)))
+        });
+        Ok(shown.count() >= usize::from(self.config().federation.quorum()))
+    }
+}
+
+/// Whether a transfer is committed and pays this invoice by its terms.
+fn pays(transfer: &Transfer, text: &str, to: &SparkAddress) -> bool {
+    let asked = to.invoice.as_ref().map(|invoice| &invoice.payment);
+    let enough = match asked {
+        Some(Payment::Sats { amount: None | Some(0) }) => transfer.total_value > 0,
+        Some(Payment::Sats { amount: Some(sats) }) => transfer.total_value == *sats,
+        Some(Payment::Tokens { .. }) | None => false,
+    };
+    enough
+        && transfer.spark_invoice == text
+        && transfer.receiver_identity_public_key == to.identity.serialize()
+        && !matches!(
+            transfer.status(),
+            TransferStatus::SenderInitiated
+                | TransferStatus::SenderInitiatedCoordinator
+                | TransferStatus::SenderKeyTweakPending
+                | TransferStatus::ApplyingSenderKeyTweak
+                | TransferStatus::Expired
+                | TransferStatus::Returned
+        )
 }
 
 /// What to pay for an invoice, or why it is not paid. Operators check the same.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use spark_proto::spark::StartTransferRequest;
+use spark_rules::operation::MAX_LEAVES;
 
 use super::{
     certain::{Standing, doubtful_until},
@@ -98,9 +99,17 @@ impl Wallet {
             .collect();
         let mut turns: Vec<&mut SendShare> = parts.iter_mut().collect();
         turns.sort_by_key(|part| std::cmp::Reverse(part.amount));
+        let mut leaves = 0usize;
         for part in turns {
             let values: Vec<u64> = views.iter().map(|v| v.value_sats).collect();
             let chosen: BTreeSet<usize> = select::exact(&values, part.amount)?.into_iter().collect();
+            leaves = leaves.saturating_add(chosen.len());
+            // Operators would refuse it, whenever it comes.
+            if leaves > MAX_LEAVES {
+                return Err(WalletError::Refused(format!(
+                    "it takes {leaves} leaves, and one transfer has {MAX_LEAVES} at most: send it in parts"
+                )));
+            }
             let mut rest = Vec::with_capacity(views.len());
             for (position, view) in views.into_iter().enumerate() {
                 if !chosen.contains(&position) {

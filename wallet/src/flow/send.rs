@@ -19,7 +19,7 @@ use crate::{
 /// Times that a request is built anew after the operators proved an abort.
 const ATTEMPTS: u32 = 4;
 /// Reasons that no new package changes.
-const FINAL: [&str; 2] = ["INVOICE_PAID", "EXPIRED"];
+const FINAL: [&str; 4] = ["INVOICE_PAID", "EXPIRED", "FIELD_INVALID", "RULE_VIOLATED"];
 /// Times that the same bytes are sent again while no answer comes.
 const REPEATS: u32 = 5;
 
@@ -242,6 +242,10 @@ impl Wallet {
             }
             if is_abort(reason.as_deref(), error.code(), &message) {
                 return Ok(Outcome::Aborted(message));
+            }
+            // No operator takes these bytes, whenever they come: they are wrong, or too many.
+            if matches!(error.code(), Some(Code::InvalidArgument | Code::OutOfRange)) {
+                return Ok(Outcome::Aborted(format!("{message} (FIELD_INVALID)")));
             }
             match error.code() {
                 Some(Code::AlreadyExists) => {

@@ -4,7 +4,7 @@
 //! Nothing of it is stored here: addresses and outputs are asked for and verified each time, and a refund that got no
 //! answer is simply asked for again, with a fresh nonce.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{Amount, OutPoint, Transaction, Txid, hashes::Hash as _};
 use prost::Message as _;
@@ -21,6 +21,7 @@ use spark_rules::{
     tx::{Spend, StaticRefund, attach_signature, sighash, verify_input},
 };
 use spark_signer::frost::{NoncePair, sign_user};
+use tonic::Code;
 
 use super::paging::{PAGE, Paging};
 use crate::{
@@ -33,6 +34,8 @@ use crate::{
 
 /// The only index that deployed wallets use, so that one seed restores in each.
 const INDEX: u32 = 0;
+/// Outputs per page that are asked for: each comes with its whole transaction, which anybody may have made large.
+const OUTPUTS: u32 = 20;
 
 /// An output of a static address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +113,10 @@ impl Wallet {
         let mut all: Vec<DepositAddress> = Vec::new();
         for (index, answer) in answers {
             match answer {
-                Ok(listed) => all.extend(listed),
+                Ok(listed) => {
+                    let known: BTreeSet<String> = all.iter().map(|a| a.address.clone()).collect();
+                    all.extend(listed.into_iter().filter(|a| !known.contains(&a.address)));
+                }
                 Err(error) if index == coordinator => return Err(error),
                 Err(error) => {
                     tracing::warn!(operator = index.get(), %error, "static addresses are not shown");
@@ -122,7 +128,7 @@ impl Wallet {
 
     async fn static_addresses_of(&self, operator: &Operator) -> Result<Vec<DepositAddress>, WalletError> {
         let identity_public_key = self.keys().identity().public_key().serialize().to_vec();
-        let (mut all, mut paging) = (Vec::new(), Paging::of(operator));
+        let (mut all, mut seen, mut paging) = (Vec::new(), BTreeSet::new(), Paging::of(operator));
         loop {
             let request = QueryStaticDepositAddressesRequest {
                 identity_public_key: identity_public_key.clone(),
@@ -137,19 +143,19 @@ impl Wallet {
                     c.query_static_deposit_addresses(r).await
                 })
                 .await?;
-            let (bytes, new) = (answer.encoded_len(), answer.deposit_addresses.len());
+            let (bytes, rows, before) = (answer.encoded_len(), answer.deposit_addresses.len(), all.len());
             for item in answer.deposit_addresses {
                 let proof = item.proof_of_possession.ok_or(WalletError::Answer("the address proof"))?;
-                all.push(self.check_static_address(
-                    &item.deposit_address,
-                    &item.verifying_public_key,
-                    &proof,
-                )?);
+                let address =
+                    self.check_static_address(&item.deposit_address, &item.verifying_public_key, &proof)?;
+                if seen.insert(address.address.clone()) {
+                    all.push(address);
+                }
             }
             // The answer names no next offset: a page that is not full is the last one.
-            let full = new == usize::try_from(PAGE).unwrap_or(usize::MAX);
+            let full = rows == usize::try_from(PAGE).unwrap_or(usize::MAX);
             let next = if full { paging.offset().saturating_add(PAGE) } else { -1 };
-            if !paging.more(new, bytes, next)? {
+            if !paging.more(all.len().saturating_sub(before), bytes, next)? {
                 return Ok(all);
             }
         }
@@ -157,15 +163,24 @@ impl Wallet {
 
     /// What came to the static addresses, spent outputs included, each checked against its transaction.
     pub async fn static_outputs(&self) -> Result<Vec<StaticOutput>, WalletError> {
+        self.outputs_to(&self.static_addresses().await?, None).await
+    }
+
+    /// The same for addresses that are known, up to the page with the output that is `wanted`.
+    async fn outputs_to(
+        &self,
+        addresses: &[DepositAddress],
+        wanted: Option<&OutPoint>,
+    ) -> Result<Vec<StaticOutput>, WalletError> {
         let own: BTreeMap<String, DepositAddress> =
-            self.static_addresses().await?.into_iter().map(|a| (a.address.clone(), a)).collect();
+            addresses.iter().map(|a| (a.address.clone(), a.clone())).collect();
         let operator = self.operators().coordinator();
         let identity_public_key = self.keys().identity().public_key().serialize().to_vec();
-        let (mut all, mut paging) = (Vec::new(), Paging::of(operator));
-        let (mut cursor, mut pages) = (String::new(), 0i64);
+        let (mut all, mut seen, mut paging) = (Vec::new(), BTreeSet::new(), Paging::of(operator));
+        let (mut cursor, mut pages, mut page_size) = (String::new(), 0i64, OUTPUTS);
         loop {
             let page = PageRequest {
-                page_size: u32::try_from(PAGE).unwrap_or_default(),
+                page_size,
                 cursor: cursor.clone(),
                 direction: Direction::Next as i32,
                 unsafe_page_size: 0,
@@ -181,9 +196,21 @@ impl Wallet {
                 .spark(self.keys().identity(), request, |mut c, r| async move {
                     c.get_utxos_for_identity(r).await
                 })
-                .await?;
-            let (bytes, new) = (answer.encoded_len(), answer.utxos.len());
+                .await;
+            let answer = match answer {
+                // More bytes than this wallet reads at once.
+                Err(error) if error.code() == Some(Code::OutOfRange) && page_size > 1 => {
+                    page_size /= 2;
+                    continue;
+                }
+                answer => answer?,
+            };
+            let (bytes, before) = (answer.encoded_len(), seen.len());
             for listed in &answer.utxos {
+                let utxo = listed.utxo.as_ref();
+                if !seen.insert(utxo.map(|utxo| (utxo.txid.clone(), utxo.vout))) {
+                    continue;
+                }
                 // One that proves nothing is no output of this wallet's; the others are not to be missed for it.
                 let spend = match verify::static_output(listed, &own) {
                     Ok(spend) => spend,
@@ -199,11 +226,14 @@ impl Wallet {
                 let (address, confirmed) = (listed.address.clone(), listed.is_confirmed);
                 all.push(StaticOutput { address, spend, confirmed, unspent });
             }
+            if wanted.is_some_and(|wanted| all.iter().any(|output| output.spend.outpoint == *wanted)) {
+                return Ok(all);
+            }
             let page = answer.page.unwrap_or_default();
             pages = pages.saturating_add(1);
             let next = if page.has_next_page && page.next_cursor != cursor { pages } else { -1 };
             cursor = page.next_cursor;
-            if !paging.more(new, bytes, next)? {
+            if !paging.more(seen.len().saturating_sub(before), bytes, next)? {
                 return Ok(all);
             }
         }
@@ -220,7 +250,8 @@ impl Wallet {
     ) -> Result<RefundedDeposit, WalletError> {
         let script = self.script_of(destination)?;
         let fee_rate = self.fee_rate(fee_rate).await?;
-        let outputs = self.static_outputs().await?;
+        let addresses = self.static_addresses().await?;
+        let outputs = self.outputs_to(&addresses, Some(outpoint)).await?;
         let output = outputs.into_iter().find(|output| output.spend.outpoint == *outpoint);
         let output = output
             .ok_or_else(|| WalletError::Refused(format!("{outpoint} is no static deposit of yours")))?;
@@ -230,7 +261,7 @@ impl Wallet {
         let value = spend.txout.value.checked_sub(fee).unwrap_or(Amount::ZERO);
         let refund = StaticRefund::new(spend.clone(), script, value, self.config().network)
             .map_err(VerifyError::from)?;
-        let address = self.static_addresses().await?.into_iter().find(|a| a.address == output.address);
+        let address = addresses.into_iter().find(|a| a.address == output.address);
         let address = address.ok_or(WalletError::Answer("the address"))?;
         let tx = self.signed_refund(&refund, &address).await?;
         let broadcast = match self.chain_if_any() {
@@ -356,7 +387,7 @@ impl Wallet {
 }
 
 /// Txid as people read it, which is how the public wire has it here.
-fn displayed(txid: &Txid) -> Vec<u8> {
+pub(super) fn displayed(txid: &Txid) -> Vec<u8> {
     let mut bytes = txid.to_byte_array().to_vec();
     bytes.reverse();
     bytes

@@ -349,7 +349,16 @@ impl Operators {
 
     /// A deposit address of a leaf with all its proofs.
     pub(crate) fn address(&self, keys: &Keys, leaf: &str) -> (String, PublicKey, DepositAddressProof) {
-        let verifying_key = self.verifying_key(keys, leaf);
+        self.address_of(keys, self.verifying_key(keys, leaf))
+    }
+
+    /// A static deposit address with all its proofs.
+    pub(crate) fn static_address(&self, keys: &Keys) -> (String, PublicKey, DepositAddressProof) {
+        let own = keys.static_deposit(0).unwrap().public_key();
+        self.address_of(keys, self.group.public_key().combine(&own).unwrap())
+    }
+
+    fn address_of(&self, keys: &Keys, verifying_key: PublicKey) -> (String, PublicKey, DepositAddressProof) {
         let address = spark_rules::address::deposit_address(&verifying_key, Network::Regtest);
         let identity = keys.identity().public_key();
         let message = package::proof_of_possession(&identity, &self.group.public_key(), &address);

@@ -4,6 +4,7 @@ mod claims;
 mod event_cursors;
 mod htlcs;
 mod package_keys;
+mod payments;
 mod rows;
 
 use std::collections::BTreeSet;

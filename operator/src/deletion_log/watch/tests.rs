@@ -1,4 +1,7 @@
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use spark_rules::leaf::LeafStatus;
 use tokio::time::timeout;
@@ -13,7 +16,7 @@ use crate::{
 
 /// A log without a signer: entries as a test adds them.
 #[derive(Default)]
-struct Entries(Mutex<Vec<Receipt>>);
+struct Entries(Mutex<Vec<Receipt>>, AtomicBool);
 
 impl Entries {
     /// The key of a leaf gets a new version under the next root.
@@ -42,6 +45,9 @@ impl LogReader for Entries {
     }
 
     async fn receipts(&self, leaf: &LeafId, size: u64) -> Result<Vec<Receipt>, CallError> {
+        if self.1.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let (all, leaf) = (self.0.lock().unwrap(), leaf.to_string());
         Ok(all.iter().filter(|r| r.leaf_id == leaf && r.log_index < size).cloned().collect())
     }
@@ -195,4 +201,23 @@ async fn a_log_that_begins_anew_is_read_from_its_beginning() {
     bench.log.add(7, "repair", 2);
     bench.publish(1, 9, 2);
     assert_eq!(state(&mut news).await, (leaf_id(7).to_string(), 1, 1, 2, 2));
+}
+
+#[tokio::test]
+async fn s13_an_identity_keeps_a_slow_signer_busy_with_as_many_streams_as_it_may_have() {
+    let bench = bench().await;
+    put_leaf(&bench.db, &record(7, 1, 2, LeafStatus::Available)).await;
+    bench.log.add(7, "dkg", 0);
+    bench.publish(1, 1, 2);
+    bench.log.1.store(true, Ordering::Relaxed);
+    let more = 4;
+    let all = futures::future::join_all((0..PER_IDENTITY + more).map(|_| async {
+        match timeout(Duration::from_secs(3), bench.subscribe(1, &[7])).await {
+            Ok(refused) => Some(refused.map(|_| ()).unwrap_err().reason),
+            Err(_) => None,
+        }
+    }))
+    .await;
+    assert_eq!(all.iter().filter(|given_up| **given_up == Some(Reason::Draining)).count(), more);
+    assert_eq!(all.iter().filter(|waits| waits.is_none()).count(), PER_IDENTITY);
 }

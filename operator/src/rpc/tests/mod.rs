@@ -136,6 +136,11 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
+    bench_with(Arc::new(Unreachable), Arc::new(Unreachable)).await
+}
+
+/// With signers that answer something.
+async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench {
     let db = database().await;
     let federation = Arc::new(testing::federation(3, 2));
     let engine = Arc::new(Engine::default());
@@ -148,9 +153,9 @@ async fn bench() -> Bench {
         db: db.clone(),
         events,
         operations: engine.clone(),
-        nonces: Arc::new(Unreachable),
+        nonces,
         addresses: Arc::new(Unreachable),
-        refunds: Arc::new(Unreachable),
+        refunds,
     });
     Bench { api, db, engine }
 }

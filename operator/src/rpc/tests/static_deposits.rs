@@ -1,15 +1,26 @@
 //! Static addresses and what they got, over a real database.
 
+use std::{sync::Arc, time::Duration};
+
+use bitcoin::hashes::Hash as _;
 use spark_proto::{
     common,
+    signer::v1::{
+        CommitNoncesRequest, CommitNoncesResponse, RefundStaticDepositRequest, RefundStaticDepositResponse,
+        StaticRefund,
+    },
     spark::{self, spark_service_server::SparkService as _},
 };
-use spark_rules::{address::Network, tx::p2tr_script};
+use spark_rules::{
+    address::Network,
+    ids::OperatorIndex,
+    tx::{Spend, StaticRefund as StaticRefundTx, p2tr_script},
+};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-use super::{Bench, bench, from};
+use super::{Bench, bench, bench_with, from};
 use crate::{
     db::{
         address::{self, AddressRow},
@@ -18,7 +29,8 @@ use crate::{
         keyshare::{self, KeyshareRow},
         query_utxo, static_deposit,
     },
-    rpc::testing::key,
+    rpc::{Nonces, Refunds, testing::key},
+    status::Refused,
 };
 
 fn reason(status: &Status) -> String {
@@ -65,6 +77,11 @@ async fn put_block(bench: &Bench, height: i32) -> Vec<u8> {
 }
 
 async fn put_output(bench: &Bench, to: &AddressRow, n: u8, block: Option<(i32, Vec<u8>)>) {
+    put_output_of(bench, to, n, block, 100).await;
+}
+
+/// An output whose transaction has so many bytes.
+async fn put_output_of(bench: &Bench, to: &AddressRow, n: u8, block: Option<(i32, Vec<u8>)>, bytes: usize) {
     let (height, block_hash) = block.unzip();
     let row = DepositRow {
         txid: [vec![n], vec![5; 31]].concat(),
@@ -73,7 +90,7 @@ async fn put_output(bench: &Bench, to: &AddressRow, n: u8, block: Option<(i32, V
         amount: 10_000,
         height,
         block_hash,
-        raw_tx: vec![n; 100],
+        raw_tx: vec![n; bytes],
     };
     chain::upsert_deposit(bench.db.pool(), &row).await.unwrap();
 }
@@ -302,4 +319,115 @@ async fn refunds_are_bounded_and_for_the_owner_of_the_output() {
             bench.api.initiate_static_deposit_utxo_refund(from(identity, request)).await.unwrap_err();
         assert_eq!(reason(&refused), expected);
     }
+}
+
+#[tokio::test]
+async fn s14_a_page_is_bounded_by_the_bytes_of_its_transactions() {
+    let bench = bench().await;
+    let mine = put_address(&bench, 40, 1, true).await;
+    let block = (10, put_block(&bench, 10).await);
+    // One alone is more than a page may have.
+    for (n, bytes) in [(1, 1_500_000), (2, 1_500_000), (3, 1_500_000), (4, 5_000_000), (5, 100), (6, 100)] {
+        put_output_of(&bench, &mine, n, Some(block.clone()), bytes).await;
+    }
+    let expected = [vec![1, 2], vec![3], vec![4], vec![5, 6]];
+    let vouts = |utxos: Vec<spark::Utxo>| utxos.into_iter().map(|utxo| utxo.vout).collect::<Vec<u32>>();
+    let (mut cursor, mut pages) = (String::new(), Vec::new());
+    loop {
+        let page = Some(spark::PageRequest { cursor, ..Default::default() });
+        let request = spark::GetUtxosForIdentityRequest { page, ..of_identity(1) };
+        let answer = bench.api.get_utxos_for_identity(from(1, request)).await.unwrap().into_inner();
+        pages.push(vouts(answer.utxos.into_iter().filter_map(|listed| listed.utxo).collect()));
+        let page = answer.page.unwrap();
+        if !page.has_next_page {
+            break;
+        }
+        cursor = page.next_cursor;
+    }
+    assert_eq!(pages, expected);
+    let (mut offset, mut pages) = (0, Vec::new());
+    loop {
+        let request = spark::GetUtxosForAddressRequest { offset, ..of_address(&mine) };
+        let answer = bench.api.get_utxos_for_address(from(1, request)).await.unwrap().into_inner();
+        if answer.utxos.is_empty() {
+            break;
+        }
+        offset = answer.offset;
+        pages.push(vouts(answer.utxos));
+    }
+    assert_eq!(pages, expected);
+}
+
+/// Signers whose commitments are sound and whose shares are not.
+struct Wrong;
+
+#[tonic::async_trait]
+impl Nonces for Wrong {
+    async fn commit(
+        &self,
+        operator: OperatorIndex,
+        _: CommitNoncesRequest,
+    ) -> Result<CommitNoncesResponse, Refused> {
+        let number = 150 + 2 * u8::try_from(operator.get()).unwrap();
+        let pair = common::SigningCommitment {
+            hiding: key(number).serialize().to_vec(),
+            binding: key(number + 1).serialize().to_vec(),
+        };
+        Ok(CommitNoncesResponse { commitments: vec![pair] })
+    }
+}
+
+#[tonic::async_trait]
+impl Refunds for Wrong {
+    async fn check(&self, _: &AddressRow, _: &StaticRefund) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    async fn share(
+        &self,
+        _: OperatorIndex,
+        _: RefundStaticDepositRequest,
+    ) -> Result<RefundStaticDepositResponse, Refused> {
+        Ok(RefundStaticDepositResponse { share: vec![1; 32] })
+    }
+}
+
+#[tokio::test]
+async fn an_own_signer_whose_share_is_wrong_ends_a_refund_at_once() {
+    let signers = Arc::new(Wrong);
+    let bench = bench_with(signers.clone(), signers).await;
+    let mine = put_address(&bench, 40, 1, true).await;
+    let block = (10, put_block(&bench, 10).await);
+    put_output(&bench, &mine, 1, Some(block)).await;
+    let txid = [vec![1], vec![5; 31]].concat();
+    let spend = Spend {
+        outpoint: bitcoin::OutPoint { txid: bitcoin::Txid::from_slice(&txid).unwrap(), vout: 1 },
+        txout: bitcoin::TxOut {
+            value: bitcoin::Amount::from_sat(10_000),
+            script_pubkey: bitcoin::ScriptBuf::from_bytes(mine.script.clone()),
+        },
+    };
+    let (to, value) = (p2tr_script(&key(3)), bitcoin::Amount::from_sat(9_000));
+    let refund = StaticRefundTx::new(spend, to, value, Network::Regtest).unwrap().build();
+    let request = spark::InitiateStaticDepositUtxoRefundRequest {
+        on_chain_utxo: Some(spark::Utxo {
+            raw_tx: Vec::new(),
+            vout: 1,
+            network: spark::Network::Regtest as i32,
+            txid: txid.into_iter().rev().collect(),
+        }),
+        refund_tx_signing_job: Some(spark::SigningJob {
+            signing_public_key: mine.user_key.clone(),
+            raw_tx: bitcoin::consensus::serialize(&refund),
+            signing_nonce_commitment: Some(common::SigningCommitment {
+                hiding: key(1).serialize().to_vec(),
+                binding: key(2).serialize().to_vec(),
+            }),
+        }),
+        user_signature: vec![0; 70],
+        hash_variant: 0,
+    };
+    let refused = bench.api.initiate_static_deposit_utxo_refund(from(1, request));
+    let refused = tokio::time::timeout(Duration::from_secs(20), refused).await.expect("it ends").unwrap_err();
+    assert_eq!(reason(&refused), "INTERNAL");
 }

@@ -2,9 +2,11 @@
 
 mod bounds;
 mod deposit;
+mod invoice;
 mod package_keys;
 mod receive;
 mod send;
+mod static_deposit;
 
 use std::time::Duration;
 
@@ -61,8 +63,18 @@ fn showing(server: Liar, transfers: Vec<Transfer>) -> Liar {
 
 /// A leaf with another id, on an output of its own.
 fn second_leaf(operators: &Operators, keys: &Keys, sats: u64) -> TreeNode {
-    let script_pubkey = p2tr_script(&operators.verifying_key(keys, SECOND_LEAF));
-    let outpoint = OutPoint { txid: Txid::from_byte_array([8; 32]), vout: 0 };
+    leaf_at(operators, keys, SECOND_LEAF, 0, sats)
+}
+
+/// One of many leaves.
+fn numbered_leaf(operators: &Operators, keys: &Keys, number: usize, sats: u64) -> TreeNode {
+    let id = format!("0193c5d2-7b0a-7c40-9a55-{number:012x}");
+    leaf_at(operators, keys, &id, u32::try_from(number).unwrap(), sats)
+}
+
+fn leaf_at(operators: &Operators, keys: &Keys, id: &str, vout: u32, sats: u64) -> TreeNode {
+    let script_pubkey = p2tr_script(&operators.verifying_key(keys, id));
+    let outpoint = OutPoint { txid: Txid::from_byte_array([8; 32]), vout };
     let txout = TxOut { value: Amount::from_sat(sats), script_pubkey };
-    operators.deposit_of(keys, SECOND_LEAF, vec![Spend { outpoint, txout }])
+    operators.deposit_of(keys, id, vec![Spend { outpoint, txout }])
 }

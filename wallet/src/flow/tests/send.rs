@@ -1,15 +1,22 @@
 //! A lying coordinator makes no payment and undoes none.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use spark_proto::spark::{
     QueryTransfersResponse, StartTransferRequest, StartTransferResponse, Transfer, TransferFilter,
     TransferLeaf, TransferStatus, TreeNode,
 };
-use spark_rules::address::{Network, SparkAddress};
-use tonic::Status;
+use spark_rules::{
+    address::{Network, SparkAddress},
+    operation::MAX_LEAVES,
+};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{SECOND_LEAF, listing, second_leaf, showing, wallet};
+use super::{SECOND_LEAF, listing, numbered_leaf, second_leaf, showing, wallet};
 use crate::{
     Wallet, WalletError,
     keys::Keys,
@@ -30,10 +37,14 @@ fn to(keys: &Keys) -> SparkAddress {
 
 /// Keeps every package and says that nothing happened.
 fn refusing(server: Liar, seen: &Seen) -> Liar {
+    refusing_with(server, seen, Status::failed_precondition("leaf is not available to transfer"))
+}
+
+fn refusing_with(server: Liar, seen: &Seen, status: Status) -> Liar {
     let seen = seen.clone();
     server.on("start_transfer_v2", move |request: StartTransferRequest| {
         seen.lock().unwrap().push(request);
-        Err::<StartTransferResponse, _>(Status::failed_precondition("leaf is not available to transfer"))
+        Err::<StartTransferResponse, _>(status.clone())
     })
 }
 
@@ -172,4 +183,41 @@ async fn sent_is_what_every_operator_shows() {
         assert!(matches!(outcome, Err(WalletError::Undecided(_))), "{outcome:?}");
         assert_eq!(state, SendState::Pending, "{telling} of 3");
     }
+}
+
+#[tokio::test]
+async fn a_send_that_no_operator_takes_holds_its_leaves_no_longer_than_a_refused_one() {
+    let rule = ErrorDetails::with_error_info("RULE_VIOLATED", "spark", HashMap::new());
+    for status in [
+        Status::invalid_argument("at most 256 leaves"),
+        Status::out_of_range("message length too large"),
+        Status::with_error_details(Code::FailedPrecondition, "a rule", rule),
+    ] {
+        let (operators, bob, keys) = (Operators::new(), keys(), keys());
+        let node = operators.deposit(&keys, &[50_000]);
+        let server = || showing(listing(vec![node.clone()]), Vec::new());
+        let seen = Seen::default();
+        let servers = vec![refusing_with(server(), &seen, status.clone()), server(), server()];
+        let (wallet, _dir) = wallet(&operators, keys, servers);
+        let refused = wallet.send(&to(&bob), 50_000, None).await;
+        assert!(matches!(refused, Err(WalletError::Refused(_))), "{refused:?}");
+        assert_eq!(seen.lock().unwrap().len(), 1, "the same would be refused again");
+        assert_eq!(only(&wallet).state, SendState::Doubtful);
+        assert!(wallet.busy_leaves().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_takes_more_leaves_than_a_transfer_has_is_refused_before_anything_is_stored() {
+    let (operators, bob, keys) = (Operators::new(), keys(), keys());
+    let nodes: Vec<TreeNode> = (0..=MAX_LEAVES).map(|n| numbered_leaf(&operators, &keys, n, 1000)).collect();
+    let server = || listing(nodes.clone());
+    let (wallet, _dir) = wallet(&operators, keys, vec![server(), server(), server()]);
+    let all = 1000 * nodes.len() as u64;
+    let refused = wallet.send(&to(&bob), all, None).await;
+    assert!(matches!(&refused, Err(WalletError::Refused(why)) if why.contains("in parts")), "{refused:?}");
+    let several = [(to(&bob), 200_000), (to(&bob), all - 200_000)];
+    let refused = wallet.send_many(&several, None).await;
+    assert!(matches!(&refused, Err(WalletError::Refused(why)) if why.contains("in parts")), "{refused:?}");
+    assert!(wallet.state().all::<SendRecord>().unwrap().is_empty());
 }

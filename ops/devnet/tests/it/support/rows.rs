@@ -35,6 +35,7 @@ const MOVING: &[&str] = &[
     "_sqlx_migrations",
     "chain_event",
     "deposit_output",
+    "deposit_tx",
     "event_cursor",
     "header",
     "inbox",
