@@ -26,7 +26,7 @@ pub trait Hangs: Send + Sync + 'static {
     fn note_hang(&self, ended: Arc<AtomicBool>);
 }
 
-type Job<D> = Box<dyn FnOnce(&D) + Send>;
+type Job<D> = Box<dyn FnOnce(Arc<D>) + Send>;
 
 /// A token, apart from the threads that ask it. With one thread, calls come one after the other, so that what a late
 /// one changed is there when the next one looks.
@@ -54,12 +54,16 @@ impl<D: Hangs> Apart<D> {
         let (jobs, queue) = sync_channel::<Job<D>>(waiting);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {
-            let (there, queue) = (Arc::clone(&device), Arc::clone(&queue));
+            // The token's sessions must end with this value: a thread that closed them later could do so while the
+            // process ends, after the library.
+            let (there, queue) = (Arc::downgrade(&device), Arc::clone(&queue));
             thread::Builder::new()
                 .name("token".into())
                 .spawn(move || {
                     while let Some(job) = next(&queue) {
-                        job(&there);
+                        if let Some(device) = there.upgrade() {
+                            job(device);
+                        }
                     }
                 })
                 .map_err(|error| TokenError::Failed(format!("thread of a token: {error}")))?;
@@ -97,9 +101,10 @@ impl<D: Hangs> Apart<D> {
         let (reply, answer) = sync_channel(1);
         let (ended, cancelled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (over, off) = (Arc::clone(&ended), Arc::clone(&cancelled));
-        let job = Box::new(move |device: &D| {
+        let job = Box::new(move |device: Arc<D>| {
             // One that nobody waits for any more must not begin.
-            let result = if off.load(Ordering::SeqCst) { Err(hangs()) } else { call(device) };
+            let result = if off.load(Ordering::SeqCst) { Err(hangs()) } else { call(&device) };
+            drop(device);
             over.store(true, Ordering::SeqCst);
             // Who asked may have given up.
             let _ = reply.send(result);
