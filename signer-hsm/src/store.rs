@@ -63,7 +63,10 @@ impl RedbStore {
     pub fn create(path: &Path) -> Result<Self, StoreError> {
         let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
         let id = OsRng.next_u64();
-        let pages = PageFile::create(&pages_path(path), id)?;
+        let pages = PageFile::create(&pages_path(path), id).inspect_err(|_| {
+            // Made just now.
+            let _ = std::fs::remove_file(path);
+        })?;
         let store = Self { database: database(file)?, pages, reader: Mutex::default() };
         let txn = store.begin()?;
         {
@@ -238,6 +241,9 @@ mod tests {
         let store = RedbStore::create(&path).unwrap();
         assert!(RedbStore::create(&path).is_err());
         assert_eq!(RedbStore::open(&path).unwrap_err(), StoreError::InUse);
+        let beside = folder.path().join("beside");
+        std::fs::write(pages_path(&beside), b"somebody's").unwrap();
+        assert!(RedbStore::create(&beside).is_err() && !beside.exists());
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(store.header().unwrap(), None);
         let key = |bytes: &[u8]| (bytes.to_vec(), Some(bytes.to_vec()));

@@ -59,10 +59,10 @@ impl<'a> Bounds<'a> {
     }
 
     /// A transfer that a preimage completes. What the rules do not look at is bounded all the same.
-    pub(super) fn htlc<'r>(
+    pub(super) fn htlc(
         self,
-        request: &'r spark::InitiatePreimageSwapRequest,
-    ) -> Result<&'r spark::StartTransferRequest, Refused> {
+        request: &spark::InitiatePreimageSwapRequest,
+    ) -> Result<&spark::StartTransferRequest, Refused> {
         size(request)?;
         bytes("payment_hash", &request.payment_hash, 32, 32)?;
         let reason = spark::initiate_preimage_swap_request::Reason::Send;

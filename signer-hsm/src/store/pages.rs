@@ -121,3 +121,35 @@ fn lock(file: &File) -> Result<(), StoreError> {
         TryLockError::Error(error) => failed(error),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is on disk, byte by byte.
+    #[test]
+    fn a_page_ends_with_its_length_at_the_end_of_its_slots() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pages");
+        let file = PageFile::create(&path, 0x0102_0304_0506_0708).unwrap();
+        let at = |first, slots| Extent::new(first, slots).unwrap();
+        let pages = vec![(at(4, 1), vec![4; 4092]), (at(5, 2), vec![5; 4100]), (at(2, 1), vec![])];
+        file.write(&pages).unwrap();
+        file.sync().unwrap();
+        for (at, page) in &pages {
+            assert_eq!(file.read(*at).unwrap().as_ref(), Some(page));
+        }
+        assert!(file.write(&[(at(2, 1), vec![0; 4093])]).is_err());
+        assert_eq!(file.read(at(6, 2)).unwrap(), None, "beyond the end");
+        assert_eq!(file.read(at(3, 1)).unwrap().as_deref(), Some([].as_slice()), "never written");
+
+        let mut expected = b"spark/pages/v1\0\0\x01\x02\x03\x04\x05\x06\x07\x08".to_vec();
+        expected.resize(4 * 4096, 0);
+        expected.extend([4; 4092]);
+        expected.extend([0xfc, 0x0f, 0, 0]);
+        expected.extend([5; 4100]);
+        expected.resize(7 * 4096 - 4, 0);
+        expected.extend([0x04, 0x10, 0, 0]);
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+    }
+}

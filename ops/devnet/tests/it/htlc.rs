@@ -5,7 +5,7 @@ use spark_devnet::network::Devnet;
 use spark_wallet::{Wallet, WalletError};
 use uuid::Uuid;
 
-use crate::support::{eventually, network, people, rows};
+use crate::support::{eventually, network, people, ready, rows};
 
 /// Seconds; six blocks at least.
 const SOON: u64 = 600;
@@ -55,7 +55,7 @@ async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
     for name in ["operator-0", "signer-2"] {
         devnet.process(name)?.restart()?;
     }
-    support::ready(&mut devnet).await?;
+    ready(&mut devnet).await?;
     let claimed = bob.claim_htlc(&preimage).await?;
     ensure!(claimed.amount == 20_000 && claimed.transfer_id == sent.sent.transfer_id, "{claimed:?}");
     let paid = alice.htlcs().await?.pop().context("listed")?;
