@@ -306,6 +306,7 @@ impl Engine {
     /// fails. An acceptance of witnesses is a batch of its own: before it nothing can be written.
     pub fn run(&mut self, requests: Vec<Request>, now: u64) -> Vec<Result<Reply, EngineError>> {
         self.shared.now = now;
+        self.shared.repairs.expire(now);
         if !self.vault.destroy_pending().is_empty() && now >= self.retry_destroy_at {
             self.retry_destroy_at = now.saturating_add(RETRY_DESTROY_SECONDS);
             if self.vault.retry_destroy() {
@@ -360,7 +361,7 @@ impl Engine {
             }
             Err(error) => {
                 self.shared.alarm("commit_failed");
-                self.shared.repairs = repair::Sessions::new(&self.vault);
+                self.shared.repairs.begin_anew(&self.vault);
                 let text = error.to_string();
                 replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect()
             }
