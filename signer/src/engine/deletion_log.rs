@@ -168,6 +168,10 @@ impl Shared {
         };
         let known = members(txn)?.into_iter().find(|(id, _)| *id == device);
         let (_, known) = known.ok_or(EngineError::Unknown("device"))?;
+        // It began before the vault was sealed and opened again: it is asked once more when there is something to write.
+        if !txn.committed().is_witnessed() {
+            return Err(EngineError::Locked);
+        }
         if epoch > known {
             txn.put_record(&device_key(device), epoch.to_be_bytes().to_vec());
         }

@@ -353,6 +353,7 @@ impl Engine {
         }
         match txn.commit() {
             Ok(committed) => {
+                self.shared.alarms.kept();
                 if committed.destruction == Destruction::Pending && !self.vault.destroy_pending().is_empty() {
                     self.shared.alarm("destroy_pending");
                 }
