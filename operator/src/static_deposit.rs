@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut, Txid, hashes::Hash as _};
+use bitcoin::hashes::Hash as _;
 use spark_proto::signer::v1 as wire;
 use spark_rules::{
     address::Network,
@@ -94,6 +94,11 @@ pub struct StaticDeposits {
     max_tip_age: Duration,
 }
 
+/// The output that is to go back.
+fn spend(refund: &wire::StaticRefund) -> Result<Spend, RefundError> {
+    Spend::of_funding(&refund.funding_tx, refund.vout).ok_or(RefundError::Malformed("funding_tx"))
+}
+
 impl StaticDeposits {
     /// Over one database, the members' signers and a view of the chain that counts while it is younger than
     /// `max_tip_age`.
@@ -130,8 +135,9 @@ impl StaticDeposits {
         let row = address::by_keyshare(self.db.pool(), id.uuid()).await?;
         let row = row.filter(|row| row.is_static).ok_or(RefundError::Address)?;
         self.check(&row, refund).await?;
+        let txid = spend(refund)?.outpoint.txid;
         // Before any share leaves: what the owner can spend, nobody here credits.
-        if !static_deposit::claim_for_owner(&self.db, &refund.txid, refund.vout.into()).await? {
+        if !static_deposit::claim_for_owner(&self.db, txid.as_byte_array(), refund.vout.into()).await? {
             return Err(RefundError::Claimed);
         }
         Ok(self.signers.own().refund_static_deposit(request).await?)
@@ -139,25 +145,20 @@ impl StaticDeposits {
 
     /// The owner's statement, and how the output stands in the own view of the chain.
     pub async fn check(&self, row: &AddressRow, refund: &wire::StaticRefund) -> Result<(), RefundError> {
-        let txid = Txid::from_slice(&refund.txid).map_err(|_| RefundError::Malformed("txid"))?;
-        let outpoint = OutPoint { txid, vout: refund.vout };
-        let txout = TxOut {
-            value: Amount::from_sat(refund.value),
-            script_pubkey: ScriptBuf::from_bytes(row.script.clone()),
-        };
-        let wanted = StaticRefund::check(&refund.refund_tx, Spend { outpoint, txout }, self.network)?;
+        let spend = spend(refund)?;
+        if spend.txout.script_pubkey.as_bytes() != row.script {
+            return Err(RefundError::Output);
+        }
+        let txid = spend.outpoint.txid.to_byte_array();
+        let wanted = StaticRefund::check(&refund.refund_tx, spend, self.network)?;
         let owner = point::parse("identity", &row.identity)?;
         package::verify_static_refund(self.network, &wanted, &refund.user_signature, &owner)?;
         self.chain.borrow().fresh(self.max_tip_age).map_err(RefundError::ChainStale)?;
         let (pool, vout) = (self.db.pool(), i64::from(refund.vout));
-        let output = chain::deposit(pool, &refund.txid, vout).await?.ok_or(RefundError::Output)?;
-        if output.script != row.script || u64::try_from(output.amount) != Ok(refund.value) {
-            return Err(RefundError::Output);
-        }
-        match query_utxo::standing(pool, &refund.txid, vout, self.db.deposit_depth()).await? {
+        chain::deposit(pool, &txid, vout).await?.ok_or(RefundError::Output)?;
+        match query_utxo::standing(pool, &txid, vout, self.db.deposit_depth()).await? {
             Some((_, true)) => Err(RefundError::Claimed),
-            Some((true, false)) => match static_deposit::claimant(pool, &refund.txid, vout).await?.as_deref()
-            {
+            Some((true, false)) => match static_deposit::claimant(pool, &txid, vout).await?.as_deref() {
                 Some("PROVIDER") => Err(RefundError::Claimed),
                 _ => Ok(()),
             },

@@ -94,13 +94,7 @@ pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>
     let text = fs::read_to_string(&config.path).with_context(|| config.path.display().to_string())?;
     add(&mut files, "signer.toml", without_pins(&text)?.as_bytes())?;
     for path in config.federation.iter().chain(more) {
-        let tokens = config.token.devices.iter().map(|device| &device.roots);
-        let mut pins = tokens.chain([&config.token.keys.token]).map(|token| &token.pin);
-        let secret = pins.any(|pin| pin.path().is_some_and(|pin| same_file(pin, path)))
-            || same_file(&config.store, path)
-            || same_file(&pages_path(&config.store), path)
-            || matches!(config.tls.as_ref().map(|tls| &tls.key), Some(TlsKeySource::File(key)) if same_file(key, path));
-        ensure!(!secret, "{} is not public", path.display());
+        ensure!(!is_secret(config, path), "{} is not public", path.display());
         let name = path.file_name().and_then(|name| name.to_str()).context("a file without a name")?;
         let size = fs::metadata(path).with_context(|| path.display().to_string())?.len();
         ensure!(size <= MAX_FILE, "{} is too large", path.display());
@@ -123,6 +117,15 @@ pub fn create(config: &Config, more: &[PathBuf], log: &BTreeMap<String, Vec<u8>>
     Ok(Archive { content, signature })
 }
 
+/// The store, a PIN of any device, the TLS key.
+fn is_secret(config: &Config, path: &Path) -> bool {
+    let tokens = config.token.devices.iter().map(|device| &device.roots).chain([&config.token.keys.token]);
+    tokens.filter_map(|token| token.pin.path()).any(|pin| same_file(pin, path))
+        || same_file(&config.store, path)
+        || same_file(&pages_path(&config.store), path)
+        || matches!(config.tls.as_ref().map(|tls| &tls.key), Some(TlsKeySource::File(key)) if same_file(key, path))
+}
+
 fn same_file(one: &Path, two: &Path) -> bool {
     matches!((one.canonicalize(), two.canonicalize()), (Ok(one), Ok(two)) if one == two)
 }
@@ -139,6 +142,9 @@ fn add(files: &mut BTreeMap<String, String>, name: &str, content: &[u8]) -> anyh
 /// The configuration with every `pin` replaced, so that an inline PIN does not leave.
 fn without_pins(text: &str) -> anyhow::Result<String> {
     fn clean(value: &mut toml::Value) {
+        if let Some(list) = value.as_array_mut() {
+            list.iter_mut().for_each(clean);
+        }
         let Some(table) = value.as_table_mut() else { return };
         for (key, value) in table.iter_mut() {
             if key == "pin" {
@@ -203,5 +209,56 @@ impl Archive {
             written.push(path);
         }
         Ok(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A configuration with a second device, whose PINs lie in `folder`.
+    fn text(folder: &Path) -> String {
+        let pin = |name| folder.join(name).display().to_string();
+        format!(
+            r#"
+            operator = 0
+            store = "{}"
+            [token]
+            module = "/usr/lib/softhsm/libsofthsm2.so"
+            profile = "softhsm"
+            roots = {{ label = "roots", pin = {{ file = "{}" }} }}
+            keys = {{ label = "keys", pin = {{ file = "{}" }} }}
+            [[token.devices]]
+            id = 1
+            module = "/usr/lib/softhsm/libsofthsm2.so"
+            profile = "softhsm"
+            roots = {{ label = "second", pin = {{ file = "{}" }} }}
+            "#,
+            pin("store.redb"),
+            pin("roots.pin"),
+            pin("keys.pin"),
+            pin("device1.pin"),
+        )
+    }
+
+    #[test]
+    fn no_device_s_pin_leaves() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::parse(&text(folder.path())).unwrap();
+        for (name, secret) in [
+            ("store.redb", true),
+            ("roots.pin", true),
+            ("keys.pin", true),
+            ("device1.pin", true),
+            ("federation.json", false),
+        ] {
+            let path = folder.path().join(name);
+            fs::write(&path, "1234").unwrap();
+            assert_eq!(is_secret(&config, &path), secret, "{name}");
+        }
+        let inline = text(folder.path()).replace("{ file = ", "{ inline = ").replace(".pin", "-5678");
+        let clean = without_pins(&inline).unwrap();
+        assert!(!clean.contains("5678"), "{clean}");
+        assert_eq!(clean.matches("prompt").count(), 3);
     }
 }

@@ -203,15 +203,21 @@ fn keep(
         tracing::warn!("the signer is sealed");
         // Who asked may have gone away.
         let _ = sealed.send(());
-        engine = wait(&mut queue, &mut reopen)?;
+        let opened;
+        (engine, opened) = wait(&mut queue, &mut reopen)?;
         metrics.engine(&mut engine);
         progress.send_replace(Progress::of(&mut engine));
+        // After the progress: whoever asks for the status next, or does not wait, sees it.
+        let _ = opened.send(Ok(()));
         tracing::warn!("the signer is unsealed; it works when its peers were heard");
     }
 }
 
-/// Refuses everything until the vault opens again. Nothing if the handles are gone.
-fn wait(queue: &mut mpsc::Receiver<Job>, reopen: &mut Reopen) -> Option<Engine> {
+/// Refuses everything until the vault opens again, and says who waits for it. Nothing if the handles are gone.
+fn wait(
+    queue: &mut mpsc::Receiver<Job>,
+    reopen: &mut Reopen,
+) -> Option<(Engine, oneshot::Sender<anyhow::Result<()>>)> {
     loop {
         // Who asked may have gone away.
         match queue.blocking_recv()? {
@@ -223,10 +229,7 @@ fn wait(queue: &mut mpsc::Receiver<Job>, reopen: &mut Reopen) -> Option<Engine> 
                 let _ = reply.send(());
             }
             Job::Unseal(reply) => match reopen() {
-                Ok(engine) => {
-                    let _ = reply.send(Ok(()));
-                    return Some(engine);
-                }
+                Ok(engine) => return Some((engine, reply)),
                 Err(error) => {
                     let _ = reply.send(Err(error));
                 }

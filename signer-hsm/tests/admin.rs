@@ -183,7 +183,7 @@ impl World {
                     sequence: 1,
                 };
                 let payload = [0u16.to_be_bytes().as_slice(), &question.nonce, &[0, 0]].concat();
-                let statement = position.statement(&self.federation, "witness-answer/v1", &payload);
+                let statement = position.statement(&self.federation, "witness-answer/v2", &payload);
                 wire::WitnessAnswer {
                     witness: index.into(),
                     nonce: question.nonce.clone(),

@@ -30,6 +30,9 @@ impl Api {
         // Wallets derive the leaf's key from this text, so nobody else can choose it.
         let leaf = request.leaf_id.as_deref().ok_or_else(|| Refused::field("leaf_id", "is missing"))?;
         let leaf = input::leaf_id("leaf_id", leaf)?;
+        if leaf.has_static_form() {
+            return Err(Refused::field("leaf_id", "has the form of a static address's"));
+        }
         let issued = self.parts.addresses.generate(leaf, &user_key, &identity, self.parts.network).await?;
         Ok(spark::GenerateDepositAddressResponse {
             deposit_address: Some(spark::Address {

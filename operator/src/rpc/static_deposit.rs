@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use bitcoin::hashes::Hash as _;
 use prost::Message as _;
 use secp256k1::PublicKey;
 use sha2::{Digest as _, Sha256};
@@ -200,7 +199,7 @@ impl Api {
             refund_tx_signing_result: Some(result),
             deposit_address: Some(listed(wanted.address.clone())?),
         };
-        let (txid, vout) = (&wanted.refund.txid, i64::from(wanted.refund.vout));
+        let (txid, vout) = (&wanted.txid, i64::from(wanted.refund.vout));
         let body =
             static_deposit::keep_answer(&self.parts.db, &digest, txid, vout, &answer.encode_to_vec()).await?;
         stored(&body)
@@ -247,18 +246,15 @@ impl Api {
         if address.user_key != key.serialize() {
             return Err(Refused::rule("SIGNING_KEY", "the signing key is not that of the address"));
         }
-        let value = u64::try_from(output.amount)
-            .map_err(|_| Refused::from(DbError::Corrupt("deposit_output.amount")))?;
         let refund = wire::StaticRefund {
             keyshare_id: address.keyshare_id.as_bytes().to_vec(),
-            txid,
             vout: utxo.vout,
-            value,
+            funding_tx: output.raw_tx,
             refund_tx: job.raw_tx.clone(),
             user_commitment: Some(pair),
             user_signature: request.user_signature.clone(),
         };
-        Ok(Refund { address, refund, user })
+        Ok(Refund { address, txid, refund, user })
     }
 
     /// Commitments of t operators, made after the user's, and their shares, each verified. Operators that fail are
@@ -354,6 +350,7 @@ impl Api {
 /// A refund that its owner asks for.
 struct Refund {
     address: AddressRow,
+    txid: Vec<u8>,
     refund: wire::StaticRefund,
     user: Commitment,
 }
@@ -361,15 +358,8 @@ struct Refund {
 impl Refund {
     /// What is to be signed, under which key.
     fn message(&self, network: spark_rules::address::Network) -> Result<([u8; 32], PublicKey), Refused> {
-        let txid = bitcoin::Txid::from_slice(&self.refund.txid)
-            .map_err(|_| Refused::field("on_chain_utxo.txid", "must have 32 bytes"))?;
-        let spend = Spend {
-            outpoint: bitcoin::OutPoint { txid, vout: self.refund.vout },
-            txout: bitcoin::TxOut {
-                value: bitcoin::Amount::from_sat(self.refund.value),
-                script_pubkey: bitcoin::ScriptBuf::from_bytes(self.address.script.clone()),
-            },
-        };
+        let spend = Spend::of_funding(&self.refund.funding_tx, self.refund.vout);
+        let spend = spend.ok_or_else(|| Refused::from(DbError::Corrupt("deposit_output.raw_tx")))?;
         let refund = StaticRefund::check(&self.refund.refund_tx, spend, network)
             .map_err(|error| Refused::rule("TEMPLATE", error.to_string()).with("tag", error.rule.tag()))?;
         let message = sighash(&refund.build(), std::slice::from_ref(&refund.spend().txout), 0)

@@ -206,14 +206,28 @@ fn aborted(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, 
     None
 }
 
-/// One-time package keys that nobody used: they have nothing to do with a keyshare.
+/// Most package keys of one entry, as witnesses accept it.
+const MOST_PACKAGE_KEYS: usize = 256;
+
+/// One-time package keys that nobody used: they have nothing to do with a keyshare. Witnesses ask for the same.
 fn unused(dead: &mut BTreeSet<HexBytes>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) {
-    let keyshare = [&receipt.keyshare_id, &receipt.retired_public_share, &receipt.new_public_share];
+    let keyshare = [
+        &receipt.keyshare_id,
+        &receipt.operation_id,
+        &receipt.retired_public_share,
+        &receipt.new_public_share,
+        &receipt.tweak_commitment,
+    ];
     let none = keyshare.iter().all(|bytes| bytes.0.is_empty())
         && receipt.leaf_id.is_empty()
-        && receipt.live_versions.is_empty();
-    if !none || receipt.package_keys.is_empty() {
+        && receipt.live_versions.is_empty()
+        && (receipt.retired_version, receipt.new_version) == (0, 0);
+    let ids = &receipt.package_keys;
+    let named = (1..=MOST_PACKAGE_KEYS).contains(&ids.len()) && ids.iter().all(|id| id.0.len() == 16);
+    if !none || !named {
         add(Reason::EntryMalformed, "an entry of unused package keys names none, or a keyshare".to_owned());
+    } else if !ids.is_sorted() {
+        add(Reason::EntryMalformed, "an entry's package keys are not in order".to_owned());
     }
     for id in &receipt.package_keys {
         if !dead.insert(id.clone()) {

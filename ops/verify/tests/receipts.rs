@@ -121,9 +121,21 @@ fn package_keys_that_died_unused_are_counted_once() {
     assert_eq!(world.reasons(), [Reason::EntryDiffers]);
     assert_eq!(judged(with(&[unused(&[1, 2]), unused(&[2])])), [Reason::PackageKeyRepeated]);
     assert_eq!(judged(with(&[unused(&[])])), [Reason::EntryMalformed]);
-    let mut of_a_keyshare = unused(&[1]);
-    of_a_keyshare.insert("keyshare_id".into(), "77".repeat(16).into());
-    assert_eq!(judged(with(&[of_a_keyshare])), [Reason::EntryMalformed]);
+    assert_eq!(judged(with(&[unused(&[2, 1])])), [Reason::EntryMalformed]);
+    assert_eq!(judged(with(&[unused(&(1..=257).collect::<Vec<_>>())])), [Reason::EntryMalformed]);
+    for (name, value) in [
+        ("keyshare_id", json!("77".repeat(16))),
+        ("operation_id", json!("77".repeat(16))),
+        ("retired_public_share", json!(point(1))),
+        ("new_public_share", json!(point(1))),
+        ("tweak_commitment", json!(point(1))),
+        ("new_version", json!(1)),
+        ("package_keys", json!(["77".repeat(15)])),
+    ] {
+        let mut more = unused(&[1]);
+        more.insert(name.into(), value);
+        assert_eq!(judged(with(&[more])), [Reason::EntryMalformed], "{name}");
+    }
 }
 
 #[test]

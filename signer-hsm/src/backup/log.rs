@@ -130,14 +130,33 @@ fn file(content: &Content, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     file.with_context(|| format!("archive's {name} is malformed"))
 }
 
-/// The federation file among the files, signed by all members.
-fn federation(content: &Content) -> anyhow::Result<Federation> {
+/// The federation files among the files, each signed by all its members.
+fn federations(content: &Content) -> impl Iterator<Item = Federation> {
     content
         .files
         .values()
         .filter_map(|file| FederationFile::parse(&String::from_utf8(hex::decode(file).ok()?).ok()?).ok())
-        .find_map(|file| file.verify(None).ok())
-        .context("archive has a log and no federation file to check it with")
+        .filter_map(|file| file.verify(None).ok())
+}
+
+/// The head, verified by the federation file that it was signed under: an archive may hold earlier ones, too.
+fn head_of(content: &Content, note: &str) -> anyhow::Result<Checkpoint> {
+    let operator = OperatorIndex::new(content.operator);
+    let key = content.federation_public_key.parse::<FederationKey>().context("archive's key is malformed")?;
+    let verify = |federation: &Federation| {
+        let member =
+            federation.member(operator).context("archive's operator is not in its federation file")?;
+        ensure!(member.federation_keys.contains(&key), "archive's key is not the federation file's");
+        Ok(Checkpoint::verify(note, federation, operator)?)
+    };
+    let mut refused = None;
+    for federation in federations(content) {
+        match verify(&federation) {
+            Ok(head) => return Ok(head),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.context("archive has a log and no federation file to check it with")?)
 }
 
 /// Checks the log of an archive, if it has one: the entries lead to the root that the operator signed, and head and
@@ -148,12 +167,7 @@ pub(super) fn check(content: &Content) -> anyhow::Result<Option<CheckedLog>> {
         ensure!(!content.files.keys().any(part), "archive holds a part of a log");
         return Ok(None);
     };
-    let federation = federation(content)?;
-    let operator = OperatorIndex::new(content.operator);
-    let key = content.federation_public_key.parse::<FederationKey>().context("archive's key is malformed")?;
-    let member = federation.member(operator).context("archive's operator is not in its federation file")?;
-    ensure!(member.federation_keys.contains(&key), "archive's key is not the federation file's");
-    let head = Checkpoint::verify(std::str::from_utf8(&head)?, &federation, operator)?;
+    let head = head_of(content, std::str::from_utf8(&head)?)?;
     let marks: Marks = serde_json::from_slice(&marks).context("archive's marks")?;
     ensure!(
         marks.operator == u32::from(content.operator)
@@ -163,10 +177,15 @@ pub(super) fn check(content: &Content) -> anyhow::Result<Option<CheckedLog>> {
             && marks.destroyed_before == head.extension.destroyed_before,
         "archive's marks are not those of its signed head"
     );
+    let names: Vec<_> = content.files.keys().filter(|name| name.ends_with(".entries")).collect();
+    ensure!(
+        names.iter().enumerate().all(|(number, name)| **name == entries_name(number)),
+        "archive's files of entries are not numbered one after the other"
+    );
     let mut frontier = Frontier::default();
     let mut incarnation_differs = false;
-    for number in 0.. {
-        let Some(entries) = file(content, &entries_name(number))? else { break };
+    for name in names {
+        let Some(entries) = file(content, name)? else { break };
         let mut rest = entries.as_slice();
         while let Some((length, after)) = rest.split_first_chunk::<4>() {
             let length = usize::try_from(u32::from_be_bytes(*length))?;
@@ -200,6 +219,10 @@ mod tests {
     }
 
     fn federation_file() -> String {
+        federation_file_of(1)
+    }
+
+    fn federation_file_of(epoch: u64) -> String {
         let members = (0..3u8)
             .map(|index| MemberEntry {
                 identity_public_key: hex::encode(
@@ -212,7 +235,7 @@ mod tests {
             })
             .collect();
         let federation = FederationEntry {
-            epoch: 1,
+            epoch,
             network: "regtest".into(),
             threshold: 2,
             quorum: None,
@@ -296,6 +319,12 @@ mod tests {
     fn a_log_leads_to_its_signed_head_or_is_refused() {
         let checked = check(&content()).unwrap().unwrap();
         assert_eq!((checked.size, checked.marks.journal), (3, 11));
+        // Beside the federation file that counts an earlier one, whatever their names.
+        for name in ["a.json", "z.json"] {
+            let mut two = content();
+            two.files.insert(name.into(), hex::encode(federation_file_of(2)));
+            assert_eq!(check(&two).unwrap().unwrap(), checked);
+        }
         let mut without = content();
         without.files.retain(|name, _| name == "federation.json");
         assert_eq!(check(&without).unwrap(), None);
@@ -305,6 +334,8 @@ mod tests {
         refused("no federation", |c| drop(c.files.remove("federation.json")));
         refused("an entry less", |c| drop(c.files.remove(&entries_name(1))));
         refused("an entry more", |c| drop(c.files.insert(entries_name(2), packed(&[entry(3)]))));
+        refused("a file after a gap", |c| drop(c.files.insert(entries_name(3), packed(&[entry(3)]))));
+        refused("a file of another name", |c| drop(c.files.insert("x.entries".into(), packed(&[entry(3)]))));
         refused("other entries", |c| drop(c.files.insert(entries_name(1), packed(&[entry(4)]))));
         refused("cut off", |c| {
             let file = c.files.get_mut(&entries_name(1)).unwrap();

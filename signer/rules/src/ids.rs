@@ -111,9 +111,15 @@ impl LeafId {
     }
 
     /// What stands where a leaf id stands for a static deposit address, which never makes a leaf. It follows from the
-    /// keyshare, so that nobody can occupy it before.
+    /// keyshare, and no leaf may have an id of its form (a UUID of version 5), so that nobody can occupy it before.
     pub fn of_static_address(keyshare: &KeyshareId) -> Self {
-        Self::derive("spark/static-address", &[keyshare.as_bytes()])
+        let bytes = derive16("spark/static-address", &[keyshare.as_bytes()]);
+        Self(uuid::Builder::from_sha1_bytes(bytes).into_uuid())
+    }
+
+    /// Whether only a static address may have it.
+    pub fn has_static_form(&self) -> bool {
+        self.0.get_version_num() == 5
     }
 
     /// As UUID, for storage.

@@ -63,6 +63,10 @@ pub fn is_of_unused_keys(receipt: &wire::Receipt) -> bool {
         && ids.is_sorted_by(|a, b| a < b)
         && receipt.keyshare_id.is_empty()
         && receipt.leaf_id.is_empty()
+        && receipt.operation_id.is_empty()
+        && receipt.retired_public_share.is_empty()
+        && receipt.new_public_share.is_empty()
+        && receipt.tweak_commitment.is_empty()
         && receipt.live_versions.is_empty()
         && (receipt.retired_version, receipt.new_version) == (0, 0)
 }

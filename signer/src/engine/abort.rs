@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message as _;
 use spark_proto::{
     peer::v1::{Receipt, Vote},
     signer::v1 as wire,
@@ -100,7 +101,14 @@ impl Shared {
                 return Ok(wire::AbortResponse { position: Some(self.committed_position(txn).to_wire()) });
             }
             Phase::Applied | Phase::Pending | Phase::Returned => {
-                self.alarm("both_proofs");
+                // Anybody may say so: only a proof that holds shows it.
+                let named = attempt.vote.named.iter().map(|index| OperatorIndex::from_wire(*index));
+                let named = named.collect::<Result<_, _>>()?;
+                if let Some(proof) = &request.proof
+                    && ProofOfAbort::verify(proof, &self.federation, id, request.attempt, &named).is_ok()
+                {
+                    self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
+                }
                 return Err(EngineError::Decided(attempt.phase.name()));
             }
             // Refused unseen: it holds nothing that a proof could free, and its word must stay obtainable.

@@ -20,6 +20,7 @@ const KEPT: [&str; 3] = ["abort_after_release", "both_proofs", "confirmer_differ
 const DISTRUST: &str = "log_distrusted";
 
 const RAISED: &[u8] = b"alarm/";
+const EVIDENCE: &[u8] = b"alarm-evidence/";
 const ACKNOWLEDGED: &[u8] = b"alarm-acknowledged/";
 /// Most bytes of a name and of a reason that a person gives.
 const MOST_NAME: usize = 128;
@@ -27,6 +28,11 @@ const MOST_REASON: usize = 1024;
 
 fn raised_key(kind: &str) -> Vec<u8> {
     [RAISED, kind.as_bytes()].concat()
+}
+
+/// The last evidence of a kind; it outlives the acknowledgement.
+fn evidence_key(kind: &str) -> Vec<u8> {
+    [EVIDENCE, kind.as_bytes()].concat()
 }
 
 fn known(kind: &str) -> Option<&'static str> {
@@ -46,7 +52,8 @@ pub struct Alarm {
     pub operator: Option<OperatorIndex>,
     /// What evidence says.
     pub reason: String,
-    /// Both statements that contradict each other, as they were signed, where there are any.
+    /// Both statements that contradict each other, as they were signed, where there are any; of `both_proofs` the proof
+    /// that came second, hex.
     pub statements: Vec<String>,
     /// Whether a person can acknowledge it; otherwise it ends with its cause.
     pub acknowledgeable: bool,
@@ -74,8 +81,8 @@ pub struct Acknowledge {
 pub(super) struct Alarms {
     active: BTreeMap<&'static str, u64>,
     acknowledged: BTreeMap<&'static str, u64>,
-    /// Raised since the last batch, and to be written down with the next.
-    unwritten: Vec<&'static str>,
+    /// To be written down with the next batch that becomes durable, each with its evidence.
+    unwritten: BTreeMap<&'static str, Vec<u8>>,
 }
 
 impl Alarms {
@@ -105,17 +112,23 @@ impl Alarms {
     }
 
     pub(super) fn raise(&mut self, kind: &'static str, now: u64) {
+        self.raise_over(kind, now, Vec::new());
+    }
+
+    /// With the message that shows it, encoded; none if empty.
+    pub(super) fn raise_over(&mut self, kind: &'static str, now: u64, evidence: Vec<u8>) {
         if self.active.contains_key(kind) {
             return;
         }
         self.active.insert(kind, now);
         if KEPT.contains(&kind) {
-            self.unwritten.push(kind);
+            self.unwritten.insert(kind, evidence);
         }
     }
 
     pub(super) fn end(&mut self, kind: &str) {
         self.active.remove(kind);
+        self.unwritten.remove(kind);
     }
 
     pub(super) fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
@@ -123,15 +136,23 @@ impl Alarms {
     }
 
     /// Writes down what must outlive the process. It can wait while the vault is read-only.
-    pub(super) fn keep(&mut self, txn: &mut Txn<'_>) {
+    pub(super) fn keep(&self, txn: &mut Txn<'_>) {
         if !txn.committed().is_witnessed() {
             return;
         }
-        for kind in std::mem::take(&mut self.unwritten) {
+        for (kind, evidence) in &self.unwritten {
             if let Some(since) = self.active.get(kind) {
                 txn.put_record(&raised_key(kind), since.to_be_bytes().to_vec());
             }
+            if !evidence.is_empty() {
+                txn.put_record(&evidence_key(kind), evidence.clone());
+            }
         }
+    }
+
+    /// What [`Self::keep`] wrote is durable.
+    pub(super) fn kept(&mut self) {
+        self.unwritten.clear();
     }
 }
 
@@ -139,22 +160,25 @@ impl Engine {
     /// All active alarms; of distrusted logs one for each operator.
     pub fn list_alarms(&mut self) -> Result<Vec<Alarm>, EngineError> {
         let txn = self.vault.begin();
+        let evidence = |kind: &str| Ok::<_, EngineError>(txn.record(&evidence_key(kind))?.map(hex::encode));
         let mut list: Vec<Alarm> = self
             .shared
             .alarms
             .active
             .iter()
             .filter(|(kind, _)| **kind != DISTRUST)
-            .map(|(kind, since)| Alarm {
-                kind,
-                id: since.to_string(),
-                since: *since,
-                operator: None,
-                reason: String::new(),
-                statements: Vec::new(),
-                acknowledgeable: !CONDITIONS.contains(kind),
+            .map(|(kind, since)| {
+                Ok(Alarm {
+                    kind,
+                    id: since.to_string(),
+                    since: *since,
+                    operator: None,
+                    reason: String::new(),
+                    statements: evidence(kind)?.into_iter().collect(),
+                    acknowledgeable: !CONDITIONS.contains(kind),
+                })
             })
-            .collect();
+            .collect::<Result<_, EngineError>>()?;
         for (operator, evidence) in self.shared.distrusted(&txn)? {
             list.push(Alarm {
                 kind: DISTRUST,

@@ -161,6 +161,9 @@ impl Shared {
         if bound.is_static && bound.leaf_id != LeafId::of_static_address(&bound.keyshare_id) {
             return Err(EngineError::Binding("the id of a static address follows from its keyshare"));
         }
+        if !bound.is_static && bound.leaf_id.has_static_form() {
+            return Err(EngineError::Binding("a leaf id of this form is for a static address"));
+        }
         if ledger::keyshare_of_leaf(txn, &bound.leaf_id)?.is_some()
             || ledger::leaf(txn, &bound.leaf_id)?.is_some()
         {

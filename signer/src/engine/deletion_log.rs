@@ -19,6 +19,8 @@ const SIZE: &[u8] = b"log-size";
 const TILE_HEIGHT: u8 = 8;
 /// Most entries of one answer.
 pub(super) const MAX_ENTRIES: u64 = 4096;
+/// An answer ends with the entry that reaches this many bytes: what carries it on is bounded in bytes.
+const MAX_BYTES: usize = 1 << 20;
 /// Every root of an earlier epoch than this is destroyed, independently confirmed.
 const DESTROYED_BEFORE: &[u8] = b"destroyed-before";
 
@@ -166,6 +168,10 @@ impl Shared {
                 return Err(EngineError::Malformed("roots that the confirmer saw"));
             }
         };
+        // It began before the vault was sealed and opened again: it is asked once more when there is something to write.
+        if !txn.committed().is_witnessed() {
+            return Err(EngineError::Locked);
+        }
         let known = members(txn)?.into_iter().find(|(id, _)| *id == device);
         let (_, known) = known.ok_or(EngineError::Unknown("device"))?;
         if epoch > known {
@@ -281,8 +287,16 @@ impl Shared {
         request: &wire::ReadLogRequest,
     ) -> Result<wire::ReadLogResponse, EngineError> {
         let until = within(txn, request.until)?.min(request.from.saturating_add(MAX_ENTRIES));
-        let indexes: Vec<[u8; 8]> = (request.from..until).map(u64::to_be_bytes).collect();
-        let entries = read(txn, indexes.iter().map(<[u8; 8]>::as_slice))?;
+        let (mut entries, mut bytes) = (Vec::new(), 0usize);
+        for index in request.from..until {
+            if bytes >= MAX_BYTES {
+                break;
+            }
+            let entry = read(txn, std::iter::once(index.to_be_bytes().as_slice()))?;
+            bytes = entry.iter().fold(bytes, |bytes, entry| bytes.saturating_add(entry.encoded_len()));
+            entries.extend(entry);
+        }
+        let until = request.from.saturating_add(entries.len() as u64).min(until);
         Ok(wire::ReadLogResponse { entries, checkpoint: self.head(txn, until)? })
     }
 }

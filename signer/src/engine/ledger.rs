@@ -11,7 +11,7 @@ use spark_rules::{
     address::Network,
     ids::{KeyshareId, LeafId, OperationId, OperatorIndex, TransferId},
     leaf::LeafRecord,
-    operation::{Binding, Records, Resource, TransferRecord},
+    operation::{Binding, OperationError, Records, Resource, TransferRecord},
     package_key::KeyId,
     point,
     tx::{Maturity, p2tr_script},
@@ -227,6 +227,35 @@ pub(super) fn claim(txn: &mut Txn<'_>, resource: &Resource, holder: &Holder) -> 
         }
     }
     txn.put_record(&key, holder.encode());
+    Ok(())
+}
+
+/// Most outputs of one static address that are held for its owner. A transaction that nobody mines pays an address as
+/// well as another: without a bound a host could fill the ledger.
+const MOST_STATIC: u32 = 10_000;
+
+/// Holds an output of a static address for its owner, for ever. Such outputs are of a kind of their own: no deposit can
+/// spend one, and none stands in a deposit's way. No operation of the engine has the holder's id.
+pub(super) fn hold_static(
+    txn: &mut Txn<'_>,
+    address: &KeyshareId,
+    outpoint: &[u8],
+) -> Result<(), EngineError> {
+    let resource = Resource { kind: "static-outpoint", key: outpoint.to_vec() };
+    let held = is_held(txn, &resource)?;
+    let holder = Holder { operation: OperationId::derive("spark/static-refund", &[outpoint]), attempt: 0 };
+    claim(txn, &resource, &holder)?;
+    if held {
+        return Ok(());
+    }
+    let key = key(b"static-held/", address.as_bytes());
+    let known = txn.record(&key)?.map(|bytes| bytes.try_into().map(u32::from_be_bytes)).transpose();
+    let known = known.map_err(|_| EngineError::Malformed("stored number of outputs"))?.unwrap_or_default();
+    if known >= MOST_STATIC {
+        let (what, most) = ("outputs of a static address", MOST_STATIC as usize);
+        return Err(OperationError::TooMany { what, most }.into());
+    }
+    txn.put_record(&key, known.saturating_add(1).to_be_bytes().to_vec());
     Ok(())
 }
 

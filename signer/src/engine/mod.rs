@@ -212,6 +212,7 @@ struct Shared {
     delete_claim: String,
     nonces: NonceBook,
     possession: bind::PossessionNonces,
+    refunds: static_deposit::Answers,
     generation: generate::Sessions,
     approved: BTreeMap<OperatorIndex, ApprovedRepair>,
     repairs: repair::Sessions,
@@ -256,6 +257,7 @@ impl Engine {
             delete_claim: settings.delete_claim,
             nonces: NonceBook::new(),
             possession: bind::PossessionNonces::default(),
+            refunds: static_deposit::Answers::default(),
             generation: generate::Sessions::default(),
             approved: settings.approved_repairs,
             repairs,
@@ -323,6 +325,7 @@ impl Engine {
     /// fails. An acceptance of witnesses is a batch of its own: before it nothing can be written.
     pub fn run(&mut self, requests: Vec<Request>, now: u64) -> Vec<Result<Reply, EngineError>> {
         self.shared.now = now;
+        self.shared.repairs.expire(now);
         if !self.vault.destroy_pending().is_empty() && now >= self.retry_destroy_at {
             self.retry_destroy_at = now.saturating_add(RETRY_DESTROY_SECONDS);
             if self.vault.retry_destroy() {
@@ -369,6 +372,7 @@ impl Engine {
         }
         match txn.commit() {
             Ok(committed) => {
+                self.shared.alarms.kept();
                 if committed.destruction == Destruction::Pending && !self.vault.destroy_pending().is_empty() {
                     self.shared.alarm("destroy_pending");
                 }
@@ -377,7 +381,7 @@ impl Engine {
             }
             Err(error) => {
                 self.shared.alarm("commit_failed");
-                self.shared.repairs = repair::Sessions::new(&self.vault);
+                self.shared.repairs.begin_anew(&self.vault);
                 let text = error.to_string();
                 replies.into_iter().map(|_| Err(EngineError::Commit(text.clone()))).collect()
             }

@@ -4,19 +4,22 @@
 //! output back as often as he likes, at other fees or to other places, until somebody else claims it (D6 (d)): the
 //! output is held for him from the first time on, for ever, so that nobody credits what he can still spend.
 
-use bitcoin::{Amount, OutPoint, TxOut, Txid, consensus::encode, hashes::Hash as _, secp256k1::PublicKey};
+use std::collections::{BTreeMap, VecDeque};
+
+use bitcoin::{OutPoint, consensus::encode, secp256k1::PublicKey};
+use prost::Message as _;
 use spark_proto::signer::v1 as wire;
 use spark_rules::{
     frost::{Commitment, SigningPackage},
-    ids::{KeyshareId, LeafId, OperationId},
-    operation::{Binding, OperationError, Resource, parse_commitments},
+    ids::{KeyshareId, LeafId},
+    operation::{Binding, OperationError, parse_commitments},
     package,
+    transcript::Transcript,
     tx::{Spend, StaticRefund, p2tr_script},
 };
 
 use super::{
-    EngineError, Shared,
-    ledger::{self, Holder},
+    EngineError, Shared, ledger,
     prepare::{keyshare_secret, read_scalar},
 };
 use crate::{frost::sign_operator, nonce::NonceError, vault::Txn};
@@ -26,6 +29,30 @@ pub(super) fn owner(txn: &Txn<'_>, leaf: &LeafId) -> Result<Option<PublicKey>, E
     let Some(id) = ledger::keyshare_of_leaf(txn, leaf)? else { return Ok(None) };
     let bound = ledger::keyshare(txn, &id)?.and_then(|keyshare| keyshare.bound().transpose()).transpose()?;
     Ok(bound.filter(|bound| bound.is_static).map(|bound| bound.identity))
+}
+
+/// Most answers that are kept.
+const MOST_ANSWERS: usize = 1024;
+
+/// Shares that this process gave, by request: the same bytes get the same one, and no other nonce is spent. Whoever asks
+/// after a restart commits anew.
+#[derive(Default)]
+pub(super) struct Answers {
+    shares: BTreeMap<[u8; 32], Vec<u8>>,
+    order: VecDeque<[u8; 32]>,
+}
+
+impl Answers {
+    fn keep(&mut self, request: [u8; 32], share: Vec<u8>) {
+        while self.order.len() >= MOST_ANSWERS {
+            if let Some(oldest) = self.order.pop_front() {
+                self.shares.remove(&oldest);
+            }
+        }
+        if self.shares.insert(request, share).is_none() {
+            self.order.push_back(request);
+        }
+    }
 }
 
 /// A refund whose owner's statement was verified.
@@ -42,14 +69,13 @@ impl Authorised {
         let keyshare = ledger::keyshare(txn, &id)?.ok_or(EngineError::Unknown("keyshare"))?;
         let bound = keyshare.bound()?.filter(|bound| bound.is_static);
         let bound = bound.ok_or(EngineError::Unknown("static deposit address"))?;
-        let txid = Txid::from_slice(&wire.txid).map_err(|_| EngineError::Malformed("txid"))?;
-        let outpoint = OutPoint { txid, vout: wire.vout };
-        let value = Amount::from_sat(wire.value);
-        if value > Amount::MAX_MONEY {
-            return Err(EngineError::Malformed("value"));
+        let spend = Spend::of_funding(&wire.funding_tx, wire.vout);
+        let spend = spend.ok_or(EngineError::Malformed("funding_tx"))?;
+        // Nobody holds what pays somebody else.
+        if spend.txout.script_pubkey != p2tr_script(&bound.verifying_key) {
+            return Err(EngineError::Unknown("output of the static deposit address"));
         }
-        let spend =
-            Spend { outpoint, txout: TxOut { value, script_pubkey: p2tr_script(&bound.verifying_key) } };
+        let outpoint = spend.outpoint;
         let refund = StaticRefund::check(&wire.refund_tx, spend, bound.network)
             .map_err(|error| EngineError::Operation(OperationError::Template(error)))?;
         let message =
@@ -59,12 +85,6 @@ impl Authorised {
         let user = Commitment::parse(&user.hiding, &user.binding)?;
         Ok(Self { bound, outpoint, message, user })
     }
-}
-
-/// Who holds an output for its owner: no operation of the engine has this id.
-fn holder(outpoint: &OutPoint) -> Holder {
-    let id = OperationId::derive("spark/static-refund", &[&encode::serialize(outpoint)]);
-    Holder { operation: id, attempt: 0 }
 }
 
 impl Shared {
@@ -89,9 +109,14 @@ impl Shared {
             self.federation.size(),
         )?;
         let session = package.session()?;
-        let resource = Resource { kind: "outpoint", key: encode::serialize(&refund.outpoint) };
-        ledger::claim(txn, &resource, &holder(&refund.outpoint))?;
+        ledger::hold_static(txn, &refund.bound.keyshare_id, &encode::serialize(&refund.outpoint))?;
         let Some(own) = own else { return Ok(wire::RefundStaticDepositResponse::default()) };
+        let mut asked = Transcript::new("spark/static-refund/request");
+        asked.bytes(&request.encode_to_vec());
+        let asked = asked.finish();
+        if let Some(share) = self.refunds.shares.get(&asked) {
+            return Ok(wire::RefundStaticDepositResponse { share: share.clone() });
+        }
         let share = read_scalar(txn, &keyshare_secret(&refund.bound.keyshare_id, 0))?;
         let nonce = match self.nonces.take(&own, &refund.bound.leaf_id, self.now) {
             Ok(nonce) => nonce,
@@ -103,6 +128,8 @@ impl Shared {
             }
         };
         let signed = sign_operator(&session, self.me, nonce, &share)?;
-        Ok(wire::RefundStaticDepositResponse { share: signed.to_bytes().to_vec() })
+        let share = signed.to_bytes().to_vec();
+        self.refunds.keep(asked, share.clone());
+        Ok(wire::RefundStaticDepositResponse { share })
     }
 }

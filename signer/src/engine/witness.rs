@@ -16,7 +16,7 @@ use super::{EngineError, Shared};
 use crate::vault::Txn;
 
 const QUESTION: &str = "witness-question/v1";
-const ANSWER: &str = "witness-answer/v1";
+const ANSWER: &str = "witness-answer/v2";
 
 fn seen_key(peer: OperatorIndex) -> Vec<u8> {
     [b"seen/".as_slice(), &peer.get().to_be_bytes()].concat()

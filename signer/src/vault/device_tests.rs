@@ -303,6 +303,7 @@ fn unlocking_asks_every_device_again() {
         let unlocked = vault.confirm_witnessed().map_err(CommitError::from).and_then(|()| vault.renew_root());
         assert!(unlocked.is_err(), "{fault:?}");
         site.tokens[1].fail(None);
+        vault.prepare_spare().unwrap();
         vault.confirm_witnessed().unwrap();
         vault.renew_root().unwrap();
     }

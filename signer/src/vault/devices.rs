@@ -280,6 +280,8 @@ impl Device {
         if roots.iter().any(|root| root.tree != current.tree || root.epoch > newest) {
             return Err(TokenError::WrongAnswer("roots of another vault, or newer than the store"));
         }
+        // One made ahead is a newer root as well.
+        self.spare = None;
         self.strays = roots.into_iter().filter(|root| root != current).collect();
         while let Some(stray) = self.strays.last().copied() {
             match self.token.destroy_root(&stray) {

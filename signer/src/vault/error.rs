@@ -64,7 +64,9 @@ pub enum OpenError {
     #[error("token holds roots that are not this vault's: {0:?}")]
     ForeignRoots(Vec<RootId>),
     /// The header is not of this format.
-    #[error("header is not of a known format")]
+    #[error(
+        "header is not of the format that this version of the signer reads: it makes a new store, by a ceremony or a repair"
+    )]
     Format,
     /// The header was not sealed under this root.
     #[error("header does not open under its root")]

@@ -17,12 +17,9 @@ use crate::{
     ids::{LeafId, OperationId},
     leaf::{LeafRecord, LeafStatus, Refunds},
     point,
-    tx::{INITIAL_TIMELOCK, MAX_ROOT_INPUTS, Plan, Purpose, Source, Spend, Timelock},
+    tx::{INITIAL_TIMELOCK, MAX_FUNDING, MAX_ROOT_INPUTS, Plan, Purpose, Source, Spend, Timelock},
     vote::Kind,
 };
-
-/// Most bytes of a funding transaction: the relay limit of 400,000 weight units.
-const MAX_FUNDING: usize = 400_000;
 
 /// The output that a UTXO message points at; the txid is always computed, never believed.
 fn spend(utxo: Option<&spark::Utxo>) -> Result<Spend, OperationError> {

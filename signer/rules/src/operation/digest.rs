@@ -11,7 +11,7 @@ impl Operation {
     /// unsigned transaction with all spent outputs; the full commitment lists with the user's shares; Feldman
     /// commitments and resulting keys; every ciphertext; named signers.
     pub fn digest(&self, keys: &Keys) -> [u8; 32] {
-        let mut t = Transcript::new("spark/operation/v1");
+        let mut t = Transcript::new("spark/operation/v2");
         t.u64(self.epoch).bytes(self.id.as_bytes()).u64(self.attempt.into()).u64(self.kind.code().into());
         t.u64(self.coordinator.get().into());
         t.bytes(&self.requester.serialize()).u64(self.threshold.into());

@@ -24,7 +24,7 @@ pub use timelock::{INITIAL_TIMELOCK, INTERVAL, LEAST_REFUND_STEP, SequenceField,
 
 use bitcoin::key::{TapTweak as _, UntweakedPublicKey};
 use bitcoin::secp256k1::{PublicKey, SECP256K1};
-use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, consensus::encode};
 
 /// Blocks by which a direct transaction lags behind its CPFP twin.
 pub const DIRECT_OFFSET: u16 = 50;
@@ -36,6 +36,8 @@ pub const DIRECT_HTLC_OFFSET: u16 = 85;
 pub const FEE: u64 = 955;
 /// Most outputs of one address that one deposit may collect.
 pub const MAX_ROOT_INPUTS: usize = 11;
+/// Most bytes of a funding transaction: the relay limit of 400,000 weight units.
+pub const MAX_FUNDING: usize = 400_000;
 /// Script of the pay-to-anchor output, `OP_1 <4e73>` (BIP 433).
 pub const ANCHOR_SCRIPT: [u8; 4] = [0x51, 0x02, 0x4e, 0x73];
 
@@ -73,5 +75,11 @@ impl Spend {
     pub fn of(tx: &Transaction, vout: u32) -> Option<Self> {
         let txout = tx.output.get(usize::try_from(vout).ok()?)?.clone();
         Some(Self { outpoint: OutPoint { txid: tx.compute_txid(), vout }, txout })
+    }
+
+    /// Output `vout` of a serialized transaction of at most [`MAX_FUNDING`] bytes, if it is one and has it.
+    pub fn of_funding(raw: &[u8], vout: u32) -> Option<Self> {
+        let tx = (raw.len() <= MAX_FUNDING).then(|| encode::deserialize(raw).ok()).flatten()?;
+        Self::of(&tx, vout)
     }
 }

@@ -98,6 +98,8 @@ pub(super) struct Sessions {
     incomplete: bool,
     /// The own repair has begun, in this process or before.
     begun: bool,
+    /// The others said in this process that they approved the own repair.
+    expected: bool,
 }
 
 impl Sessions {
@@ -114,11 +116,31 @@ impl Sessions {
         Self { incomplete, begun, ..Self::default() }
     }
 
+    /// The same after a batch that was not made durable. What the others said stays said.
+    pub(super) fn begin_anew(&mut self, vault: &Vault) {
+        let expected = self.expected;
+        *self = Self::new(vault);
+        if expected {
+            self.expect();
+        }
+    }
+
+    /// Forgets pages of others whose time is over, and their secrets.
+    pub(super) fn expire(&mut self, now: u64) {
+        self.helping.retain(|_, session| now < session.ends);
+    }
+
     /// The others approved the repair of this life: until it is done, nothing else is.
     pub(super) const fn expect(&mut self) {
+        self.expected = true;
         if !self.begun {
             self.incomplete = true;
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_pages(&self) -> usize {
+        self.helping.len()
     }
 
     /// Whether this signer is under repair: half a ledger neither votes nor releases.

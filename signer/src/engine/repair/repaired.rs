@@ -75,7 +75,7 @@ pub(in crate::engine) fn unrefreshed(
 }
 
 impl Shared {
-    /// Opens the next page. From the first one on this signer neither votes nor releases, until all are stored. After
+    /// Opens the next page, of a repair that all others approved. From the first one on this signer neither votes nor releases, until all are stored. After
     /// that it begins anew, for what was skipped, and votes until a page brings something.
     pub(in crate::engine) fn repair_open(
         &mut self,
@@ -93,6 +93,10 @@ impl Shared {
         let state = match state(txn)? {
             Some(state) if state.session_id == id => return Err(EngineError::Repair("the page is stored")),
             Some(state) if !state.done => state,
+            // A word of the host alone is no reason to stop working.
+            None if !self.repairs.expected => {
+                return Err(EngineError::Repair("the others have not approved one of this signer"));
+            }
             former => {
                 let former = former.unwrap_or_default();
                 let anew = wire::RepairState {

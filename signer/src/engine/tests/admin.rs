@@ -62,6 +62,32 @@ fn an_alarm_of_the_signers_own_lasts_until_a_person_acknowledges_it() {
     assert_eq!(quorum.members[0].engine.alarms().collect::<Vec<_>>(), ["confirmer_differs"]);
 }
 
+/// What a batch could not write down, the next one does.
+#[test]
+fn an_alarm_outlives_a_batch_that_fails() {
+    let mut quorum = Quorum::new(2, 3);
+    let strange = || Request::ConfirmDestruction(DeviceId(0), [9; 32], Vec::new());
+    quorum.members[0].token.fail(Some(Fault::Gone));
+    quorum.call(0, strange()).unwrap_err();
+    assert!(quorum.members[0].engine.alarms().any(|alarm| alarm == "commit_failed"));
+    quorum.members[0].token.fail(None);
+    quorum.call(0, Request::GetStatus(Default::default())).unwrap();
+    quorum.restart(0);
+    assert_eq!(quorum.members[0].engine.alarms().collect::<Vec<_>>(), ["confirmer_differs"]);
+}
+
+/// A confirmation that was on its way while the vault was sealed and opened again is no failure of the store.
+#[test]
+fn a_confirmation_that_comes_too_early_is_asked_again() {
+    let mut quorum = Quorum::new(2, 3);
+    let member = &quorum.members[0];
+    let (print, roots) = (member.token.fingerprint().unwrap(), member.token.roots().unwrap());
+    let confirm = || Request::ConfirmDestruction(DeviceId(0), print, roots.clone());
+    quorum.restart(0);
+    assert!(matches!(quorum.call(0, confirm()), Err(EngineError::Locked)));
+    assert_eq!(quorum.members[0].engine.alarms().count(), 0);
+}
+
 #[test]
 fn a_device_joins_and_retires_while_the_signer_works() {
     let mut quorum = Quorum::new(2, 3);

@@ -95,6 +95,34 @@ fn forge_log(quorum: &mut Quorum, entries: &[Receipt]) -> String {
     forge(quorum, frontier.size(), frontier.root(), extension)
 }
 
+/// Whoever can write long entries cannot make a page that nobody can carry.
+#[test]
+fn a_page_of_the_log_ends_by_its_bytes() {
+    let mut quorum = quorum();
+    let engine = &mut quorum.members[0].engine;
+    let mut txn = engine.vault.begin();
+    for n in 0..400u32 {
+        let id = |k: u32| [n.to_be_bytes(), k.to_be_bytes(), [0; 4], [0; 4]].concat();
+        let package_keys = (0..256).map(id).collect();
+        let unused = Receipt { phase: receipt::UNUSED.into(), package_keys, ..Receipt::default() };
+        engine.shared.append_receipt(&mut txn, unused).unwrap();
+    }
+    txn.commit().unwrap();
+    let note = head(&mut quorum);
+    let size = verified(&quorum, &note).size;
+    let (mut from, mut pages) = (0, 0);
+    while from < size {
+        let (entries, note) = page(&mut quorum, from, size);
+        let bytes: usize = entries.iter().map(prost::Message::encoded_len).sum();
+        assert!(bytes < (1 << 20) + (8 << 10), "{bytes}");
+        let after = from + entries.len() as u64;
+        assert_eq!(verified(&quorum, &note).size, after);
+        assert_eq!(cosign(&mut quorum, 1, from, entries, note).unwrap().size, after);
+        (from, pages) = (after, pages + 1);
+    }
+    assert!((2..=3).contains(&pages), "{pages}");
+}
+
 #[test]
 fn s7_witnesses_follow_a_log_page_by_page_and_cosign_its_head() {
     let mut quorum = quorum();

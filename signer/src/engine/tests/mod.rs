@@ -136,7 +136,7 @@ fn sign_job(
 /// A fresh leaf id of `wallet`, bound: the leaf to come and the key of its address.
 fn bound(quorum: &mut Quorum, wallet: &Wallet) -> (Leaf, PublicKey) {
     let key = SecretScalar::random(&mut OsRng);
-    let id = LeafId::from_bytes(rand::random());
+    let id = LeafId::derive("test", &[&rand::random::<[u8; 16]>()]);
     let verifying_key = quorum.bind(id, key.public_key(), wallet.id());
     (Leaf { id, key }, verifying_key)
 }

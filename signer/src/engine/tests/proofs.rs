@@ -135,6 +135,38 @@ fn a_released_signer_takes_no_proof_of_abort() {
     prepared.apply(0, &proof).unwrap();
 }
 
+/// A word without a proof is no evidence; proofs that contradict each other are, and are kept.
+#[test]
+fn both_proofs_are_evidence_only_if_they_hold() {
+    for applied in [true, false] {
+        let mut prepared = Prepared::new();
+        let honest: Vec<_> = (0..2).map(|member| forged(&prepared, member, Choice::Abort, [0; 32])).collect();
+        let proof = prepared.proof();
+        let mut wrong = proof.clone();
+        wrong.certificate.as_mut().unwrap().votes[2].digest = vec![1; 32];
+        let kinds = |prepared: &Prepared| prepared.quorum.members[2].engine.alarms().collect::<Vec<_>>();
+        let evidence = if applied {
+            prepared.apply(2, &proof).unwrap();
+            for votes in [Vec::new(), honest[..1].to_vec()] {
+                assert!(matches!(prepared.abort(2, votes), Err(EngineError::Decided("applied"))));
+            }
+            assert!(kinds(&prepared).is_empty());
+            prepared.abort(2, honest.clone()).unwrap_err();
+            prost::Message::encode_to_vec(&peer::ProofOfAbort { votes: honest })
+        } else {
+            prepared.abort(2, honest).unwrap();
+            prepared.apply(2, &wrong).unwrap_err();
+            assert!(kinds(&prepared).is_empty());
+            prepared.apply(2, &proof).unwrap_err();
+            prost::Message::encode_to_vec(&proof)
+        };
+        prepared.quorum.restart(2);
+        assert_eq!(kinds(&prepared), ["both_proofs"]);
+        let [alarm] = &prepared.quorum.members[2].engine.list_alarms().unwrap()[..] else { panic!() };
+        assert_eq!(alarm.statements, [hex::encode(evidence)]);
+    }
+}
+
 /// D2: a signer's last word can be had again, whatever happened since, and whoever asks first.
 #[test]
 fn the_last_word_stays_obtainable() {

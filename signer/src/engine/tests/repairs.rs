@@ -12,7 +12,7 @@ use spark_rules::{
 
 use super::{
     Wallet, claim_request, deposit, operation,
-    quorum::{Leaf, Quorum},
+    quorum::{Leaf, NOW, Quorum},
     refreshes, send_request,
 };
 use crate::{
@@ -464,6 +464,45 @@ fn d12_an_approved_signer_waits_for_its_repair() {
     };
     let keys = case.records(LOST, "key/").len();
     assert_eq!(journal.entries.iter().filter(|entry| repaired(entry)).count(), keys);
+}
+
+/// A word of its own host does not put a signer that lost nothing under repair.
+#[test]
+fn d12_a_whole_signer_opens_no_repair() {
+    let mut quorum = Quorum::new(2, 3);
+    let open = wire::RepairOpenRequest { session_id: vec![7; 16], helpers: vec![0, 2], limit: 64 };
+    for _ in 0..2 {
+        let error = quorum.call(LOST, Request::RepairOpen(open.clone())).unwrap_err();
+        assert_eq!(error.reason(), "REPAIR");
+        assert!(!quorum.members[LOST].engine.shared.repairs.incomplete());
+        quorum.restart(LOST);
+        quorum.witness(LOST).unwrap();
+    }
+    deposit(&mut quorum, &Wallet::new(), 50_000);
+}
+
+/// A batch that fails before the repair begins does not make an empty ledger vote.
+#[test]
+fn d12_a_failed_batch_does_not_end_the_wait() {
+    let mut case = Case::approved(2, 3);
+    let question = case.quorum.question(0);
+    case.quorum.members[LOST].token.fail(Some(crate::vault::memory::Fault::Gone));
+    let answer = case.quorum.call(LOST, Request::AnswerWitness(question)).unwrap_err();
+    assert_eq!(answer.reason(), "NOT_DURABLE");
+    assert!(case.quorum.members[LOST].engine.shared.repairs.incomplete());
+}
+
+/// The one-time keys of an abandoned page die with its time, not with the next page.
+#[test]
+fn d12_abandoned_pages_are_forgotten() {
+    let mut case = Case::approved(2, 3);
+    let ticket = case.open(4).unwrap();
+    case.list(0, &ticket).unwrap();
+    let engine = &mut case.quorum.members[0].engine;
+    for (now, open) in [(NOW + 599, 1), (NOW + 600, 0)] {
+        engine.run(vec![Request::GetStatus(Default::default())], now);
+        assert_eq!(engine.shared.repairs.open_pages(), open);
+    }
 }
 
 /// With the federation file of the lost life its log would look like a shrunk one: refused, and the mark stays.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bitcoin::{
-    Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid, consensus::encode, hashes::Hash as _,
-    secp256k1::PublicKey,
+    Amount, ScriptBuf, Transaction, TxIn, TxOut, absolute::LockTime, consensus::encode, secp256k1::PublicKey,
+    transaction::Version,
 };
 use rand::rngs::OsRng;
 use spark_proto::{common, peer::v1::operation::Request as Kind, signer::v1 as wire, spark};
@@ -42,11 +42,38 @@ impl Static {
         LeafId::of_static_address(&KeyshareId::parse(&self.keyshare.keyshare_id).unwrap())
     }
 
-    fn spend(&self, n: u8, sats: u64) -> Spend {
-        Spend {
-            outpoint: OutPoint { txid: Txid::from_byte_array([n; 32]), vout: 3 },
-            txout: TxOut { value: Amount::from_sat(sats), script_pubkey: p2tr_script(&self.verifying_key) },
-        }
+    fn spend(&self, n: u8, sats: u64) -> Paid {
+        Paid::to(p2tr_script(&self.verifying_key), n, sats)
+    }
+}
+
+/// An output, and the transaction of a number that made it.
+#[derive(Clone)]
+struct Paid {
+    tx: Transaction,
+    spend: Spend,
+}
+
+impl Paid {
+    fn to(script_pubkey: ScriptBuf, n: u8, sats: u64) -> Self {
+        let output = |script_pubkey| TxOut { value: Amount::from_sat(sats), script_pubkey };
+        let mut outputs = vec![output(ScriptBuf::new()); 3];
+        outputs.push(output(script_pubkey));
+        let tx = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::from_consensus(n.into()),
+            input: vec![TxIn::default()],
+            output: outputs,
+        };
+        let spend = Spend::of(&tx, 3).unwrap();
+        Self { tx, spend }
+    }
+}
+
+impl std::ops::Deref for Paid {
+    type Target = Spend;
+    fn deref(&self) -> &Spend {
+        &self.spend
     }
 }
 
@@ -58,20 +85,20 @@ fn elsewhere() -> ScriptBuf {
 fn refund(
     address: &Static,
     wallet: &Wallet,
-    spend: &Spend,
+    spend: &Paid,
     to: ScriptBuf,
     sats: u64,
 ) -> (wire::StaticRefund, NoncePair) {
-    let refund = StaticRefund::new(spend.clone(), to, Amount::from_sat(sats), Network::Regtest).unwrap();
+    let refund =
+        StaticRefund::new(spend.spend.clone(), to, Amount::from_sat(sats), Network::Regtest).unwrap();
     let tx = refund.build();
     let message = sighash(&tx, std::slice::from_ref(&spend.txout), 0).unwrap();
     let digest = package::static_refund_digest(Network::Regtest, &spend.outpoint, refund.value(), &message);
     let nonce = NoncePair::generate(&mut OsRng, None);
     let wire = wire::StaticRefund {
         keyshare_id: address.keyshare.keyshare_id.clone(),
-        txid: spend.outpoint.txid.to_byte_array().to_vec(),
         vout: spend.outpoint.vout,
-        value: spend.txout.value.to_sat(),
+        funding_tx: encode::serialize(&spend.tx),
         refund_tx: encode::serialize(&tx),
         user_commitment: Some(common::SigningCommitment {
             hiding: nonce.commitment().hiding.serialize().to_vec(),
@@ -103,7 +130,7 @@ fn signed(
     quorum: &mut Quorum,
     address: &Static,
     wallet: &Wallet,
-    spend: &Spend,
+    spend: &Paid,
     to: ScriptBuf,
     sats: u64,
 ) -> Result<Transaction, EngineError> {
@@ -137,7 +164,7 @@ fn signed(
 }
 
 fn resource(spend: &Spend) -> Resource {
-    Resource { kind: "outpoint", key: encode::serialize(&spend.outpoint) }
+    Resource { kind: "static-outpoint", key: encode::serialize(&spend.outpoint) }
 }
 
 /// D6 (d): as often as he likes, at any fee and to any place; another output of the address is another matter.
@@ -208,7 +235,8 @@ fn a_statement_serves_its_transaction_only() {
     let spend = address.spend(1, 10_000);
     let (good, _) = refund(&address, &alice, &spend, elsewhere(), 9_000);
     let rebuilt = |to: ScriptBuf, sats| {
-        let refund = StaticRefund::new(spend.clone(), to, Amount::from_sat(sats), Network::Regtest).unwrap();
+        let refund =
+            StaticRefund::new(spend.spend.clone(), to, Amount::from_sat(sats), Network::Regtest).unwrap();
         encode::serialize(&refund.build())
     };
     let (by_mallory, _) = refund(&address, &mallory, &spend, elsewhere(), 9_000);
@@ -224,15 +252,14 @@ fn a_statement_serves_its_transaction_only() {
         (by_mallory, "PACKAGE_SIGNATURE"),
         (with(&|r| r.user_signature.clone_from(&next.user_signature)), "PACKAGE_SIGNATURE"),
         (with(&|r| r.user_signature.clear()), "PACKAGE_SIGNATURE"),
-        // A value that the chain does not hold changes the sighash.
-        (with(&|r| r.value = 20_000), "PACKAGE_SIGNATURE"),
-        (with(&|r| r.value = 8_000), "TEMPLATE"),
-        (with(&|r| r.vout = 4), "TEMPLATE"),
-        (with(&|r| r.txid = vec![2; 32]), "TEMPLATE"),
-        (with(&|r| r.txid = vec![2; 31]), "FIELD_INVALID"),
-        (with(&|r| r.value = u64::MAX), "FIELD_INVALID"),
+        (with(&|r| r.vout = 4), "FIELD_INVALID"),
+        // Another output of the same transaction, which pays somebody else.
+        (with(&|r| r.vout = 2), "UNKNOWN"),
+        (with(&|r| r.funding_tx = encode::serialize(&address.spend(2, 10_000).tx)), "TEMPLATE"),
+        (with(&|r| r.funding_tx.truncate(40)), "FIELD_INVALID"),
+        (with(&|r| r.funding_tx.resize(400_001, 0)), "FIELD_INVALID"),
         (with(&|r| r.user_commitment = None), "FIELD_INVALID"),
-        (with(&|r| r.keyshare_id.clone_from(&other.keyshare.keyshare_id)), "PACKAGE_SIGNATURE"),
+        (with(&|r| r.keyshare_id.clone_from(&other.keyshare.keyshare_id)), "UNKNOWN"),
         (with(&|r| r.keyshare_id = vec![7; 16]), "UNKNOWN"),
     ] {
         let refused = ask(&mut quorum, 0, &changed, &raised).unwrap_err();
@@ -243,7 +270,39 @@ fn a_statement_serves_its_transaction_only() {
     ask(&mut quorum, 0, &good, &raised).unwrap();
 }
 
-/// S3: one nonce, one answer, even for the very same bytes.
+/// Whoever owns a static address holds what it got, and nothing else: a host that signs over somebody's deposit cannot
+/// keep its signer from voting for it. What it invents for the address has an end.
+#[test]
+fn a_refund_holds_only_what_its_address_got() {
+    let mut quorum = Quorum::new(2, 3);
+    let (alice, mallory) = (Wallet::new(), Wallet::new());
+    let (leaf, verifying_key) = bound(&mut quorum, &alice);
+    let request = deposit_request(&mut quorum, &alice, &leaf.key, verifying_key, 50_000);
+    let utxo = request.on_chain_utxo.clone().unwrap();
+    let tx: Transaction = encode::deserialize(&utxo.raw_tx).unwrap();
+    let spend = Spend::of(&tx, utxo.vout).unwrap();
+
+    let address = Static::new(&mut quorum, &mallory);
+    let commitments = quorum.commitments(mallory.id(), 1, &[address.id()]).remove(0);
+    let (by_mallory, _) = refund(&address, &mallory, &Paid { tx, spend }, elsewhere(), 9_000);
+    for member in 0..3 {
+        assert_eq!(ask(&mut quorum, member, &by_mallory, &commitments).unwrap_err().reason(), "UNKNOWN");
+        assert!(quorum.read(member, |txn| txn.scan_records(b"held/").unwrap().is_empty()));
+    }
+    quorum.run(Kind::Deposit(request)).unwrap();
+
+    let mut txn = quorum.members[2].engine.vault.begin();
+    let id = KeyshareId::parse(&address.keyshare.keyshare_id).unwrap();
+    txn.put_record(&[b"static-held/".as_slice(), id.as_bytes()].concat(), 9_999u32.to_be_bytes().to_vec());
+    txn.commit().unwrap();
+    for (n, refused) in [(1, None), (2, Some("TOO_MANY")), (1, None)] {
+        let (wire, _) = refund(&address, &mallory, &address.spend(n, 10_000), elsewhere(), 9_000);
+        let answer = ask(&mut quorum, 2, &wire, &commitments);
+        assert_eq!(answer.err().map(|error| error.reason()), refused);
+    }
+}
+
+/// S3: one nonce, one answer: the very same bytes get it again, others get nothing.
 #[test]
 fn s3_a_nonce_serves_one_refund() {
     let mut quorum = Quorum::new(2, 3);
@@ -253,10 +312,10 @@ fn s3_a_nonce_serves_one_refund() {
     let (first, _) = refund(&address, &alice, &spend, elsewhere(), 9_000);
     let (second, _) = refund(&address, &alice, &spend, elsewhere(), 8_000);
     let commitments = quorum.commitments(alice.id(), 1, &[address.id()]).remove(0);
-    ask(&mut quorum, 0, &first, &commitments).unwrap();
-    for again in [&first, &second] {
-        assert_eq!(ask(&mut quorum, 0, again, &commitments).unwrap_err().reason(), "NONCE_UNKNOWN");
-    }
+    let share = ask(&mut quorum, 0, &first, &commitments).unwrap();
+    assert_eq!(ask(&mut quorum, 0, &first, &commitments).unwrap(), share);
+    assert_eq!(quorum.members[0].engine.alarms().count(), 0, "a repeat is no attack");
+    assert_eq!(ask(&mut quorum, 0, &second, &commitments).unwrap_err().reason(), "NONCE_UNKNOWN");
     assert!(quorum.members[0].engine.alarms().any(|alarm| alarm == "nonce_replayed"));
     // Commitments for a static address are for its owner.
     let request = wire::CommitNoncesRequest {
@@ -308,6 +367,10 @@ fn x15_a_static_address_is_bound_once() {
     let chosen = bind(binding(LeafId::from_bytes([5; 16]), true));
     assert!(matches!(quorum.call(0, Request::BindKeyshare(chosen)), Err(EngineError::Binding(_))));
     let right = LeafId::of_static_address(&id);
+    // Nobody occupies it with a leaf of his own, before or after.
+    let other = KeyshareId::parse(&[9; 16]).unwrap();
+    let occupied = bind(binding(LeafId::of_static_address(&other), false));
+    assert!(matches!(quorum.call(0, Request::BindKeyshare(occupied)), Err(EngineError::Binding(_))));
     let Reply::BindKeyshare(first) =
         quorum.call(0, Request::BindKeyshare(bind(binding(right, true)))).unwrap()
     else {

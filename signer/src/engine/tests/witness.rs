@@ -76,7 +76,7 @@ fn s8_foreign_words_are_no_answer() {
     payload.extend_from_slice(&question.nonce);
     payload.push(1);
     payload.extend_from_slice(&prost::Message::encode_to_vec(seen));
-    let statement = position.statement(&quorum.federation, "witness-answer/v1", &payload);
+    let statement = position.statement(&quorum.federation, "witness-answer/v2", &payload);
     answers[1].signature =
         crate::vault::Token::sign_federation(&quorum.members[2].token, &statement).unwrap().to_vec();
     let refused = accept(&mut quorum, answers);
