@@ -36,7 +36,7 @@ async fn put_address(db: &Db, id: u8, is_static: bool) {
         verifying_key: key(id),
         coordinator: 0,
         address_signatures: "{}".to_owned(),
-        possession_signature: None,
+        possession_signature: Some(vec![7; 64]),
         state: "READY".to_owned(),
         created_micros: 0,
         is_static,

@@ -4,9 +4,14 @@ use anyhow::{Context as _, ensure};
 use bitcoin::{Amount, Network, OutPoint, TxOut};
 use serde_json::Value;
 use spark_devnet::wallet::{WalletCommand, number, text};
+use spark_proto::{common, spark};
 use spark_wallet::{ErrorClass, Wallet, WalletError};
 
-use crate::support::{eventually, network, pay, people, ready, rows};
+use crate::support::{
+    eventually, network, pay, people, ready,
+    rogue::{self, Rogue},
+    rows,
+};
 
 const SATS: u64 = 100_000;
 
@@ -79,7 +84,33 @@ async fn d6_static_deposits_go_back_to_their_owner() -> anyhow::Result<()> {
     ensure!(mempool.len() == 1, "{mempool:?}");
     ensure!(mempool.first().context("one")?.to_string() == text(&second, "txid")?, "not replaced");
     let foreign = bob.run(&["deposit", "refund", &single, "--to", &place, "--fee-rate", "9"]).await;
-    ensure!(foreign.is_err(), "bob took what is alice's");
+    ensure!(foreign.is_err(), "bob's wallet asks for what is alice's");
+    // Nor do operators give it to one who asks without a wallet's scruples.
+    let thief = Rogue::of(&bob)?;
+    let outpoint: OutPoint = single.parse()?;
+    let point = thief.id_bytes();
+    let stolen = spark::InitiateStaticDepositUtxoRefundRequest {
+        on_chain_utxo: Some(spark::Utxo {
+            txid: hex::decode(outpoint.txid.to_string())?,
+            vout: outpoint.vout,
+            network: spark::Network::Regtest.into(),
+            raw_tx: Vec::new(),
+        }),
+        refund_tx_signing_job: Some(spark::SigningJob {
+            signing_public_key: thief.wallet.keys().static_deposit(0)?.public_key().serialize().to_vec(),
+            raw_tx: vec![0; 100],
+            signing_nonce_commitment: Some(common::SigningCommitment {
+                hiding: point.clone(),
+                binding: point,
+            }),
+        }),
+        user_signature: vec![0; 70],
+        ..Default::default()
+    };
+    let refused =
+        thief.call(stolen, |mut c, r| async move { c.initiate_static_deposit_utxo_refund(r).await }).await;
+    let reason = refused.err().map(|status| rogue::reason(&status));
+    ensure!(reason.as_deref() == Some("DEPOSIT_UNKNOWN"), "bob took what is alice's: {reason:?}");
     devnet.faucet().mine(1).await?;
 
     // The others through another operator: who is asked does not matter.
@@ -188,9 +219,14 @@ async fn s12_static_deposits_stand_on_blocks_and_have_one_claimant() -> anyhow::
     // Back to the mempool: the block that replaces it is empty.
     devnet.bitcoind().reorg(1, 2).await?;
     counts(false).await?;
-    let reason = refused(&alice, &outpoint, &place).await;
-    // Its wallet does not even ask for what nobody shows any more.
-    ensure!(reason.as_ref().is_ok_and(|r| r == "DEPOSIT_UNCONFIRMED") || reason.is_err(), "{reason:?}");
+    match alice.refund_static(&outpoint, &place, Some(2)).await {
+        Err(WalletError::Client(error)) => {
+            ensure!(error.reason().as_deref() == Some("DEPOSIT_UNCONFIRMED"), "{error:?}");
+        }
+        // Its wallet does not even ask for what nobody shows any more.
+        Err(WalletError::Refused(why)) => ensure!(why.contains("no static deposit of yours"), "{why}"),
+        signed => anyhow::bail!("after the reorganisation: {signed:?}"),
+    }
     eventually("it is mined again", || async {
         devnet.faucet().mine(1).await?;
         Ok(alice.static_outputs().await?.iter().any(|output| output.confirmed))
