@@ -56,6 +56,9 @@ pub struct Config {
     pub event_retention_days: u16,
     /// Refreshes the shares of what the own signer's repair brought back (D12).
     pub refresh_after_repair: bool,
+    /// Offers transfers that a preimage completes, and votes for those of others. Off by default: they are not finished
+    /// (ARCHITECTURE.md, known gaps).
+    pub htlc: bool,
     /// Look of log lines.
     pub log_format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.

@@ -140,7 +140,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         db.clone(),
         Arc::clone(&federation),
         signers.clone(),
-        Settings::default(),
+        Settings { htlc: config.htlc, ..Settings::default() },
         metrics.clone(),
     )
     .with_chain(chain_status.clone(), config.chain.max_tip_age);
@@ -301,6 +301,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             nonces: Arc::new(signers.clone()),
             addresses: Arc::new(addresses),
             refunds: Arc::new(refunds),
+            htlc: config.htlc,
         };
         let routes = rpc::Api::new(parts)
             .routes()

@@ -63,10 +63,16 @@ impl RedbStore {
     pub fn create(path: &Path) -> Result<Self, StoreError> {
         let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
         let id = OsRng.next_u64();
-        let pages = PageFile::create(&pages_path(path), id).inspect_err(|_| {
-            // Made just now.
-            let _ = std::fs::remove_file(path);
-        })?;
+        // What was made just now goes again; what was there before stays.
+        let undo = |path: &Path| std::fs::remove_file(path).unwrap_or_default();
+        let pages = PageFile::create(&pages_path(path), id).inspect_err(|_| undo(path))?;
+        Self::begin_with(file, pages, id, path.parent()).inspect_err(|_| {
+            undo(&pages_path(path));
+            undo(path);
+        })
+    }
+
+    fn begin_with(file: File, pages: PageFile, id: u64, folder: Option<&Path>) -> Result<Self, StoreError> {
         let store = Self { database: database(file)?, pages, reader: Mutex::default() };
         let txn = store.begin()?;
         {
@@ -78,7 +84,7 @@ impl RedbStore {
         txn.open_table(RECORDS).map_err(failed)?;
         txn.commit().map_err(failed)?;
         // The files' names must survive a power cut as their content does.
-        if let Some(folder) = path.parent() {
+        if let Some(folder) = folder {
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         }

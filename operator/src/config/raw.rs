@@ -44,6 +44,7 @@ pub(super) struct RawConfig {
     events: RawEvents,
     #[serde(default)]
     repair: RawRepair,
+    experimental: RawExperimental,
     #[serde(default)]
     log: RawLog,
 }
@@ -205,6 +206,12 @@ impl Default for RawRepair {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawExperimental {
+    htlc: bool,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawLog {
@@ -300,6 +307,7 @@ impl RawConfig {
                     session_ttl: ttl,
                     event_retention_days: retention,
                     refresh_after_repair: self.repair.refresh,
+                    htlc: self.experimental.htlc,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })

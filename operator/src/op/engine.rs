@@ -111,6 +111,8 @@ pub struct Settings {
     pub ask_after: i64,
     /// After this many seconds anybody may ask our signer for an ABORT, and the coordinator works on it again.
     pub stale_after: i64,
+    /// Votes for transfers that a preimage completes.
+    pub htlc: bool,
 }
 
 impl Default for Settings {
@@ -121,6 +123,7 @@ impl Default for Settings {
             attach: Duration::from_secs(20),
             ask_after: 10,
             stale_after: 30,
+            htlc: false,
         }
     }
 }

@@ -29,6 +29,8 @@ use crate::db::{
 
 /// Told to wallets when operators do not agree on the height of an expiry.
 pub(super) const EXPIRY_HEIGHT: &str = "EXPIRY_HEIGHT";
+/// The same, where an operator takes no part in such transfers.
+pub(super) const HTLC_NOT_OFFERED: &str = "HTLC_NOT_OFFERED";
 /// Of those that are due, worked on in one round.
 const BATCH: i64 = 32;
 

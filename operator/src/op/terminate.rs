@@ -8,7 +8,7 @@ use std::{
 
 use futures::{
     StreamExt as _,
-    future::{join, join_all},
+    future::{join_all, join3},
     stream,
 };
 use prost::Message as _;
@@ -90,8 +90,13 @@ impl Engine {
                 tracing::warn!(%error, operation = %row.id, state = row.state.as_str(), "attempt stays open");
             }
         }));
-        self.settle_due().await?;
-        join(
+        let settle = async {
+            if let Err(error) = self.settle_due().await {
+                tracing::warn!(%error, "conditional transfers are not looked at");
+            }
+        };
+        join3(
+            settle,
             deliver.buffer_unordered(AT_ONCE).for_each(|()| ready(())),
             finish.buffer_unordered(AT_ONCE).for_each(|()| ready(())),
         )

@@ -28,6 +28,9 @@ impl Api {
         session: &Session,
         request: spark::InitiatePreimageSwapRequest,
     ) -> Result<spark::InitiatePreimageSwapResponse, Refused> {
+        if !self.parts.htlc {
+            return Err(Refused::unimplemented("initiate_preimage_swap_v3"));
+        }
         let transfer = self.bounds().htlc(&request)?;
         input::own_identity(
             "transfer_request.owner_identity_public_key",

@@ -138,6 +138,8 @@ pub struct Parts {
     pub addresses: Arc<dyn DepositAddresses>,
     /// Static deposits on their way back.
     pub refunds: Arc<dyn Refunds>,
+    /// Whether transfers that a preimage completes are begun here.
+    pub htlc: bool,
 }
 
 impl fmt::Debug for Parts {

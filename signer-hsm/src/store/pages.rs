@@ -25,9 +25,12 @@ impl PageFile {
     /// Makes a file without pages. Refuses when there is one.
     pub(super) fn create(path: &Path, store: u64) -> Result<Self, StoreError> {
         let file = options().create_new(true).mode(0o600).open(path).map_err(failed)?;
-        lock(&file)?;
-        file.write_all_at(&first_slot(store), 0).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
+        let begin = || {
+            lock(&file)?;
+            file.write_all_at(&first_slot(store), 0).map_err(failed)?;
+            file.sync_all().map_err(failed)
+        };
+        begin().inspect_err(|_| std::fs::remove_file(path).unwrap_or_default())?;
         Ok(Self(file))
     }
 

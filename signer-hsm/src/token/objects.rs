@@ -143,7 +143,10 @@ const FLAGS: [(AttributeType, &str); 12] = [
 /// `CKA_EC_POINT` is a DER octet string, or the bare point.
 pub(super) fn bare_point(encoded: Vec<u8>) -> Vec<u8> {
     match encoded.as_slice() {
-        [0x04, length, point @ ..] if usize::from(*length) == point.len() => point.to_vec(),
+        // An uncompressed point of 65 bytes begins with 04, too, and its second byte may be any.
+        [0x04, length, point @ ..] if point.len() != 63 && usize::from(*length) == point.len() => {
+            point.to_vec()
+        }
         _ => encoded,
     }
 }

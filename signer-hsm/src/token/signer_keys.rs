@@ -120,7 +120,7 @@ impl Token for KeysToken {
 
     fn identity_ecdh_x(&self, point: &PublicKey) -> Result<Zeroizing<[u8; 32]>, TokenError> {
         let point = *point;
-        self.apart.call(move |inner| inner.keys.ecdh_x(&point))
+        self.apart.call_for_secret(move |inner| inner.keys.ecdh_x(&point))
     }
 
     fn federation_public_key(&self) -> FederationKey {

@@ -155,7 +155,7 @@ fn key(attributes: &[Attribute]) -> Result<TlsKey, TokenError> {
         match attribute {
             Attribute::Id(bytes) => id = bytes.as_slice().try_into().ok(),
             Attribute::EcPoint(bytes) => {
-                let bare = bytes.strip_prefix(&[0x04, 65]).unwrap_or(bytes);
+                let bare = bytes.strip_prefix(&[0x04, 65]).filter(|bare| bare.len() == 65).unwrap_or(bytes);
                 point = bare.try_into().ok();
             }
             _ => {}

@@ -85,6 +85,11 @@ impl Shared {
         if self.federation.member(coordinator).is_none() {
             return Err(EngineError::Malformed("coordinator"));
         }
+        // No user asks for a refresh, so a person does, by having approved the repair that it follows: whoever else
+        // could hold any leaf by it.
+        if coordinator != self.me && !self.approved.contains_key(&coordinator) {
+            return Err(EngineError::NotApproved(coordinator.get()));
+        }
         let leaves = Refresh::leaves(&request.leaf_ids)?;
         let now = self.now;
         self.refreshes.0.retain(|_, session| now < session.ends);

@@ -132,7 +132,7 @@ impl Shared {
         }
         if !others.is_empty() {
             if attempt.vote.named.iter().all(|decider| others.contains(decider)) {
-                self.alarm("both_proofs");
+                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
             }
             return Err(EngineError::Decided(attempt.phase.name()));
         }

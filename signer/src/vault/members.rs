@@ -92,6 +92,10 @@ impl Vault {
     /// position is at or below [`Self::position`]. Every device must answer, or a person must have said that the
     /// vault may go on without it: a copy of the store could go on elsewhere by a device that is not asked here.
     pub fn confirm_witnessed(&mut self) -> Result<(), TokenError> {
+        if self.cut_off {
+            // The header on disk may be a later one than that in memory, and its root must not be swept away.
+            return Err(TokenError::Unavailable("store must be opened again".into()));
+        }
         let away = |id: &DeviceId| self.devices.iter().all(|device| device.id != *id);
         if let Some(missing) = self.members.keys().find(|id| away(id) && !self.start_without.contains(id)) {
             return Err(TokenError::DeviceAway(*missing));

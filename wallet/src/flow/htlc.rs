@@ -110,6 +110,8 @@ impl Wallet {
             let view = self.view_htlc(&request)?;
             if view.sent
                 && view.status == "settled"
+                // A word of one operator; the preimage is what shows it.
+                && view.preimage.is_some()
                 && let Some(record) = self.state().get::<SendRecord>(&view.transfer_id)?
             {
                 self.forget_sent(&record)?;

@@ -156,6 +156,7 @@ async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench
         nonces,
         addresses: Arc::new(Unreachable),
         refunds,
+        htlc: true,
     });
     Bench { api, db, engine }
 }

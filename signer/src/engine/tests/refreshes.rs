@@ -23,10 +23,22 @@ use super::{
 };
 use crate::{
     ecies,
-    engine::{EngineError, Reply, Request, prepare},
+    engine::{ApprovedRepair, EngineError, Reply, Request, prepare},
     secret::SecretScalar,
     vault::{SecretKind, Token as _},
 };
+
+/// The coordinator's repair is approved at the others.
+fn permit(quorum: &mut Quorum) {
+    let coordinator = &quorum.members[0];
+    let approval = ApprovedRepair {
+        incarnation: coordinator.engine.shared.incarnation,
+        federation_key: coordinator.token.federation_public_key(),
+    };
+    for member in &mut quorum.members[1..] {
+        member.engine.shared.approved.insert(OperatorIndex::new(0), approval.clone());
+    }
+}
 
 /// An opened session over some leaves.
 pub(super) struct Session {
@@ -47,6 +59,7 @@ fn open(
 
 impl Session {
     pub(super) fn open(quorum: &mut Quorum, leaves: &[&Leaf]) -> Result<Self, EngineError> {
+        permit(quorum);
         let mut leaf_ids: Vec<_> = leaves.iter().map(|leaf| leaf.id.to_string()).collect();
         leaf_ids.sort();
         let session_id = rand::random::<[u8; 16]>().to_vec();
@@ -534,5 +547,26 @@ fn d14_what_was_dealt_dies_with_the_session() {
         quorum.apply(member, &request, &proof).unwrap();
         let left = quorum.read(member, |txn| txn.secrets_of(derived.id.as_bytes()).unwrap());
         assert!(left.iter().all(|id| id.kind != SecretKind::StagedTweak), "a staged sum lives");
+    }
+}
+
+/// No user asks for a refresh: without a person's approval of a repair no operator can hold other people's leaves by it.
+#[test]
+fn s14_nobody_refreshes_unasked() {
+    let mut quorum = Quorum::new(2, 3);
+    let alice = Wallet::new();
+    let leaf = deposit(&mut quorum, &alice, 50_000);
+    let request = wire::RefreshOpenRequest {
+        session_id: vec![7; 16],
+        coordinator: 0,
+        leaf_ids: vec![leaf.id.to_string()],
+    };
+    for member in 1..3 {
+        let refused = open(&mut quorum, member, &request).err().unwrap();
+        assert!(matches!(refused, EngineError::NotApproved(0)), "{refused}");
+    }
+    permit(&mut quorum);
+    for member in 1..3 {
+        open(&mut quorum, member, &request).unwrap();
     }
 }
