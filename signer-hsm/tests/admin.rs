@@ -536,6 +536,7 @@ fn http(running: &Running, path: &str) -> String {
 fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
     isolated("a_keys_token_that_hangs_holds_nobody_up_and_is_seen", |dir| {
         let world = World::new(dir);
+        world.configure("");
         let running = world.start();
         world.unlock(&running);
         let ready = || http(&running, "/readyz").starts_with("HTTP/1.1 200");

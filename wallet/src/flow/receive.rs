@@ -86,6 +86,8 @@ impl Wallet {
     /// Verifies and claims one transfer. Repeating it after a crash finishes it.
     pub async fn claim(&self, transfer: &Transfer) -> Result<Claimed, WalletError> {
         let mut record = match self.state().get::<ClaimRecord>(&transfer.id)? {
+            // Its leaves have gone on since, or may have.
+            Some(record) if record.done => return self.finished(record),
             Some(record) => record,
             None => ClaimRecord {
                 transfer_id: transfer.id.clone(),

@@ -58,6 +58,7 @@ async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
     ready(&mut devnet).await?;
     let claimed = bob.claim_htlc(&preimage).await?;
     ensure!(claimed.amount == 20_000 && claimed.transfer_id == sent.sent.transfer_id, "{claimed:?}");
+    ensure!(bob.claim_htlc(&preimage).await? == claimed, "claimed is claimed");
     let paid = alice.htlcs().await?.pop().context("listed")?;
     ensure!(paid.status == "settled" && paid.preimage == Some(hex::encode(*preimage)), "{paid:?}");
     ensure!(bob.balance().await?.available_sats == 20_000, "claimed");
@@ -68,10 +69,7 @@ async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
     bob.send_for_preimage(&back, 20_000, None, SOON, Some(id)).await?;
     let preimage = bob.preimage(&id)?;
     mine(&devnet, EXPIRY).await?;
-    eventually("operators see the expiry", || async {
-        Ok(reason(alice.claim_htlc(&preimage).await)? == "EXPIRED")
-    })
-    .await?;
+    ensure!(reason(alice.claim_htlc(&preimage).await)? == "EXPIRED", "in time after the expiry");
     ensure!(status(&bob).await? == "pending", "returned at the expiry");
     mine(&devnet, MARGIN).await?;
     eventually("it is returned", || async { Ok(status(&bob).await? == "returned") }).await?;
@@ -84,7 +82,18 @@ async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
     rows::agree(&devnet).await
 }
 
+/// Mines, until every operator has seen it.
 async fn mine(devnet: &Devnet, blocks: u32) -> anyhow::Result<()> {
     devnet.faucet().mine(blocks.into()).await?;
+    let tip = devnet.bitcoind().tip().await?.height;
+    for operator in 0..3 {
+        eventually("the operator sees the tip", || async {
+            let mut database = rows::connect(devnet, operator).await?;
+            let seen: i32 =
+                sqlx::query_scalar("SELECT max(height) FROM header").fetch_one(&mut database).await?;
+            Ok(u64::try_from(seen)? >= tip)
+        })
+        .await?;
+    }
     Ok(())
 }
