@@ -16,8 +16,8 @@ use spark_proto::{
     common::SigningCommitment,
     signer::v1 as signer,
     spark::{
-        DepositAddressProof, RequestedSigningCommitments, SigningKeyshare, Transfer, TransferLeaf, TreeNode,
-        UserSignedTxSigningJob,
+        DepositAddressProof, RequestedSigningCommitments, SigningKeyshare, Transfer, TransferLeaf,
+        TransferType, TreeNode, UserSignedTxSigningJob,
     },
 };
 use spark_rules::{
@@ -333,6 +333,7 @@ impl Operators {
             sender_identity_public_key: sender.identity().public_key().serialize().to_vec(),
             receiver_identity_public_key: receiver.public_key().serialize().to_vec(),
             total_value: 100_000,
+            r#type: TransferType::Transfer.into(),
             leaves: vec![TransferLeaf {
                 leaf: Some(node),
                 secret_cipher,
