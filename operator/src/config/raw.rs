@@ -44,6 +44,7 @@ pub(super) struct RawConfig {
     events: RawEvents,
     #[serde(default)]
     repair: RawRepair,
+    #[serde(default)]
     experimental: RawExperimental,
     #[serde(default)]
     log: RawLog,

@@ -1,6 +1,7 @@
 //! Regtest money: one key that mines to itself and pays whoever asks.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::{All, Message, Secp256k1, SecretKey};
@@ -19,6 +20,8 @@ use crate::rpc::{RpcClient, RpcError};
 
 /// Confirmations after which a coinbase may be spent (consensus).
 const COINBASE_MATURITY: u64 = 100;
+/// bitcoind's answer to a second scan.
+const SCAN_RUNS: i64 = -8;
 /// Mature coinbases to start with; 50 BTC each.
 const FIRST_COINBASES: u64 = 10;
 /// Coins that those are split into, so that many payments fit into one block without long chains of change.
@@ -257,7 +260,17 @@ impl Faucet {
             height: u64,
         }
         let descriptor = format!("addr({})", self.address);
-        let mut scan: Scan = self.rpc.call("scantxoutset", json!(["start", [descriptor]])).await?;
+        let mut tries = 0;
+        let mut scan: Scan = loop {
+            match self.rpc.call("scantxoutset", json!(["start", [&descriptor]])).await {
+                // bitcoind runs one scan at a time, whoever asks: a wallet may.
+                Err(RpcError::Refused { code: SCAN_RUNS, .. }) if tries < 100 => {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                other => break other?,
+            }
+        };
         let known: HashSet<OutPoint> = coins.spendable.iter().map(|coin| coin.outpoint).collect();
         scan.unspents.sort_by_key(|unspent| unspent.height);
         for unspent in scan.unspents {
