@@ -11,12 +11,12 @@ use spark_proto::{
 use super::{
     Context, Draft, Operation, OperationError, Part, Records, Resource, assemble,
     jobs::{Work, group},
+    send::sendable,
     terms::Terms,
     transfer_id,
 };
 use crate::{
     ids::OperationId,
-    leaf::LeafStatus,
     package, point,
     settlement::Condition,
     tx::{Htlc, Purpose},
@@ -60,16 +60,7 @@ pub(super) fn derive(
         (Purpose::HtlcDirectRefund, &package.direct_leaves_to_send),
         (Purpose::HtlcDirectFromCpfpRefund, &package.direct_from_cpfp_leaves_to_send),
     ])? {
-        let record = records.leaf(&leaf).ok_or(OperationError::Unknown("leaf"))?;
-        if record.owner_identity != sender {
-            return Err(OperationError::NotOwner(leaf));
-        }
-        if record.status != LeafStatus::Available {
-            return Err(OperationError::Unavailable(leaf));
-        }
-        if jobs.signing_key(leaf)? != record.owner_key {
-            return Err(OperationError::SigningKey(leaf));
-        }
+        let record = sendable(records, &sender, leaf, &jobs)?;
         if record.is_zero_node() {
             // D23: some wallets send one, some do not. Signed, it would be the only refund of a direct node that no
             // later owner of the leaf gets a refund for.

@@ -7,13 +7,13 @@ use spark_proto::spark;
 
 use super::{
     Context, Draft, MAX_RECEIVERS, Operation, OperationError, Part, Records, Resource, assemble,
-    jobs::{Work, group},
+    jobs::{LeafJobs, Work, group},
     terms::Terms,
     transfer_id,
 };
 use crate::{
     ids::{LeafId, OperationId},
-    leaf::LeafStatus,
+    leaf::{LeafRecord, LeafStatus},
     package, point,
     tx::Purpose,
     vote::Kind,
@@ -140,6 +140,26 @@ struct Words<'a> {
     expiry: Option<&'a prost_types::Timestamp>,
 }
 
+/// The record of a leaf that its owner may give away now, by jobs under the leaf's key. For every kind of send.
+pub(super) fn sendable(
+    records: &impl Records,
+    sender: &PublicKey,
+    leaf: LeafId,
+    jobs: &LeafJobs<'_>,
+) -> Result<LeafRecord, OperationError> {
+    let record = records.leaf(&leaf).ok_or(OperationError::Unknown("leaf"))?;
+    if record.owner_identity != *sender {
+        return Err(OperationError::NotOwner(leaf));
+    }
+    if record.status != LeafStatus::Available {
+        return Err(OperationError::Unavailable(leaf));
+    }
+    if jobs.signing_key(leaf)? != record.owner_key {
+        return Err(OperationError::SigningKey(leaf));
+    }
+    Ok(record)
+}
+
 impl Words<'_> {
     fn derive(mut self, context: &Context<'_>, records: &impl Records) -> Result<Operation, OperationError> {
         let transfer = transfer_id(self.transfer)?;
@@ -153,16 +173,7 @@ impl Words<'_> {
             (Purpose::DirectRefund, &wire.direct_leaves_to_send),
             (Purpose::DirectFromCpfpRefund, &wire.direct_from_cpfp_leaves_to_send),
         ])? {
-            let record = records.leaf(&leaf).ok_or(OperationError::Unknown("leaf"))?;
-            if record.owner_identity != sender {
-                return Err(OperationError::NotOwner(leaf));
-            }
-            if record.status != LeafStatus::Available {
-                return Err(OperationError::Unavailable(leaf));
-            }
-            if jobs.signing_key(leaf)? != record.owner_key {
-                return Err(OperationError::SigningKey(leaf));
-            }
+            let record = sendable(records, &sender, leaf, &jobs)?;
             let receiver = self.receivers.take(&leaf)?;
             let plan = record.check_send(jobs.raws()?, &receiver)?;
             jobs.sign(context.federation, &record, &plan, record.owner_key, &mut work.jobs)?;
