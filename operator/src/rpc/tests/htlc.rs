@@ -202,3 +202,13 @@ async fn both_sides_see_it_and_the_preimage_only_once_it_is_settled() {
     let returned = Some(spark::PreimageRequestStatus::Returned.into());
     assert!(seen(1, spark::QueryHtlcRequest { status: returned, ..query(1, Sender) }).await.is_empty());
 }
+
+#[tokio::test]
+async fn nothing_begins_where_it_is_not_offered() {
+    let mut bench = bench().await;
+    bench.api.parts.htlc = false;
+    put_transfer(&bench.db, 9, 7, 1, 2).await;
+    let refused = bench.api.initiate_preimage_swap_v3(from(1, swap())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(bench.engine.seen.lock().unwrap().is_empty());
+}
