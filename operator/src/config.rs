@@ -56,8 +56,7 @@ pub struct Config {
     pub event_retention_days: u16,
     /// Refreshes the shares of what the own signer's repair brought back (D12).
     pub refresh_after_repair: bool,
-    /// Offers transfers that a preimage completes, and votes for those of others. Off by default: they are not finished
-    /// (ARCHITECTURE.md, known gaps).
+    /// Offers transfers that a preimage completes, and votes for those of others. Those that are pending go on without.
     pub htlc: bool,
     /// Look of log lines.
     pub log_format: LogFormat,

@@ -45,7 +45,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     repair: RawRepair,
     #[serde(default)]
-    experimental: RawExperimental,
+    htlc: RawHtlc,
     #[serde(default)]
     log: RawLog,
 }
@@ -207,10 +207,16 @@ impl Default for RawRepair {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawExperimental {
-    htlc: bool,
+struct RawHtlc {
+    offered: bool,
+}
+
+impl Default for RawHtlc {
+    fn default() -> Self {
+        Self { offered: true }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -308,7 +314,7 @@ impl RawConfig {
                     session_ttl: ttl,
                     event_retention_days: retention,
                     refresh_after_repair: self.repair.refresh,
-                    htlc: self.experimental.htlc,
+                    htlc: self.htlc.offered,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })

@@ -443,9 +443,6 @@ identity_burst = 100000
 
 [repair]
 refresh = {refreshes}
-
-[experimental]
-htlc = true
 "#,
             index = self.index,
             federation = around.federation.display().to_string(),
