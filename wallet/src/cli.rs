@@ -186,11 +186,25 @@ pub(crate) enum Htlc {
         #[arg(long)]
         id: Option<uuid::Uuid>,
     },
-    /// Take what waits for a preimage.
+    /// Take what waits for a preimage, if all operators show it and it is enough.
     Claim {
         /// Hex.
         #[arg(value_parser = parse_hash)]
         preimage: Hash,
+        /// The least that must wait for it; for less the preimage is not told. With unit: 1000sat, 0.001btc.
+        #[arg(long)]
+        amount: spark_wallet::amount::Sats,
+    },
+    /// Show the signed transactions that take it without the operators: with the preimage once it was told, or by time.
+    Exit {
+        /// Transfer id.
+        id: uuid::Uuid,
+        /// Bitcoin address.
+        #[arg(long)]
+        to: String,
+        /// Of the last transaction, sat/vB.
+        #[arg(long, default_value_t = spark_wallet::exit::DEFAULT_FEE_RATE)]
+        fee_rate: u64,
     },
     /// What waits, was settled, or came back.
     List,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use spark_wallet::{
     ErrorClass, WalletError,
     exit::{ExitPlan, ExitStatus},
-    flow::{Balance, Direction, Entry, HtlcView, LeafView},
+    flow::{Balance, Direction, Entry, HtlcExitStep, HtlcView, LeafView},
     receipts::{Finality, LogView, Verification},
 };
 
@@ -293,6 +293,12 @@ impl Show for HtlcInfo {
             let _ = write!(out, "\npreimage {preimage}");
         }
         out
+    }
+}
+
+impl Show for HtlcExitStep {
+    fn text(&self) -> String {
+        format!("{}  wait {} blocks  {}", self.kind, self.wait_blocks, self.tx)
     }
 }
 

@@ -28,9 +28,13 @@ pub(super) async fn run(wallet: &Wallet, command: Htlc, printer: Printer) -> Res
                 preimage,
             })
         }
-        Htlc::Claim { preimage } => {
-            let claimed = wallet.claim_htlc(&preimage.0).await?;
+        Htlc::Claim { preimage, amount } => {
+            let claimed = wallet.claim_htlc(&preimage.0, amount.get()).await?;
             printer.show(&describe(wallet, claimed).await)
+        }
+        Htlc::Exit { id, to, fee_rate } => {
+            let leaves = wallet.htlc_exit(&id.to_string(), &to, fee_rate)?;
+            printer.show(&List { items: leaves.into_iter().flatten().collect() })
         }
         Htlc::List => printer.show(&List { items: wallet.htlcs().await? }),
     }

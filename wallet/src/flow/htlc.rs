@@ -4,7 +4,7 @@ use bitcoin::hashes::{Hash as _, sha256};
 use serde::{Deserialize, Serialize};
 use spark_proto::spark::{
     PreimageRequestRole as Role, PreimageRequestStatus as Status, PreimageRequestWithTransfer,
-    ProvidePreimageRequest, QueryHtlcRequest, Transfer, TransferType,
+    QueryHtlcRequest, Transfer, TransferType,
 };
 use spark_rules::{
     address::SparkAddress,
@@ -17,15 +17,9 @@ use zeroize::Zeroizing;
 use super::{
     order::Order,
     paging::{PAGE, Paging},
-    receive::Claimed,
     send::Sent,
 };
-use crate::{
-    Wallet, WalletError,
-    state::{HtlcTerms, SendRecord},
-    verify::VerifyError,
-    wallet::now,
-};
+use crate::{Wallet, WalletError, client::Operator, state::HtlcTerms, verify::VerifyError, wallet::now};
 
 /// A transfer that a preimage completes, as the coordinator lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,36 +83,15 @@ impl Wallet {
         Ok(self.keys().preimage(&transfer.as_simple().to_string())?)
     }
 
-    /// Takes what waits for this preimage. Repeating it after a crash finishes it.
-    pub async fn claim_htlc(&self, preimage: &[u8; 32]) -> Result<Claimed, WalletError> {
-        let request = ProvidePreimageRequest {
-            payment_hash: sha256::Hash::hash(preimage).to_byte_array().to_vec(),
-            preimage: preimage.to_vec(),
-            identity_public_key: self.keys().identity().public_key().serialize().to_vec(),
-        };
-        let coordinator = self.operators().coordinator();
-        let answer = coordinator
-            .spark(self.keys().identity(), request, |mut c, r| async move { c.provide_preimage(r).await })
-            .await?;
-        self.claim(&answer.transfer.ok_or(WalletError::Answer("the transfer"))?).await
-    }
-
-    /// What this wallet sent or gets for a preimage, newest first. Settled ones that it sent are marked as gone.
+    /// What this wallet sent or gets for a preimage, newest first. Its own that ended are finished before
+    /// ([`Wallet::end_htlcs`]).
     pub async fn htlcs(&self) -> Result<Vec<HtlcView>, WalletError> {
-        let mut views = Vec::new();
-        for request in self.preimage_requests(Vec::new(), Role::ReceiverAndSender).await? {
-            let view = self.view_htlc(&request)?;
-            if view.sent
-                && view.status == "settled"
-                // A word of one operator; the preimage is what shows it.
-                && view.preimage.is_some()
-                && let Some(record) = self.state().get::<SendRecord>(&view.transfer_id)?
-            {
-                self.forget_sent(&record)?;
-            }
-            views.push(view);
+        if let Err(error) = self.end_htlcs().await {
+            tracing::warn!(%error, "what ended could not be finished yet");
         }
-        Ok(views)
+        let operator = self.operators().coordinator();
+        let requests = self.preimage_requests(operator, &Which::default(), Role::ReceiverAndSender).await?;
+        requests.iter().map(|request| self.view_htlc(request)).collect()
     }
 
     fn view_htlc(&self, request: &PreimageRequestWithTransfer) -> Result<HtlcView, WalletError> {
@@ -149,7 +122,8 @@ impl Wallet {
         if transfer.r#type() != TransferType::PreimageSwap {
             return Ok(None);
         }
-        let requests = self.preimage_requests(vec![transfer.id.clone()], Role::Receiver).await?;
+        let which = Which { transfers: vec![transfer.id.clone()], ..Which::default() };
+        let requests = self.preimage_requests(self.operators().coordinator(), &which, Role::Receiver).await?;
         let request = requests.first().ok_or(WalletError::Answer("the payment hash"))?;
         if known_preimage(request).is_none() {
             return Err(WalletError::Answer("the preimage"));
@@ -161,12 +135,13 @@ impl Wallet {
         Ok(Some(Htlc::new(hash, self.keys().identity().public_key(), sender)))
     }
 
-    async fn preimage_requests(
+    /// As one operator lists them.
+    pub(super) async fn preimage_requests(
         &self,
-        transfer_ids: Vec<String>,
+        operator: &Operator,
+        which: &Which,
         role: Role,
     ) -> Result<Vec<PreimageRequestWithTransfer>, WalletError> {
-        let operator = self.operators().coordinator();
         let mut all = Vec::new();
         let mut paging = Paging::of(operator);
         loop {
@@ -174,7 +149,8 @@ impl Wallet {
                 identity_public_key: self.keys().identity().public_key().serialize().to_vec(),
                 limit: PAGE,
                 offset: paging.offset(),
-                transfer_ids: transfer_ids.clone(),
+                transfer_ids: which.transfers.clone(),
+                payment_hashes: which.payment_hashes.clone(),
                 match_role: role.into(),
                 ..QueryHtlcRequest::default()
             };
@@ -190,8 +166,15 @@ impl Wallet {
     }
 }
 
+/// Which of them to ask for; empty lists mean all.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Which {
+    pub(super) transfers: Vec<String>,
+    pub(super) payment_hashes: Vec<Vec<u8>>,
+}
+
 /// The preimage, if it is one.
-fn known_preimage(request: &PreimageRequestWithTransfer) -> Option<&[u8]> {
+pub(super) fn known_preimage(request: &PreimageRequestWithTransfer) -> Option<&[u8]> {
     let hash: &[u8; 32] = request.payment_hash.as_slice().try_into().ok()?;
     request.preimage.as_deref().filter(|preimage| preimage.len() == 32 && opens(hash, preimage))
 }

@@ -53,8 +53,16 @@ fn is_open(transfer: &Transfer) -> bool {
     )
 }
 
+/// Whether two operators show the same secrets for the receiver, with the sender's signatures.
+pub(super) fn same_secrets(a: &Transfer, b: &Transfer) -> bool {
+    let secrets = |t: &Transfer| {
+        t.leaves.iter().map(|l| (l.secret_cipher.clone(), l.signature.clone())).collect::<Vec<_>>()
+    };
+    secrets(a) == secrets(b)
+}
+
 /// Whether two operators offer the same to the receiver.
-fn same_offer(a: &Transfer, b: &Transfer) -> bool {
+pub(super) fn same_offer(a: &Transfer, b: &Transfer) -> bool {
     let terms = |t: &Transfer| {
         t.leaves
             .iter()
@@ -82,7 +90,7 @@ fn same_offer(a: &Transfer, b: &Transfer) -> bool {
 }
 
 /// The node with the refunds that the transfer carries.
-fn with_intermediate(leaf: &TransferLeaf) -> Option<TreeNode> {
+pub(super) fn with_intermediate(leaf: &TransferLeaf) -> Option<TreeNode> {
     let mut node = leaf.leaf.clone()?;
     node.refund_tx.clone_from(&leaf.intermediate_refund_tx);
     node.direct_refund_tx.clone_from(&leaf.intermediate_direct_refund_tx);

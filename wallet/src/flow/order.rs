@@ -58,6 +58,8 @@ impl Order {
             state: SendState::Pending,
             created: now(),
             built: now(),
+            step_over: false,
+            ended: false,
         })
     }
 }

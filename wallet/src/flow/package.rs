@@ -34,16 +34,9 @@ impl Wallet {
             let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
             to.extend(part.leaves.into_iter().map(|leaf| (leaf, receiver)));
         }
-        let htlc = match &record.htlc {
-            Some(terms) => {
-                let receiver = to.first().ok_or(WalletError::Answer("a leaf"))?.1;
-                let hash: Result<[u8; 32], _> = hex::FromHex::from_hex(&terms.payment_hash);
-                let hash = hash.map_err(|_| WalletError::Answer("the stored request"))?;
-                Some(Htlc::new(hash, receiver, self.keys().identity().public_key()))
-            }
-            None => None,
-        };
-        let package = self.transfer_package(&record.transfer_id, &to, htlc.as_ref()).await?;
+        let htlc = self.htlc_of(record)?;
+        let package =
+            self.transfer_package(&record.transfer_id, &to, htlc.as_ref(), record.step_over).await?;
         let transfer_id = record.transfer_id.clone();
         let owner = self.keys().identity().public_key().serialize().to_vec();
         if record.shares.is_empty() {
@@ -86,12 +79,23 @@ impl Wallet {
         Ok(())
     }
 
+    /// What completes a send, where a preimage does.
+    pub(super) fn htlc_of(&self, record: &SendRecord) -> Result<Option<Htlc>, WalletError> {
+        let Some(terms) = &record.htlc else { return Ok(None) };
+        let receiver = hex::decode(&record.receiver).unwrap_or_default();
+        let receiver = point::parse("receiver", &receiver).map_err(VerifyError::from)?;
+        let hash: Result<[u8; 32], _> = hex::FromHex::from_hex(&terms.payment_hash);
+        let hash = hash.map_err(|_| WalletError::Answer("the stored request"))?;
+        Ok(Some(Htlc::new(hash, receiver, self.keys().identity().public_key())))
+    }
+
     /// A package that gives each leaf to its receiver, or to whoever `htlc` says.
     async fn transfer_package(
         &self,
         id: &str,
         to: &[(String, PublicKey)],
         htlc: Option<&Htlc>,
+        step_over: bool,
     ) -> Result<TransferPackage, WalletError> {
         let leaves: Vec<String> = to.iter().map(|(leaf, _)| leaf.clone()).collect();
         let federation = &self.config().federation;
@@ -103,7 +107,7 @@ impl Wallet {
         {
             let node = Node::parse(nodes.get(leaf_id).ok_or(WalletError::Answer("a leaf"))?)?;
             let old = self.keys().leaf(&node.id)?;
-            let plan = send_plan(&node, receiver, htlc)?;
+            let plan = send_plan(&node, receiver, htlc, step_over)?;
             for planned in plan.transactions() {
                 let job = job(leaf_id, planned, &old, &node.verifying_key, &mut sets, federation)?;
                 match planned.purpose() {
@@ -133,10 +137,18 @@ impl Wallet {
     }
 }
 
-/// Refunds one step below the present ones, to the receiver's identity key, or to whom a preimage or time says.
-fn send_plan(node: &Node, receiver: &PublicKey, htlc: Option<&Htlc>) -> Result<Plan, VerifyError> {
+/// Refunds one step below the present ones, or two with `step_over` if there are two, to the receiver's identity key, or to whom a preimage or time says.
+fn send_plan(
+    node: &Node,
+    receiver: &PublicKey,
+    htlc: Option<&Htlc>,
+    step_over: bool,
+) -> Result<Plan, VerifyError> {
     let present = node.refund_timelock()?;
-    let step = present.step_down()?;
+    let mut step = present.step_down()?;
+    if step_over {
+        step = step.step_down().ok().filter(|lower| *lower >= LEAST_REFUND_STEP).unwrap_or(step);
+    }
     if step < LEAST_REFUND_STEP {
         return Err(TimelockError::Exhausted(present.blocks()).into());
     }

@@ -51,7 +51,12 @@ pub enum Notice {
 
 impl Wallet {
     /// Claims all transfers that wait. One that fails does not stop the others; its error comes with its id.
+    ///
+    /// What came back of transfers for a preimage is made safe first.
     pub async fn receive(&self) -> Result<Vec<Result<Claimed, (String, WalletError)>>, WalletError> {
+        if let Err(error) = self.end_htlcs().await {
+            tracing::warn!(%error, "what ended could not be finished yet");
+        }
         let mut outcomes = Vec::new();
         for transfer in self.pending().await? {
             let id = transfer.id.clone();

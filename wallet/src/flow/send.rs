@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, time::Duration};
 
-use spark_proto::spark::{Transfer, transfer_filter::Participant};
+use spark_proto::spark::{Transfer, TransferStatus, transfer_filter::Participant};
 use spark_rules::{address::SparkAddress, operation::MAX_RECEIVERS};
 use tonic::Code;
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use crate::{
 /// Times that a request is built anew after the operators proved an abort.
 const ATTEMPTS: u32 = 4;
 /// Reasons that no new package changes.
-const FINAL: [&str; 4] = ["INVOICE_PAID", "EXPIRED", "FIELD_INVALID", "RULE_VIOLATED"];
+const FINAL: [&str; 5] = ["INVOICE_PAID", "EXPIRED", "FIELD_INVALID", "RULE_VIOLATED", "UNIMPLEMENTED"];
 /// Times that the same bytes are sent again while no answer comes.
 const REPEATS: u32 = 5;
 
@@ -147,11 +147,12 @@ impl Wallet {
         Ok(outcomes)
     }
 
-    async fn finish_send(&self, mut record: SendRecord) -> Result<Sent, WalletError> {
+    pub(super) async fn finish_send(&self, mut record: SendRecord) -> Result<Sent, WalletError> {
         while record.state == SendState::Pending {
             match self.submit(&record).await? {
                 Outcome::Done => {
                     self.confirm_sent(&record).await?;
+                    self.keep_timeout_exit(&record).await?;
                     record.state = SendState::Done;
                 }
                 Outcome::Aborted(reason) => self.after_refusal(&mut record, reason).await?,
@@ -263,6 +264,17 @@ impl Wallet {
                 _ => return Err(error.into()),
             }
         }
+    }
+
+    /// What a preimage completes may never end: by time this wallet gets it back alone.
+    async fn keep_timeout_exit(&self, record: &SendRecord) -> Result<(), WalletError> {
+        let Some(terms) = self.htlc_of(record)? else { return Ok(()) };
+        let transfer = self.transfer_of(record).await?.ok_or(WalletError::Answer("the transfer"))?;
+        if transfer.status() != TransferStatus::SenderKeyTweakPending {
+            // A repeat, after its end.
+            return Ok(());
+        }
+        self.keep_htlc_exit(&transfer, &terms, None).await
     }
 
     fn outcome(&self, record: &SendRecord, transfer: &Transfer) -> Result<Outcome, WalletError> {

@@ -12,8 +12,8 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
-    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, HtlcTerms, LeafKeyKind,
-    SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
+    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, HtlcExit, HtlcTerms,
+    LeafKeyKind, SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -27,6 +27,7 @@ const SENDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("sends
 const CLAIMS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("claims");
 const LEAVES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leaves");
 const EXITS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("exits");
+const HTLC_EXITS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("htlc-exits");
 const PACKAGE_KEYS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("package-keys");
 const HEADS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("log-heads");
 
@@ -101,10 +102,12 @@ pub enum Table {
     Heads,
     /// One-time package keys that were sealed to.
     PackageKeys,
+    /// Exits of what a preimage completes.
+    HtlcExits,
 }
 
 impl Table {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Deposits,
         Self::Sends,
         Self::Claims,
@@ -112,6 +115,7 @@ impl Table {
         Self::Exits,
         Self::Heads,
         Self::PackageKeys,
+        Self::HtlcExits,
     ];
 
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
@@ -123,6 +127,7 @@ impl Table {
             Self::Exits => EXITS,
             Self::Heads => HEADS,
             Self::PackageKeys => PACKAGE_KEYS,
+            Self::HtlcExits => HTLC_EXITS,
         }
     }
 
@@ -135,6 +140,7 @@ impl Table {
             Self::Exits => "exits",
             Self::Heads => "log-heads",
             Self::PackageKeys => "package-keys",
+            Self::HtlcExits => "htlc-exits",
         }
     }
 }
@@ -299,6 +305,8 @@ mod tests {
             state,
             created: 1,
             built: 1,
+            step_over: false,
+            ended: false,
         }
     }
 

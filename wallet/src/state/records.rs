@@ -147,6 +147,12 @@ pub struct SendRecord {
     /// Unix seconds at which the request was built the last time.
     #[serde(default)]
     pub built: u64,
+    /// Refunds two steps below the present ones, where there are: the first is one that an HTLC shares.
+    #[serde(default)]
+    pub step_over: bool,
+    /// Of one that a preimage completes: how it ended is known, and nothing is left to do.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// Terms of a transfer that a preimage completes.
@@ -156,6 +162,29 @@ pub struct HtlcTerms {
     pub payment_hash: String,
     /// Unix seconds; operators make a height of it.
     pub expires: u64,
+}
+
+/// What an exit of one leaf needs that a preimage or time gives away.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HtlcExit {
+    /// Transfer and leaf.
+    pub key: String,
+    /// UUID.
+    pub transfer_id: String,
+    /// UUID.
+    pub leaf_id: String,
+    /// Satoshis.
+    pub value: u64,
+    /// The leaf with the refunds in flight, its parent, and so on to the root.
+    pub lineage: Vec<Wire<spark::TreeNode>>,
+    /// SHA-256 of the preimage, hex.
+    pub payment_hash: String,
+    /// Identity key, hex.
+    pub sender: String,
+    /// Identity key, hex.
+    pub receiver: String,
+    /// Hex; the sender has none and waits.
+    pub preimage: Option<String>,
 }
 
 /// What one receiver of a transfer gets.
@@ -343,6 +372,14 @@ impl Record for SendRecord {
 
     fn key(&self) -> &str {
         &self.transfer_id
+    }
+}
+
+impl Record for HtlcExit {
+    const TABLE: Table = Table::HtlcExits;
+
+    fn key(&self) -> &str {
+        &self.key
     }
 }
 

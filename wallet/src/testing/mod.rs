@@ -130,6 +130,8 @@ pub(crate) fn send(leaves: &[&str]) -> SendRecord {
         state: SendState::Pending,
         created: crate::wallet::now(),
         built: crate::wallet::now(),
+        step_over: false,
+        ended: false,
     }
 }
 

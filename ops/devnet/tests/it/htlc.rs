@@ -48,20 +48,49 @@ async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
 
     // Nobody but the receiver settles it, and he only with its preimage.
     let preimage = alice.preimage(&id)?;
-    ensure!(reason(bob.claim_htlc(&[1; 32]).await)? == "TRANSFER_UNKNOWN", "another preimage");
-    ensure!(reason(carol.claim_htlc(&preimage).await)? == "TRANSFER_UNKNOWN", "a stranger");
-    ensure!(reason(alice.claim_htlc(&preimage).await)? == "TRANSFER_UNKNOWN", "the sender");
+    for (who, amount) in [(&carol, 20_000), (&alice, 20_000), (&bob, 20_001)] {
+        let refused = who.claim_htlc(&preimage, amount).await;
+        ensure!(
+            matches!(&refused, Err(WalletError::Refused(why)) if why.contains("was not told")),
+            "{refused:?}"
+        );
+    }
+    ensure!(matches!(bob.claim_htlc(&[1; 32], 1).await, Err(WalletError::Refused(_))), "another preimage");
+    for operator in 0..3 {
+        let mut database = rows::connect(&devnet, operator).await?;
+        let known: i64 = sqlx::query_scalar("SELECT count(*) FROM htlc WHERE preimage IS NOT NULL")
+            .fetch_one(&mut database)
+            .await?;
+        ensure!(known == 0, "operator {operator} was told the preimage");
+    }
+    // By time, Alice leaves with it alone.
+    let (home, transfer) = (alice.exit_fee_address()?, sent.sent.transfer_id.as_str());
+    let exit = alice.htlc_exit(transfer, &home, 2)?;
+    let last = exit.first().and_then(|steps| steps.last()).context("an exit")?;
+    ensure!((last.kind.as_str(), last.wait_blocks) == ("spend", 2160), "{exit:?}");
     // The operators and their signers remember it.
     for name in ["operator-0", "signer-2"] {
         devnet.process(name)?.restart()?;
     }
+    // One operator will lose what comes now.
+    devnet.process("operator-2")?.kill()?;
+    devnet.cluster().copy_database("operator_2", "operator_2_old")?;
+    devnet.process("operator-2")?.restart()?;
     ready(&mut devnet).await?;
-    let claimed = bob.claim_htlc(&preimage).await?;
+    let claimed = bob.claim_htlc(&preimage, 20_000).await?;
     ensure!(claimed.amount == 20_000 && claimed.transfer_id == sent.sent.transfer_id, "{claimed:?}");
-    ensure!(bob.claim_htlc(&preimage).await? == claimed, "claimed is claimed");
+    ensure!(bob.claim_htlc(&preimage, 20_000).await? == claimed, "claimed is claimed");
     let paid = alice.htlcs().await?.pop().context("listed")?;
     ensure!(paid.status == "settled" && paid.preimage == Some(hex::encode(*preimage)), "{paid:?}");
     ensure!(bob.balance().await?.available_sats == 20_000, "claimed");
+    ensure!(alice.htlc_exit(transfer, &home, 2)?.is_empty(), "an exit of what is another's");
+    rows::agree(&devnet).await?;
+    // D10: its signer's journal tells how it ended, and the claim after it follows.
+    devnet.process("operator-2")?.kill()?;
+    devnet.cluster().drop_database("operator_2")?;
+    devnet.cluster().copy_database("operator_2_old", "operator_2")?;
+    devnet.process("operator-2")?.restart()?;
+    ready(&mut devnet).await?;
     rows::agree(&devnet).await?;
 
     // Back to Alice, but she does not show up in time: before the expiry nothing returns, a little after it all does.
@@ -69,16 +98,39 @@ async fn a_preimage_settles_and_time_returns() -> anyhow::Result<()> {
     bob.send_for_preimage(&back, 20_000, None, SOON, Some(id)).await?;
     let preimage = bob.preimage(&id)?;
     mine(&devnet, EXPIRY).await?;
-    ensure!(reason(alice.claim_htlc(&preimage).await)? == "EXPIRED", "in time after the expiry");
+    ensure!(reason(alice.claim_htlc(&preimage, 20_000).await)? == "EXPIRED", "in time after the expiry");
     ensure!(status(&bob).await? == "pending", "returned at the expiry");
     mine(&devnet, MARGIN).await?;
     eventually("it is returned", || async { Ok(status(&bob).await? == "returned") }).await?;
-    ensure!(reason(alice.claim_htlc(&preimage).await)? == "EXPIRED", "settled after its return");
-    eventually("the leaf is free", || async { Ok(bob.balance().await?.available_sats == 20_000) }).await?;
+    let late = alice.claim_htlc(&preimage, 20_000).await;
+    ensure!(matches!(&late, Err(WalletError::Refused(why)) if why.contains("gone back")), "{late:?}");
+    // Alice's refund matures at 1870, Bob's old one at 1900: his wallet moves the leaf below both.
+    eventually("the leaf is safe", || async {
+        bob.htlcs().await?;
+        let leaves = bob.sync().await?;
+        let timelocks: Vec<_> = leaves.iter().filter_map(|leaf| leaf.refund_timelock).collect();
+        Ok(timelocks == [1700] && bob.balance().await?.available_sats == 20_000)
+    })
+    .await?;
     rows::agree(&devnet).await?;
 
     // The leaf goes on, also to somebody else.
     people::transfer(&bob, &carol, 20_000).await?;
+    rows::agree(&devnet).await?;
+
+    // Where one operator takes no part, nothing is locked, and nothing is lost.
+    let config = devnet.members()[1].dir().join("operator.toml");
+    let offered = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, format!("{offered}\n[htlc]\noffered = false\n"))?;
+    devnet.process("operator-1")?.restart()?;
+    ready(&mut devnet).await?;
+    let refused = carol.send_for_preimage(&to, 20_000, None, SOON, None).await;
+    ensure!(
+        matches!(&refused, Err(WalletError::Refused(why)) if why.contains("UNIMPLEMENTED")),
+        "{refused:?}"
+    );
+    eventually("the leaf is free", || async { Ok(carol.balance().await?.available_sats == 20_000) }).await?;
+    people::transfer(&carol, &alice, 20_000).await?;
     rows::agree(&devnet).await
 }
 

@@ -503,7 +503,11 @@ impl Story {
 
         let preimage = self.alice.preimage(&id)?;
         self.tap.hold(PREIMAGE);
-        ensure!(self.bob.claim_htlc(&preimage).await.is_err(), "held back, and answered");
+        ensure!(self.bob.claim_htlc(&preimage, 13_000).await.is_err(), "held back, and answered");
+        // It was told, so Bob can leave with it whatever the operators do.
+        let exit = self.bob.htlc_exit(&id.to_string(), &self.bob.exit_fee_address()?, 2)?;
+        let last = exit.first().and_then(|steps| steps.last());
+        ensure!(last.is_some_and(|step| step.kind == "spend" && step.wait_blocks == 0), "{exit:?}");
         let caught = self.tap.take(PREIMAGE)?;
         let mut other = spark::ProvidePreimageRequest::decode(caught.message.as_slice())?;
         flip(&mut other.preimage)?;
@@ -512,7 +516,7 @@ impl Story {
             .await?;
         let first = self.call(PREIMAGE, &caught).await?;
         self.again(PREIMAGE, &caught, &first).await?;
-        self.bob.claim_htlc(&preimage).await?;
+        self.bob.claim_htlc(&preimage, 13_000).await?;
         Ok(())
     }
 
