@@ -181,3 +181,29 @@ find_kryoptic() {
     [[ -n $path ]] || path=$(kryoptic_cached_path)
     [[ -r $path ]] && printf '%s\n' "$path"
 }
+
+# find_chromium: prints the browser that tests drive.
+find_chromium() { type -P chromium || type -P chromium-browser || type -P google-chrome; }
+
+# --- packages of npm -------------------------------------------------------------------------------------
+
+# npm_packages FOLDER: the folder with the node_modules of FOLDER's lock file, installed outside of the clone once per
+# lock file, without running scripts of packages.
+npm_packages() {
+    local from=$1 key folder
+    key=$(cat "$from/package.json" "$from/package-lock.json" | sha256sum | cut -c1-16)
+    folder=$CACHE_DIR/npm-$(basename "$from")-$key
+    mkdir -p "$CACHE_DIR"
+    (
+        flock 9
+        [[ ! -e $folder/complete ]] || exit 0
+        say "installing the packages of ops/$(basename "$from")"
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        cp "$from/package.json" "$from/package-lock.json" "$from/.npmrc" "$folder/"
+        cd "$folder"
+        npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+        touch complete
+    ) 9>"$folder.lock"
+    printf '%s\n' "$folder"
+}
