@@ -125,7 +125,7 @@ pub(super) fn combined(shares: &BTreeMap<usize, PublicKey>) -> PublicKey {
 }
 
 pub(super) fn receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) -> Vec<peer::Receipt> {
-    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
     match quorum.call(member, Request::GetReceipts(request)).unwrap() {
         Reply::Receipts(reply) => reply.receipts,
         _ => panic!(),
