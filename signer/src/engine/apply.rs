@@ -2,13 +2,12 @@
 //! staged secrets destroyed, receipts written; one store commit (D2, S6, D14).
 
 use bitcoin::secp256k1::PublicKey;
-use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::{LeafId, OperationId},
     leaf::{LeafRecord, LeafStatus},
     operation::{Keys, Operation, OperationError, Outcome, TransferRecord, TweakedKey},
-    vote::{Certificate, Kind},
+    vote::Kind,
 };
 use zeroize::Zeroizing;
 
@@ -38,16 +37,11 @@ impl Shared {
             });
         }
         let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
-        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
         if attempt.phase == Phase::Aborted {
-            // Both proofs exist only if t operators lie.
-            let certified = Certificate::verify(certificate, &self.federation)?;
-            let ballot = certified.ballot();
-            if (ballot.operation, ballot.attempt) == (id, request.attempt) {
-                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
-            }
+            self.committed_after_abort(txn, &id, request.attempt, &attempt, proof)?;
             return Err(EngineError::Decided("aborted"));
         }
+        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
         if attempt.request.is_empty() {
             return Err(EngineError::Unknown("canonical request"));
         }

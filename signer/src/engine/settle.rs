@@ -4,7 +4,7 @@
 //! held, its tweaks are staged. A preimage and the COMMIT of every decider apply the tweaks; the ABORT of every decider,
 //! each on a tip beyond the expiry, destroys them and gives the leaves back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
@@ -121,18 +121,20 @@ impl Shared {
         proof: &peer::ProofOfSettlement,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let ended = if attempt.phase == Phase::Applied { peer::Ruling::Commit } else { peer::Ruling::Abort };
-        let mut others = BTreeSet::new();
+        // One of each, or a long proof would be long evidence.
+        let mut others = BTreeMap::new();
         for wire in &proof.votes {
             let vote = SettlementVote::verify(wire, &self.federation)?;
             let about = (vote.operation, vote.attempt) == (*id, number)
                 && vote.digest.as_slice() == attempt.vote.digest;
             if about && wire.ruling() != ended {
-                others.insert(u32::from(vote.position.signer.get()));
+                others.entry(u32::from(vote.position.signer.get())).or_insert_with(|| wire.clone());
             }
         }
         if !others.is_empty() {
-            if attempt.vote.named.iter().all(|decider| others.contains(decider)) {
-                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
+            if attempt.vote.named.iter().all(|decider| others.contains_key(decider)) {
+                let evidence = peer::ProofOfSettlement { votes: others.into_values().collect() };
+                self.alarms.raise_over("both_proofs", self.now, evidence.encode_to_vec());
             }
             return Err(EngineError::Decided(attempt.phase.name()));
         }

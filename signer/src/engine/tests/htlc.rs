@@ -191,7 +191,7 @@ impl Pending {
     }
 
     fn phases(&mut self, member: usize) -> Vec<String> {
-        let request = wire::GetReceiptsRequest { leaf_id: self.leaf.id.to_string(), tree_size: 0 };
+        let request = wire::GetReceiptsRequest { leaf_id: self.leaf.id.to_string(), tree_size: 0, from: 0 };
         let Reply::Receipts(reply) = self.quorum.call(member, Request::GetReceipts(request)).unwrap() else {
             panic!()
         };
