@@ -58,7 +58,7 @@ mod tests {
                 asked += 1;
                 Ok(page(from, next(from)))
             };
-            let refused = follow(page(0, 1), size, ask).await.unwrap_err();
+            let refused = follow(page(0, 5), size, ask).await.unwrap_err();
             assert!(matches!(refused, WalletError::Receipt(ReceiptError::Pages)), "{refused:?}");
             asked
         };
