@@ -13,7 +13,9 @@ import path from "node:path";
 
 const here = import.meta.dirname ?? path.dirname(new URL(import.meta.url).pathname);
 const home = process.env.SDK_COMPAT_DIR ?? here;
-const integration = await realpath(path.join(here, "node_modules/@buildonspark/spark-sdk/src/tests/integration"));
+const folder = path.join(here, "node_modules/@buildonspark/spark-sdk/src/tests/integration");
+// Jest speaks of real paths.
+const integration = await realpath(folder).catch(() => folder);
 
 // About a minute together, in one process.
 const QUICK = [
@@ -63,8 +65,8 @@ async function filesOfPackage() {
 
 /** One jest process over some files: each test's status by file and name, `#2` and so on for repeated names. */
 async function jest(files, skipped) {
-  const folder = await mkdtemp(path.join(os.tmpdir(), "sdk-suite-"));
-  const output = path.join(folder, "results.json");
+  const scratch = await mkdtemp(path.join(os.tmpdir(), "sdk-suite-"));
+  const output = path.join(scratch, "results.json");
   const bare = [...new Set(skipped.map((name) => name.replace(/ #\d+$/, "")))];
   const escaped = bare.map((name) => name.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&"));
   const args = [
@@ -77,26 +79,27 @@ async function jest(files, skipped) {
     // Open streams and timers of wallets must not keep a finished run alive.
     "--forceExit",
     "--silent",
-    "--json",
-    `--outputFile=${output}`,
+    `--reporters=${path.join(here, "jest.reporter.cjs")}`,
     ...(escaped.length ? ["--testNamePattern", `^(?!(?:${escaped.join("|")})$)`] : []),
     "--runTestsByPath",
     ...files.map((file) => path.join(integration, `${file}.test.ts`)),
   ];
   let log = "";
-  const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
-  child.stdout.on("data", () => {});
+  const child = spawn(process.execPath, args, {
+    stdio: ["ignore", "ignore", "pipe"],
+    env: { ...process.env, SDK_RESULTS: output },
+  });
   child.stderr.on("data", (chunk) => (log = (log + chunk).slice(-20_000)));
   const timer = setTimeout(() => child.kill("SIGKILL"), LIMIT_SECONDS * 1000);
   await new Promise((resolve) => child.on("close", resolve));
   clearTimeout(timer);
   const results = new Map();
   try {
-    for (const suite of JSON.parse(await readFile(output, "utf8")).testResults) {
-      const file = path.relative(integration, suite.name).slice(0, -".test.ts".length);
-      if (suite.assertionResults.length === 0) console.error(`${file}: ${suite.message}`);
+    for (const suite of JSON.parse(await readFile(output, "utf8"))) {
+      const file = path.relative(integration, suite.file).slice(0, -".test.ts".length);
+      if (suite.trouble) console.error(`${file}: ${suite.trouble}`);
       const seen = new Map();
-      for (const test of suite.assertionResults) {
+      for (const test of suite.tests) {
         const count = (seen.get(test.fullName) ?? 0) + 1;
         seen.set(test.fullName, count);
         const name = count > 1 ? `${test.fullName} #${count}` : test.fullName;
@@ -106,7 +109,7 @@ async function jest(files, skipped) {
   } catch {
     console.error(`${files.join(", ")}: no results within ${LIMIT_SECONDS} s\n${log}`);
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    await rm(scratch, { recursive: true, force: true });
   }
   return results;
 }

@@ -45,6 +45,11 @@ pub(super) struct RawConfig {
     #[serde(default)]
     repair: RawRepair,
     #[serde(default)]
+    privacy: RawPrivacy,
+    #[cfg(feature = "development")]
+    #[serde(default)]
+    development: RawDevelopment,
+    #[serde(default)]
     experimental: RawExperimental,
     #[serde(default)]
     log: RawLog,
@@ -209,6 +214,19 @@ impl Default for RawRepair {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RawPrivacy {
+    open_by_default: bool,
+}
+
+#[cfg(feature = "development")]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDevelopment {
+    sdk_suites: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct RawExperimental {
     htlc: bool,
 }
@@ -283,6 +301,13 @@ impl RawConfig {
         if !(1..=365).contains(&retention) {
             faults.add("events.retention_days", "must be between 1 and 365");
         }
+        #[cfg(feature = "development")]
+        let sdk_suites = self.development.sdk_suites;
+        #[cfg(not(feature = "development"))]
+        let sdk_suites = false;
+        if sdk_suites && network != Some(Network::Regtest) {
+            faults.add("development.sdk_suites", "is for regtest");
+        }
         match (network, operator, signer, url, bitcoind) {
             (Some(network), Some(operator), Some(signer), Some(url), Some(bitcoind))
                 if faults.0.is_empty() =>
@@ -308,6 +333,8 @@ impl RawConfig {
                     session_ttl: ttl,
                     event_retention_days: retention,
                     refresh_after_repair: self.repair.refresh,
+                    open_reads: self.privacy.open_by_default,
+                    sdk_suites,
                     htlc: self.experimental.htlc,
                     log_format: self.log.format,
                     log_filter: self.log.filter,

@@ -69,6 +69,9 @@ impl ChainTables {
         let spends = self.spends(event.block.txdata.iter(), &watch).await?;
         let place = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
         in_transaction!(self.db, tx => {
+            // What a crash loses of this is read from the chain again: a node that catches up need not wait for the disk
+            // at every block.
+            sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
             insert_header(&mut tx, event.id, &event.block.header).await?;
             for payment in &payments {
                 chain::upsert_deposits(&mut tx, &payment.row, Some(&place)).await?;
@@ -140,6 +143,9 @@ impl ChainTables {
                 tx.input.iter().map(move |i| (i.previous_output, spender.clone()))
             })
             .collect();
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
         let txids: Vec<Vec<u8>> = inputs.iter().map(|(o, _)| o.txid.to_byte_array().to_vec()).collect();
         let vouts: Vec<i64> = inputs.iter().map(|(o, _)| i64::from(o.vout)).collect();
         let mut watched = chain::watched(self.db.pool(), &txids, &vouts).await?;

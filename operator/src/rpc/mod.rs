@@ -140,6 +140,8 @@ pub struct Parts {
     pub refunds: Arc<dyn Refunds>,
     /// Whether transfers that a preimage completes are begun here.
     pub htlc: bool,
+    /// Whether identities are open to everybody unless their owners close them.
+    pub open_reads: bool,
 }
 
 impl fmt::Debug for Parts {

@@ -91,6 +91,7 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
         ),
         ("subscribe_to_events", vec![no(events(v))]),
         ("query_token_outputs", vec![no(tokens(v))]),
+        ("query_token_transactions", vec![no(token_transactions(v))]),
     ]
 }
 
@@ -332,6 +333,14 @@ fn static_refund(v: &Victim) -> Vec<u8> {
 
 fn events(v: &Victim) -> Vec<u8> {
     spark::SubscribeToEventsRequest { identity_public_key: v.identity.clone() }.encode_to_vec()
+}
+
+fn token_transactions(v: &Victim) -> Vec<u8> {
+    spark_token::QueryTokenTransactionsRequest {
+        owner_public_keys: vec![v.identity.clone()],
+        ..Default::default()
+    }
+    .encode_to_vec()
 }
 
 fn tokens(v: &Victim) -> Vec<u8> {
