@@ -7,13 +7,15 @@ use spark_rules::{
     ids::{LeafId, OperationId},
     leaf::{LeafRecord, LeafStatus},
     operation::{Keys, Operation, OperationError, Outcome, TransferRecord, TweakedKey},
-    vote::Kind,
+    settlement::Pending,
+    vote::{Certificate, Kind},
 };
 use zeroize::Zeroizing;
 
 use super::{
     EngineError, Shared, deletion_log, journal,
     ledger::{self, Attempt, Holder, Phase},
+    pending,
     prepare::{entry, keyshare_secret, leaf_resource, read_scalar, shares_id, tweak_id},
     release::{forget_finals, put_released},
     repair,
@@ -54,9 +56,11 @@ impl Shared {
         let signatures = operation.parse_signatures(&proof.signatures)?;
         let outcome = operation.outcome(&signatures, &keys, &certificate.ballot().digest)?;
         if operation.condition.is_some() {
+            let digest = certificate.ballot().digest;
+            pending::put(txn, &Pending::of(&operation, digest)?);
             return self.pend(txn, attempt, &operation, &outcome, proof);
         }
-        self.finish(txn, attempt, &operation, &keys, &outcome, proof.clone())
+        self.finish(txn, attempt, &operation, &keys, &outcome, proof.clone(), None)
     }
 
     /// The first decision of a conditional operation (D8): its refunds are complete and stored, so that the receiver can
@@ -87,7 +91,8 @@ impl Shared {
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts: Vec::new() })
     }
 
-    /// Keys, records, receipts: what the operation decided is true.
+    /// Keys, records, receipts: what the operation decided is true. `ended` is the second decision of a conditional one.
+    #[expect(clippy::too_many_arguments, reason = "one outcome, and what proves it")]
     pub(super) fn finish(
         &mut self,
         txn: &mut Txn<'_>,
@@ -96,6 +101,7 @@ impl Shared {
         keys: &Keys,
         outcome: &Outcome,
         proof: peer::ProofOfCommit,
+        ended: Option<&peer::ProofOfSettlement>,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let (id, number) = (operation.id, operation.attempt);
         txn.open_ahead(operation.parts.iter().enumerate().flat_map(|(position, part)| {
@@ -124,6 +130,7 @@ impl Shared {
         applied.leaves = outcome.nodes.iter().chain(&outcome.leaves).map(LeafRecord::encode).collect();
         applied.transfer = transfer.map(|t| t.encode()).unwrap_or_default();
         applied.opened.clone_from(&attempt.opened);
+        applied.ended = ended.cloned();
         journal::append(txn, applied)?;
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts })
     }

@@ -17,6 +17,7 @@ mod generate;
 mod journal;
 mod ledger;
 mod package_keys;
+mod pending;
 mod prepare;
 mod refresh;
 mod release;
