@@ -8,7 +8,7 @@ use spark_rules::{
     leaf::{LeafRecord, LeafStatus},
     operation::{Keys, Operation, OperationError, Outcome, TransferRecord, TweakedKey},
     settlement::Pending,
-    vote::{Certificate, Kind},
+    vote::Kind,
 };
 use zeroize::Zeroizing;
 
