@@ -61,8 +61,7 @@ pub struct Config {
     pub open_reads: bool,
     /// Answers what only public SDKs' own test suites call. On regtest, in a build with the feature `development`.
     pub sdk_suites: bool,
-    /// Offers transfers that a preimage completes, and votes for those of others. Off by default: they are not finished
-    /// (ARCHITECTURE.md, known gaps).
+    /// Offers transfers that a preimage completes, and votes for those of others. Those that are pending go on without.
     pub htlc: bool,
     /// Look of log lines.
     pub log_format: LogFormat,

@@ -50,7 +50,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     development: RawDevelopment,
     #[serde(default)]
-    experimental: RawExperimental,
+    htlc: RawHtlc,
     #[serde(default)]
     log: RawLog,
 }
@@ -212,6 +212,18 @@ impl Default for RawRepair {
     }
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHtlc {
+    offered: bool,
+}
+
+impl Default for RawHtlc {
+    fn default() -> Self {
+        Self { offered: true }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawPrivacy {
@@ -223,12 +235,6 @@ struct RawPrivacy {
 #[serde(deny_unknown_fields, default)]
 struct RawDevelopment {
     sdk_suites: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawExperimental {
-    htlc: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -335,7 +341,7 @@ impl RawConfig {
                     refresh_after_repair: self.repair.refresh,
                     open_reads: self.privacy.open_by_default,
                     sdk_suites,
-                    htlc: self.experimental.htlc,
+                    htlc: self.htlc.offered,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })

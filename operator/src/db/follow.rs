@@ -11,6 +11,7 @@ use bitcoin::{
     consensus::encode::{deserialize, serialize},
     hashes::Hash as _,
 };
+use spark_rules::tx::without_witnesses;
 use sqlx::FromRow;
 
 use super::{
@@ -221,7 +222,7 @@ impl Payment {
             outputs.extend(of_one.into_iter().map(|(vout, amount)| (vout, script.to_vec(), amount)));
         }
         let txid = tx.compute_txid().to_byte_array().to_vec();
-        Some(Self { row: PayingRow { txid, raw: serialize(tx), outputs }, to_static })
+        Some(Self { row: PayingRow { txid, raw: without_witnesses(tx), outputs }, to_static })
     }
 
     /// Forgets other outputs than those to static addresses; whether any is left.

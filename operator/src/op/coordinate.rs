@@ -248,7 +248,7 @@ impl Engine {
         keep
     }
 
-    async fn release(
+    pub(super) async fn release(
         &self,
         attempt: &Attempt,
         row: &OperationRow,

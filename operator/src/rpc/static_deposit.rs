@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bitcoin::consensus::encode;
 use prost::Message as _;
 use secp256k1::PublicKey;
 use sha2::{Digest as _, Sha256};
@@ -13,7 +14,7 @@ use spark_rules::{
     frost::{Commitment, SignatureShare, SigningPackage},
     ids::{KeyshareId, LeafId, OperatorIndex},
     point,
-    tx::{Spend, StaticRefund, sighash},
+    tx::{Spend, StaticRefund, sighash, without_witnesses},
 };
 
 use super::{
@@ -263,7 +264,9 @@ impl Api {
         let refund = wire::StaticRefund {
             keyshare_id: address.keyshare_id.as_bytes().to_vec(),
             vout: utxo.vout,
-            funding_tx: output.raw_tx,
+            // Stored without witnesses by now, but not always was.
+            funding_tx: encode::deserialize(&output.raw_tx)
+                .map_or(output.raw_tx, |tx| without_witnesses(&tx)),
             refund_tx: job.raw_tx.clone(),
             user_commitment: Some(pair),
             user_signature: request.user_signature.clone(),

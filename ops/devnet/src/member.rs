@@ -452,8 +452,6 @@ refresh = {refreshes}
 [privacy]
 open_by_default = {open_reads}
 {development}
-[experimental]
-htlc = true
 "#,
             index = self.index,
             federation = around.federation.display().to_string(),

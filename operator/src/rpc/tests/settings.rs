@@ -178,7 +178,7 @@ async fn settings_are_the_sessions_and_well_formed() {
     let fresh = bench.api.query_wallet_setting(from(1, Default::default())).await.unwrap().into_inner();
     let fresh = fresh.wallet_setting.unwrap();
     assert_eq!((fresh.private_enabled, fresh.master_identity_public_key), (true, None));
-    let refused = bench.api.update_wallet_setting(tonic::Request::new(private(true))).await.unwrap_err();
+    let refused = bench.api.update_wallet_setting(Request::new(private(true))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     for bad in [
         Default::default(),

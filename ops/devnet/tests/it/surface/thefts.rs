@@ -48,7 +48,7 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
     vec![
         (
             "GetReceipts",
-            vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), tree_size: 0 }.encode_to_vec())],
+            vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), ..Default::default() }.encode_to_vec())],
         ),
         ("WatchLeaves", vec![no(WatchLeavesRequest { leaf_ids: vec![v.leaf.clone()] }.encode_to_vec())]),
         ("generate_deposit_address", vec![no(address(v))]),
