@@ -11,7 +11,7 @@ use bitcoin::Network;
 use secp256k1::PublicKey;
 use serde::Deserialize;
 use spark_proto::transport::Spki;
-use spark_rules::ids::OperatorIndex;
+use spark_rules::{ids::OperatorIndex, operation::MAX_DEPTH};
 
 use super::{
     AdminListener, Bitcoind, BitcoindAuth, Chain, ClientCertificates, Config, ConfigError, Database, Fault,
@@ -129,6 +129,7 @@ enum RawAuth {
 #[serde(deny_unknown_fields, default)]
 struct RawChain {
     deposit_depth: u32,
+    exit_depth: u32,
     max_reorg: u32,
     start_height: Option<u32>,
     #[serde(with = "humantime_serde")]
@@ -141,6 +142,7 @@ impl Default for RawChain {
     fn default() -> Self {
         Self {
             deposit_depth: 3,
+            exit_depth: 6,
             max_reorg: 100,
             start_height: None,
             poll: Duration::from_secs(10),
@@ -211,6 +213,7 @@ impl Default for RawRepair {
 #[serde(deny_unknown_fields, default)]
 struct RawExperimental {
     htlc: bool,
+    coop_exit: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -309,6 +312,7 @@ impl RawConfig {
                     event_retention_days: retention,
                     refresh_after_repair: self.repair.refresh,
                     htlc: self.experimental.htlc,
+                    coop_exit: self.experimental.coop_exit,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })
@@ -448,12 +452,17 @@ impl RawChain {
             faults.add("chain.max_tip_age", "must be at least 1m");
         }
         let deposit_depth = faults.positive("chain.deposit_depth", self.deposit_depth);
+        let exit_depth = faults.positive("chain.exit_depth", self.exit_depth);
         let max_reorg = faults.positive("chain.max_reorg", self.max_reorg);
         if deposit_depth > max_reorg {
             faults.add("chain.deposit_depth", "must not exceed chain.max_reorg");
         }
+        if exit_depth > max_reorg || exit_depth.get() > MAX_DEPTH {
+            faults.add("chain.exit_depth", format!("must not exceed chain.max_reorg, nor {MAX_DEPTH}"));
+        }
         Chain {
             deposit_depth,
+            exit_depth,
             max_reorg,
             start_height: self.start_height,
             poll: self.poll,

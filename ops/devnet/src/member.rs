@@ -431,6 +431,7 @@ auth = {{ user_password = "file:{login}" }}
 
 [chain]
 deposit_depth = {depth}
+exit_depth = 3
 start_height = 0
 poll = "500ms"
 max_tip_age = "10000h"
@@ -446,6 +447,7 @@ refresh = {refreshes}
 
 [experimental]
 htlc = true
+coop_exit = true
 "#,
             index = self.index,
             federation = around.federation.display().to_string(),

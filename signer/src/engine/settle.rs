@@ -1,7 +1,8 @@
 //! The second decision of a conditional operation (D8): a decider's word, and what the words of all deciders lead to.
 //!
 //! After its first decision an operation is pending: its conditional refunds are complete and stored, its leaves are
-//! held, its tweaks are staged. A preimage and the COMMIT of every decider apply the tweaks; the ABORT of every decider,
+//! held, its tweaks are staged. A preimage, or an exit transaction at its depth, and the COMMIT of every decider apply the
+//! tweaks; the ABORT of every decider,
 //! each on a tip beyond the expiry, destroys them and gives the leaves back.
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use spark_rules::{
     leaf::LeafRecord,
     operation::{Keys, Operation, PAYMENT},
     settlement::{Pending, ProofOfSettlement, Ruling, SettlementVote},
-    vote::VoteError,
+    vote::{Kind, VoteError},
 };
 
 use super::{
@@ -38,7 +39,9 @@ fn own_word(
 }
 
 impl Shared {
-    /// Signs how the operation ends, as one of its deciders: COMMIT for a preimage, ABORT for a tip beyond the expiry.
+    /// Signs how the operation ends, as one of its deciders: COMMIT for a preimage or a confirmed exit transaction, ABORT
+    /// for a tip beyond the expiry. What the chain says is the own operator's word: it counts because all deciders give
+    /// theirs (D18).
     /// The first word is the last: the other one is refused from then on.
     pub(super) fn sign_settlement(
         &mut self,
@@ -47,7 +50,11 @@ impl Shared {
     ) -> Result<wire::SignSettlementResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let ruling = Ruling::asked(&request.preimage, request.tip_height)?;
+        let ruling = match (request.preimage.as_slice(), request.block_hash.as_slice()) {
+            (preimage, []) => Ruling::asked(preimage, request.tip_height)?,
+            ([], hash) => Ruling::confirmed(request.tip_height, request.block_height, hash)?,
+            _ => return Err(EngineError::Malformed("preimage and block_hash")),
+        };
         let attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
         if let Some(given) = own_word(txn, &id, request.attempt)? {
             let vote = SettlementVote::verify(&given, &self.federation)?;
@@ -106,7 +113,7 @@ impl Shared {
             self.remember(txn, &vote.position, vote.statement(&self.federation), &wire.signature)?;
         }
         match verified.ruling {
-            Ruling::Commit { .. } => self.complete(txn, attempt, &operation),
+            Ruling::Commit { .. } | Ruling::Confirmed { .. } => self.complete(txn, attempt, &operation),
             Ruling::Abort { .. } => self.give_back(txn, attempt, &operation, pending.return_hash()),
         }
     }
@@ -155,7 +162,8 @@ impl Shared {
     }
 
     /// The staged tweaks are destroyed; the leaves are the sender's again, at the version and with the refunds that they
-    /// had. The completed HTLC refunds stay valid for the chain: their maturities are shared as D6 (a) says.
+    /// had. The completed refunds stay valid for the chain, with a preimage or with the exit transaction: their maturities
+    /// are shared as D6 (a) says.
     fn give_back(
         &mut self,
         txn: &mut Txn<'_>,
@@ -181,7 +189,9 @@ impl Shared {
             if let Some(released) = ledger::released(txn, job.maturity)?
                 && released.sighash == *job.session.message()
             {
-                let returned = ledger::Released { terms: Terms::Returned, ..released };
+                let terms =
+                    if operation.kind == Kind::CoopExit { Terms::ExitReturned } else { Terms::Returned };
+                let returned = ledger::Released { terms, ..released };
                 ledger::put_released(txn, job.maturity, &returned);
             }
         }

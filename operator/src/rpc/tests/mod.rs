@@ -1,5 +1,6 @@
 //! Handlers over a real database, with an engine and signers that only take note.
 
+mod coop_exit;
 mod htlc;
 mod queries;
 mod settings;
@@ -157,6 +158,7 @@ async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench
         addresses: Arc::new(Unreachable),
         refunds,
         htlc: true,
+        coop_exit: true,
     });
     Bench { api, db, engine }
 }
