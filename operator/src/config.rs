@@ -56,8 +56,12 @@ pub struct Config {
     pub event_retention_days: u16,
     /// Refreshes the shares of what the own signer's repair brought back (D12).
     pub refresh_after_repair: bool,
-    /// Offers transfers that a preimage completes, and votes for those of others. Off by default: they are not finished
-    /// (ARCHITECTURE.md, known gaps).
+    /// Answers queries about an identity to everybody, also without a session, unless its owner has closed it. Off by
+    /// default: an identity is closed unless its owner opens it.
+    pub open_reads: bool,
+    /// Answers what only public SDKs' own test suites call. On regtest, in a build with the feature `development`.
+    pub sdk_suites: bool,
+    /// Offers transfers that a preimage completes, and votes for those of others. Those that are pending go on without.
     pub htlc: bool,
     /// Offers cooperative exits, and votes for those of others. Off by default, for the same reason.
     pub coop_exit: bool,

@@ -195,6 +195,26 @@ async fn bound(addresses: &DepositAddresses, entry: &wire::JournalEntry) -> Resu
     Ok(addresses.adopt(&binding).await?)
 }
 
+async fn applied(
+    engine: &Engine,
+    id: AttemptId,
+    entry: &wire::JournalEntry,
+    recovered: &mut Recovered,
+) -> Result<(), EngineError> {
+    let Some(proof) = &entry.proof else { return Ok(()) };
+    // The request may be gone everywhere: then the journal's own record of the outcome serves.
+    match engine.reapply(id, proof.clone()).await {
+        Ok(written) => recovered.applied += u32::from(written),
+        Err(EngineError::Unknown) => {
+            tracing::info!(operation = %id, "adopting the signer's record of the outcome");
+            engine.adopt(entry).await?;
+            recovered.applied += 1;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 /// An entry that cannot be followed now is followed at the next try; one that never can is told.
 async fn project(
     engine: &Engine,
@@ -212,23 +232,14 @@ async fn project(
                 Err(error) => Err(EngineError::Stored(error)),
             }
         }
-        "applied" => match &entry.proof {
-            Some(proof) => {
-                // The request may be gone everywhere: then the journal's own record of the outcome serves.
-                match engine.reapply(id, proof.clone()).await {
-                    Ok(written) => {
-                        recovered.applied += u32::from(written);
-                        Ok(())
-                    }
-                    Err(EngineError::Unknown) => {
-                        tracing::info!(operation = %id, "adopting the signer's record of the outcome");
-                        engine.adopt(entry).await.map(|()| recovered.applied += 1)
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-            None => Ok(()),
+        // How a conditional operation ended, where these tables have its first decision.
+        "applied" | "returned" if entry.ended.is_some() => match engine.adopt_end(id, entry).await {
+            Ok(true) => Ok(()),
+            Ok(false) if entry.kind == "returned" => engine.adopt_return(entry).await,
+            Ok(false) => applied(engine, id, entry, recovered).await,
+            Err(error) => Err(error),
         },
+        "applied" => applied(engine, id, entry, recovered).await,
         // The first decision of a conditional operation. One that these tables lost with its request has ended since.
         "pending" => match &entry.proof {
             Some(proof) => match engine.reapply(id, proof.clone()).await {

@@ -41,6 +41,7 @@ use crate::{
     sampler::Sampler,
     signer_client::SignerClient,
     static_deposit::StaticDeposits,
+    watchtower,
 };
 
 /// Unused keyshares kept ready.
@@ -235,6 +236,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             }
         });
         let until = wait(&stopping);
+        tasks.spawn({
+            let (db, source, blocks) = (db.clone(), Arc::clone(&source), chain_status.clone());
+            async move {
+                watchtower::run(db, source, blocks, until).await;
+                Ok(())
+            }
+        });
+        let until = wait(&stopping);
         let pool = Keypool::new(db.clone(), Arc::clone(&federation), signers.clone(), POOL);
         tasks.spawn(async move {
             pool.run(until).await;
@@ -308,6 +317,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             refunds: Arc::new(refunds),
             htlc: config.htlc,
             coop_exit: config.coop_exit,
+            open_reads: config.open_reads,
         };
         let routes = rpc::Api::new(parts)
             .routes()
@@ -324,6 +334,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             quotas: Arc::new(Quotas::new(config.limits)),
             metrics: metrics.clone(),
             files: LogFiles::new(published, signer.clone()),
+            open_reads: config.open_reads,
+            sdk_suites: config.sdk_suites,
         };
         let mut public = Vec::new();
         for listener in &config.listen.public {

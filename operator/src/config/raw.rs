@@ -45,7 +45,14 @@ pub(super) struct RawConfig {
     #[serde(default)]
     repair: RawRepair,
     #[serde(default)]
-    experimental: RawExperimental,
+    privacy: RawPrivacy,
+    #[cfg(feature = "development")]
+    #[serde(default)]
+    development: RawDevelopment,
+    #[serde(default)]
+    htlc: RawHtlc,
+    #[serde(default)]
+    coop_exit: RawCoopExit,
     #[serde(default)]
     log: RawLog,
 }
@@ -209,11 +216,35 @@ impl Default for RawRepair {
     }
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHtlc {
+    offered: bool,
+}
+
+impl Default for RawHtlc {
+    fn default() -> Self {
+        Self { offered: true }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawExperimental {
-    htlc: bool,
-    coop_exit: bool,
+struct RawCoopExit {
+    offered: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPrivacy {
+    open_by_default: bool,
+}
+
+#[cfg(feature = "development")]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDevelopment {
+    sdk_suites: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -286,6 +317,13 @@ impl RawConfig {
         if !(1..=365).contains(&retention) {
             faults.add("events.retention_days", "must be between 1 and 365");
         }
+        #[cfg(feature = "development")]
+        let sdk_suites = self.development.sdk_suites;
+        #[cfg(not(feature = "development"))]
+        let sdk_suites = false;
+        if sdk_suites && network != Some(Network::Regtest) {
+            faults.add("development.sdk_suites", "is for regtest");
+        }
         match (network, operator, signer, url, bitcoind) {
             (Some(network), Some(operator), Some(signer), Some(url), Some(bitcoind))
                 if faults.0.is_empty() =>
@@ -311,8 +349,10 @@ impl RawConfig {
                     session_ttl: ttl,
                     event_retention_days: retention,
                     refresh_after_repair: self.repair.refresh,
-                    htlc: self.experimental.htlc,
-                    coop_exit: self.experimental.coop_exit,
+                    open_reads: self.privacy.open_by_default,
+                    sdk_suites,
+                    htlc: self.htlc.offered,
+                    coop_exit: self.coop_exit.offered,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })

@@ -11,6 +11,7 @@ use bitcoin::{
     consensus::encode::{deserialize, serialize},
     hashes::Hash as _,
 };
+use spark_rules::tx::without_witnesses;
 use sqlx::FromRow;
 
 use super::{
@@ -71,6 +72,9 @@ impl ChainTables {
         let exits = exit::among(self.db.pool(), &txids).await?;
         let place = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
         in_transaction!(self.db, tx => {
+            // What a crash loses of this is read from the chain again: a node that catches up need not wait for the disk
+            // at every block.
+            sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
             insert_header(&mut tx, event.id, &event.block.header).await?;
             for payment in &payments {
                 chain::upsert_deposits(&mut tx, &payment.row, Some(&place)).await?;
@@ -148,6 +152,9 @@ impl ChainTables {
                 tx.input.iter().map(move |i| (i.previous_output, spender.clone()))
             })
             .collect();
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
         let txids: Vec<Vec<u8>> = inputs.iter().map(|(o, _)| o.txid.to_byte_array().to_vec()).collect();
         let vouts: Vec<i64> = inputs.iter().map(|(o, _)| i64::from(o.vout)).collect();
         let mut watched = chain::watched(self.db.pool(), &txids, &vouts).await?;
@@ -224,7 +231,7 @@ impl Payment {
             outputs.extend(of_one.into_iter().map(|(vout, amount)| (vout, script.to_vec(), amount)));
         }
         let txid = tx.compute_txid().to_byte_array().to_vec();
-        Some(Self { row: PayingRow { txid, raw: serialize(tx), outputs }, to_static })
+        Some(Self { row: PayingRow { txid, raw: without_witnesses(tx), outputs }, to_static })
     }
 
     /// Forgets other outputs than those to static addresses; whether any is left.

@@ -11,6 +11,9 @@ use super::{
     operation::{AttemptId, index, index_column},
 };
 
+/// Most transfers that one preimage completes at once. Each locks somebody's money; of more the largest count.
+const MOST_SENDERS: i64 = 32;
+
 /// How far it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HtlcState {
@@ -180,20 +183,26 @@ pub async fn get(ex: impl PgExecutor<'_>, id: AttemptId) -> Result<Option<HtlcRo
     raw.map(HtlcRow::try_from).transpose()
 }
 
-/// The one that this receiver's preimage completes; of several the one that was not returned.
+/// Those that this receiver's preimage completes, one from each sender at most: the largest first, after them one that
+/// was returned.
 pub async fn of_payment(
     ex: impl PgExecutor<'_>,
     payment_hash: &[u8; 32],
     receiver: &[u8],
-) -> Result<Option<HtlcRow>, DbError> {
-    let raw: Option<Raw> = sqlx::query_as(select!(
-        "WHERE payment_hash = $1 AND receiver = $2 ORDER BY state = 'RETURNED', created_at DESC LIMIT 1"
+) -> Result<Vec<HtlcRow>, DbError> {
+    let rows: Vec<Raw> = sqlx::query_as(select!(
+        "WHERE payment_hash = $1 AND receiver = $2 ORDER BY state = 'RETURNED', \
+         (SELECT t.total FROM transfer t WHERE t.transfer_id = htlc.transfer_id) DESC, created_at DESC LIMIT $3"
     ))
     .bind(payment_hash.as_slice())
     .bind(receiver)
-    .fetch_optional(ex)
+    .bind(MOST_SENDERS)
+    .fetch_all(ex)
     .await?;
-    raw.map(HtlcRow::try_from).transpose()
+    let mut rows = rows.into_iter().map(HtlcRow::try_from).collect::<Result<Vec<_>, _>>()?;
+    let live = rows.iter().filter(|row| row.state != HtlcState::Returned).count();
+    rows.truncate(live.max(1));
+    Ok(rows)
 }
 
 /// Takes those on which something can be done at this tip, and puts them off for some seconds.
@@ -273,9 +282,9 @@ pub async fn set_preimage(
     Ok(())
 }
 
-/// The words of all deciders are known.
+/// The words of all deciders are known, and hold under the present federation file.
 pub async fn set_proof(ex: impl PgExecutor<'_>, id: AttemptId, proof: &[u8]) -> Result<(), DbError> {
-    sqlx::query("UPDATE htlc SET proof = coalesce(proof, $3) WHERE op_id = $1 AND attempt = $2")
+    sqlx::query("UPDATE htlc SET proof = $3 WHERE op_id = $1 AND attempt = $2")
         .bind(id.op.uuid())
         .bind(id.attempt_column()?)
         .bind(proof)

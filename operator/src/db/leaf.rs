@@ -301,10 +301,13 @@ pub async fn last_owned_version(
         "SELECT max(version) FROM ( \
              SELECT version FROM leaf_history WHERE leaf_id = $1 AND owner_identity = $2 \
              UNION ALL SELECT version FROM leaf WHERE leaf_id = $1 AND owner_identity = $2 \
-             UNION ALL SELECT leaf_version FROM transfer_leaf WHERE leaf_id = $1 AND receiver = $2) AS owned",
+             UNION ALL SELECT s.leaf_version FROM transfer_leaf s JOIN transfer t ON t.transfer_id = s.transfer_id \
+             WHERE s.leaf_id = $1 AND s.receiver = $2 AND t.status <> $3) AS owned",
     )
     .bind(leaf_id)
     .bind(identity)
+    // What came back was never theirs.
+    .bind(super::transfer::RETURNED)
     .fetch_one(ex)
     .await?)
 }

@@ -215,17 +215,22 @@ pub async fn complete(
     Ok(())
 }
 
-/// A conditional transfer ended, for its sender and all receivers.
+/// A conditional transfer ended, for its sender and all receivers. One that has gone on since stays as it is.
 pub async fn set_status(
     connection: &mut PgConnection,
     transfer_id: Uuid,
     status: i16,
 ) -> Result<(), DbError> {
     for sql in [
-        "UPDATE transfer SET status = $2, updated_at = now() WHERE transfer_id = $1",
-        "UPDATE transfer_receiver SET status = $2 WHERE transfer_id = $1",
+        "UPDATE transfer SET status = $2, updated_at = now() WHERE transfer_id = $1 AND status = $3",
+        "UPDATE transfer_receiver SET status = $2 WHERE transfer_id = $1 AND status = $3",
     ] {
-        sqlx::query(sql).bind(transfer_id).bind(status).execute(&mut *connection).await?;
+        sqlx::query(sql)
+            .bind(transfer_id)
+            .bind(status)
+            .bind(SENDER_KEY_TWEAK_PENDING)
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }

@@ -245,7 +245,7 @@ impl Engine {
         keep
     }
 
-    async fn release(
+    pub(super) async fn release(
         &self,
         attempt: &Attempt,
         row: &OperationRow,

@@ -50,6 +50,18 @@ pub(super) fn exit_transfer(exit: &wire::CoopExit) -> Option<&spark::StartTransf
     exit.request.as_ref().and_then(|request| request.transfer.as_ref())
 }
 
+/// A preimage, unless the transfer has returned: then it is nobody's reason for anything.
+fn known_preimage(row: &HtlcRow) -> Option<[u8; 32]> {
+    row.preimage.filter(|_| row.state != HtlcState::Returned)
+}
+
+const fn end_by(ruling: &Ruling) -> HtlcState {
+    match ruling {
+        Ruling::Commit { .. } | Ruling::Confirmed { .. } => HtlcState::Settled,
+        Ruling::Abort { .. } => HtlcState::Returned,
+    }
+}
+
 /// What became of a preimage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -155,8 +167,8 @@ impl Engine {
 
     /// True when every operator has ended it. The own tables show it last (D7).
     async fn end(&self, row: &HtlcRow) -> Result<bool, EngineError> {
-        let proof = match &row.proof {
-            Some(bytes) => wire::ProofOfSettlement::decode(bytes.as_slice())?,
+        let proof = match self.stored_proof(row)? {
+            Some(proof) => proof,
             None => match self.words(row).await? {
                 Some(proof) => proof,
                 None => return Ok(false),
@@ -170,6 +182,7 @@ impl Engine {
             proof: Some(proof),
             everywhere: false,
         };
+        // Each peer answers for itself; nobody's word that all have ended it is taken.
         let mut left = false;
         let calls = self.inner.signers.peers().map(|(index, peer)| {
             let request = request.clone();
@@ -184,8 +197,16 @@ impl Engine {
         if left {
             return Ok(false);
         }
+        // Read again: a peer may have brought it meanwhile.
+        let ended = self.htlc(&request.operation_id, request.attempt).await?;
+        if let Some(proof) = &request.proof {
+            let ruling = ProofOfSettlement::verify(proof, self.federation(), &ended.pending)?.ruling;
+            self.settle_own(&ended, proof, &ruling).await?;
+        }
+        if !ended.announced {
+            self.announce(&ended).await?;
+        }
         let request = wire::SettleRequest { everywhere: true, ..request };
-        self.on_settle(request.clone()).await?;
         let engine = self.clone();
         tokio::spawn(async move {
             let calls = engine.inner.signers.peers().map(|(_, peer)| peer.settle(request.clone()));
@@ -197,9 +218,23 @@ impl Engine {
         Ok(true)
     }
 
+    /// The words of all deciders, if they are stored and of this federation file: those of an earlier one count no more,
+    /// and deciders give them again.
+    fn stored_proof(&self, row: &HtlcRow) -> Result<Option<wire::ProofOfSettlement>, EngineError> {
+        let Some(bytes) = &row.proof else { return Ok(None) };
+        let proof = wire::ProofOfSettlement::decode(bytes.as_slice())?;
+        match ProofOfSettlement::verify(&proof, self.federation(), &row.pending) {
+            Ok(_) => Ok(Some(proof)),
+            Err(error) => {
+                tracing::info!(%error, operation = %row.id(), "stored words do not count, deciders are asked anew");
+                Ok(None)
+            }
+        }
+    }
+
     /// The same word of every decider; none while one is missing.
     async fn words(&self, row: &HtlcRow) -> Result<Option<wire::ProofOfSettlement>, EngineError> {
-        let mut preimage = row.preimage;
+        let mut preimage = known_preimage(row);
         // A second round where a decider knows a preimage that was not known here.
         for _ in 0..2 {
             let question = wire::SettlementQuestion {
@@ -284,8 +319,7 @@ impl Engine {
     ) -> Result<wire::SettlementAnswer, EngineError> {
         let row = self.htlc(&question.operation_id, question.attempt).await?;
         if row.state != HtlcState::Pending {
-            let proof = wire::ProofOfSettlement::decode(row.proof.as_deref().unwrap_or_default())?;
-            return Ok(wire::SettlementAnswer { vote: None, proof: Some(proof) });
+            return self.how_it_ended(&row).await;
         }
         let asked = Ruling::asked(&question.preimage, 0)?;
         if let Ruling::Commit { .. } = asked {
@@ -347,6 +381,33 @@ impl Engine {
         self.own_word(row, &ruling).await
     }
 
+    /// What ended it here; where that was said under an earlier federation file, the own word for it again.
+    async fn how_it_ended(&self, row: &HtlcRow) -> Result<wire::SettlementAnswer, EngineError> {
+        if let Some(proof) = self.stored_proof(row)? {
+            return Ok(wire::SettlementAnswer { vote: None, proof: Some(proof) });
+        }
+        if !row.pending.deciders.contains(&self.own()) {
+            return Ok(wire::SettlementAnswer::default());
+        }
+        let ruling = match known_preimage(row) {
+            Some(preimage) => Ruling::Commit { preimage },
+            None if row.state == HtlcState::Settled => self.confirmation(row).await?,
+            None => Ruling::Abort { height: self.tip()? },
+        };
+        let vote = self.own_word(row, &ruling).await?;
+        Ok(wire::SettlementAnswer { vote: Some(vote), proof: None })
+    }
+
+    /// Where the own chain has the exit transaction of a settled exit.
+    async fn confirmation(&self, row: &HtlcRow) -> Result<Ruling, EngineError> {
+        let nowhere = EngineError::State("the exit transaction is in no block");
+        let Completion::Exit { txid, .. } = &row.pending.condition.completes else { return Err(nowhere) };
+        match exit::place(self.db().pool(), txid).await? {
+            Place::Mined(block) => Ok(Ruling::Confirmed { tip: self.tip()?, block }),
+            Place::Near | Place::Nowhere => Err(nowhere),
+        }
+    }
+
     async fn own_word(&self, row: &HtlcRow, ruling: &Ruling) -> Result<wire::SettlementVote, EngineError> {
         let (preimage, tip_height, block) = match ruling {
             Ruling::Commit { preimage } => (preimage.to_vec(), 0, None),
@@ -367,18 +428,41 @@ impl Engine {
 
     /// Somebody hands over the words of all deciders. Idempotent.
     pub async fn on_settle(&self, request: wire::SettleRequest) -> Result<Vec<wire::Receipt>, EngineError> {
-        let row = self.htlc(&request.operation_id, request.attempt).await?;
+        let id = attempt_id(&request.operation_id, request.attempt)?;
+        let Some(row) = htlc::get(self.db().pool(), id).await? else {
+            // Tables that were lost hold nobody up: a repaired signer knows what was pending, and checks the proof.
+            let request = signer::SettleRequest {
+                operation_id: request.operation_id,
+                attempt: request.attempt,
+                proof: request.proof,
+            };
+            return Ok(self.inner.signers.own().settle(request).await?.receipts);
+        };
         let proof = request.proof.ok_or(VoteError::Malformed("proof"))?;
         let ruling = ProofOfSettlement::verify(&proof, self.federation(), &row.pending)?.ruling;
-        let receipts = if row.state == HtlcState::Pending || !row.announced {
-            self.settle_own(&row, &proof, &ruling).await?
-        } else {
-            Vec::new()
-        };
-        if request.everywhere && !row.announced {
-            self.announce(&row).await?;
+        // Nothing new, where it has ended so and events went out. What contradicts that the own signer must see.
+        if row.announced && row.state == end_by(&ruling) {
+            return Ok(Vec::new());
+        }
+        let receipts = self.settle_own(&row, &proof, &ruling).await?;
+        if request.everywhere {
+            // A reason to ask all of them, and no more: any peer may say so.
+            let engine = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = engine.look_everywhere(&row).await {
+                    tracing::debug!(%error, operation = %row.id(), "end is not everywhere");
+                }
+            });
         }
         Ok(receipts)
+    }
+
+    async fn look_everywhere(&self, row: &HtlcRow) -> Result<(), EngineError> {
+        let row = htlc::get(self.db().pool(), row.id()).await?.ok_or(EngineError::Unknown)?;
+        if !row.announced {
+            self.end(&row).await?;
+        }
+        Ok(())
     }
 
     /// Own signer, then own tables.
@@ -388,20 +472,19 @@ impl Engine {
         proof: &wire::ProofOfSettlement,
         ruling: &Ruling,
     ) -> Result<Vec<wire::Receipt>, EngineError> {
-        let ended = match ruling {
-            Ruling::Commit { .. } | Ruling::Confirmed { .. } => HtlcState::Settled,
-            Ruling::Abort { .. } => HtlcState::Returned,
-        };
-        if row.state != HtlcState::Pending && row.state != ended {
-            tracing::error!(operation = %row.id(), "both ends of a conditional transfer are proven");
-            return Err(EngineError::State("it has ended otherwise"));
-        }
+        let ended = end_by(ruling);
         let request = signer::SettleRequest {
             operation_id: row.pending.operation.as_bytes().to_vec(),
             attempt: row.pending.attempt,
             proof: Some(proof.clone()),
         };
-        let receipts = self.inner.signers.own().settle(request).await?.receipts;
+        // Also where it has ended otherwise: the signer raises the alarm.
+        let receipts = self.inner.signers.own().settle(request).await;
+        if row.state != HtlcState::Pending && row.state != ended {
+            tracing::error!(operation = %row.id(), "both ends of a conditional transfer are proven");
+            return Err(EngineError::State("it has ended otherwise"));
+        }
+        let receipts = receipts?.receipts;
         fail_point(Point::SettleSigner);
         let pool = self.db().pool();
         htlc::set_proof(pool, row.id(), &proof.encode_to_vec()).await?;
@@ -463,6 +546,38 @@ impl Engine {
             htlc::set_preimage(self.db().pool(), id, &preimage).await?;
         }
         Ok(())
+    }
+
+    /// Takes over from the signer's journal how it ended, where these tables have it as pending (D10). False where they do
+    /// not have it at all, or the journal is from before it told.
+    pub(crate) async fn adopt_end(
+        &self,
+        id: AttemptId,
+        entry: &signer::JournalEntry,
+    ) -> Result<bool, EngineError> {
+        let Some(row) = htlc::get(self.db().pool(), id).await? else { return Ok(false) };
+        if row.state != HtlcState::Pending {
+            return Ok(true);
+        }
+        let Some(proof) = &entry.ended else { return Ok(false) };
+        let preimage = proof.votes.iter().find_map(|vote| vote.preimage.as_slice().try_into().ok());
+        let pool = self.db().pool();
+        htlc::set_proof(pool, id, &proof.encode_to_vec()).await?;
+        if let Some(preimage) = &preimage {
+            htlc::set_preimage(pool, id, preimage).await?;
+        }
+        let ended = if preimage.is_some() { HtlcState::Settled } else { HtlcState::Returned };
+        let mut write = AppliedWrite::default();
+        for bytes in &entry.leaves {
+            let mut record = LeafRecord::decode(bytes).map_err(|_| DbError::Corrupt("journal.leaves"))?;
+            if ended == HtlcState::Returned {
+                record.status = LeafStatus::Available;
+            }
+            write.leaves.push(outcome::leaf_write(&record)?);
+            write.watched.extend(outcome::watched(&record));
+        }
+        work::ended(self.db(), &row, ended, &write).await?;
+        Ok(true)
     }
 
     /// Takes over from the signer's journal that leaves came back, where these tables have them as they were (D10).

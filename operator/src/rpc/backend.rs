@@ -214,6 +214,9 @@ fn of_vote(reason: &str) -> Refused {
         "EXPIRY_HEIGHT" => {
             Refused::new(Reason::OperationAborted, "operators see different heights; try again")
         }
+        "HTLC_NOT_OFFERED" => {
+            Refused::new(Reason::Unimplemented, "an operator takes no part in transfers for a preimage")
+        }
         "EXPIRED" => Refused::new(Reason::Expired, "the transfer or its invoice has expired"),
         "NONCE_UNKNOWN" => Refused::new(Reason::NonceUnknown, "nonce commitments are gone; fetch fresh ones"),
         "PACKAGE_KEY" => {
@@ -250,6 +253,7 @@ mod tests {
             ("TEMPLATE", Reason::RuleViolated),
             ("INVOICE_PAID", Reason::InvoicePaid),
             ("EXPIRED", Reason::Expired),
+            ("HTLC_NOT_OFFERED", Reason::Unimplemented),
             ("PEER_UNREACHABLE", Reason::OperationAborted),
             ("", Reason::OperationAborted),
         ];

@@ -1,6 +1,7 @@
 //! Transfers that a preimage completes: made by the sender, settled by the receiver, listed for both.
 
 use bitcoin::hashes::{Hash as _, sha256};
+use futures::future::join_all;
 use spark_proto::{
     peer::v1::{self as peer, operation::Request},
     spark::{self, PreimageRequestRole as Role, PreimageRequestStatus as Status},
@@ -72,12 +73,19 @@ impl Api {
             return Err(Refused::field("preimage", "does not hash to payment_hash"));
         }
         let pending = htlc::of_payment(self.parts.db.pool(), &payment_hash, &receiver).await?;
-        let pending = pending.ok_or_else(|| {
-            Refused::new(Reason::TransferUnknown, "no transfer to you waits for this preimage")
-        })?;
-        self.parts.operations.provide(&pending, &preimage).await?;
+        let Some(largest) = pending.first().map(|row| row.transfer_id) else {
+            return Err(Refused::new(Reason::TransferUnknown, "no transfer to you waits for this preimage"));
+        };
+        // Whoever pays for the same preimage pays now; the answer is about the largest that came in time.
+        let ended = join_all(pending.iter().map(|row| self.parts.operations.provide(row, &preimage))).await;
         self.parts.events.wake();
-        let (row, _) = self.transfer_of(pending.transfer_id, session).await?;
+        let settled =
+            pending.iter().zip(&ended).find(|(_, ended)| ended.is_ok()).map(|(row, _)| row.transfer_id);
+        if let (None, Some(Err(refused))) = (settled, ended.into_iter().next()) {
+            return Err(refused);
+        }
+        let transfer_id = settled.unwrap_or(largest);
+        let (row, _) = self.transfer_of(transfer_id, session).await?;
         Ok(spark::ProvidePreimageResponse { transfer: Some(self.transfer(&row, Some(&receiver)).await?) })
     }
 

@@ -143,6 +143,8 @@ pub struct Parts {
     pub htlc: bool,
     /// Whether cooperative exits are begun here.
     pub coop_exit: bool,
+    /// Whether identities are open to everybody unless their owners close them.
+    pub open_reads: bool,
 }
 
 impl fmt::Debug for Parts {

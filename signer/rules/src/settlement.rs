@@ -252,6 +252,13 @@ impl SettlementVote {
 
     /// Parses and verifies.
     pub fn verify(vote: &wire::SettlementVote, federation: &Federation) -> Result<Self, VoteError> {
+        let this = Self::stored(vote)?;
+        this.position.verify(federation, Self::DOMAIN, &this.payload(), &vote.signature)?;
+        Ok(this)
+    }
+
+    /// Parses one of one's own records, of whatever federation file. Nothing is verified.
+    pub fn stored(vote: &wire::SettlementVote) -> Result<Self, VoteError> {
         let ruling = match vote.ruling() {
             wire::Ruling::Commit if !vote.block_hash.is_empty() => {
                 Ruling::confirmed(vote.height, vote.block_height, &vote.block_hash)?
@@ -266,15 +273,13 @@ impl SettlementVote {
             wire::Ruling::Abort => Ruling::Abort { height: vote.height },
             wire::Ruling::Unspecified => return Err(VoteError::Malformed("ruling")),
         };
-        let this = Self {
+        Ok(Self {
             position: Position::parse(vote.position.as_ref())?,
             operation: OperationId::parse(&vote.operation_id)?,
             attempt: vote.attempt,
             digest: vote.digest.as_slice().try_into().map_err(|_| VoteError::Malformed("digest"))?,
             ruling,
-        };
-        this.position.verify(federation, Self::DOMAIN, &this.payload(), &vote.signature)?;
-        Ok(this)
+        })
     }
 }
 

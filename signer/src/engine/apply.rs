@@ -2,19 +2,20 @@
 //! staged secrets destroyed, receipts written; one store commit (D2, S6, D14).
 
 use bitcoin::secp256k1::PublicKey;
-use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::{LeafId, OperationId},
     leaf::{LeafRecord, LeafStatus},
     operation::{Keys, Operation, OperationError, Outcome, TransferRecord, TweakedKey},
-    vote::{Certificate, Kind},
+    settlement::Pending,
+    vote::Kind,
 };
 use zeroize::Zeroizing;
 
 use super::{
     EngineError, Shared, deletion_log, journal,
     ledger::{self, Attempt, Holder, Phase},
+    pending,
     prepare::{entry, keyshare_secret, leaf_resource, read_scalar, shares_id, tweak_id},
     release::{forget_finals, put_released},
     repair,
@@ -38,16 +39,11 @@ impl Shared {
             });
         }
         let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
-        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
         if attempt.phase == Phase::Aborted {
-            // Both proofs exist only if t operators lie.
-            let certified = Certificate::verify(certificate, &self.federation)?;
-            let ballot = certified.ballot();
-            if (ballot.operation, ballot.attempt) == (id, request.attempt) {
-                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
-            }
+            self.committed_after_abort(txn, &id, request.attempt, &attempt, proof)?;
             return Err(EngineError::Decided("aborted"));
         }
+        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
         if attempt.request.is_empty() {
             return Err(EngineError::Unknown("canonical request"));
         }
@@ -60,9 +56,11 @@ impl Shared {
         let signatures = operation.parse_signatures(&proof.signatures)?;
         let outcome = operation.outcome(&signatures, &keys, &certificate.ballot().digest)?;
         if operation.condition.is_some() {
+            let digest = certificate.ballot().digest;
+            pending::put(txn, &Pending::of(&operation, digest)?);
             return self.pend(txn, attempt, &operation, &outcome, proof);
         }
-        self.finish(txn, attempt, &operation, &keys, &outcome, proof.clone())
+        self.finish(txn, attempt, &operation, &keys, &outcome, proof.clone(), None)
     }
 
     /// The first decision of a conditional operation (D8): its refunds are complete and stored, so that the receiver can
@@ -93,7 +91,8 @@ impl Shared {
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts: Vec::new() })
     }
 
-    /// Keys, records, receipts: what the operation decided is true.
+    /// Keys, records, receipts: what the operation decided is true. `ended` is the second decision of a conditional one.
+    #[expect(clippy::too_many_arguments, reason = "one outcome, and what proves it")]
     pub(super) fn finish(
         &mut self,
         txn: &mut Txn<'_>,
@@ -102,6 +101,7 @@ impl Shared {
         keys: &Keys,
         outcome: &Outcome,
         proof: peer::ProofOfCommit,
+        ended: Option<&peer::ProofOfSettlement>,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let (id, number) = (operation.id, operation.attempt);
         txn.open_ahead(operation.parts.iter().enumerate().flat_map(|(position, part)| {
@@ -130,6 +130,7 @@ impl Shared {
         applied.leaves = outcome.nodes.iter().chain(&outcome.leaves).map(LeafRecord::encode).collect();
         applied.transfer = transfer.map(|t| t.encode()).unwrap_or_default();
         applied.opened.clone_from(&attempt.opened);
+        applied.ended = ended.cloned();
         journal::append(txn, applied)?;
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts })
     }

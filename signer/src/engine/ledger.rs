@@ -385,6 +385,12 @@ pub(super) fn released(txn: &Txn<'_>, maturity: Maturity) -> Result<Option<Relea
     }
 }
 
+/// Whether `later` is the record of a maturity `known` whose HTLC came back.
+pub(super) fn returned_since(known: &[u8], later: &[u8]) -> Result<bool, EngineError> {
+    let (known, later) = (Released::decode(known)?, Released::decode(later)?);
+    Ok(known.terms == Terms::Htlc && later == Released { terms: Terms::Returned, ..known })
+}
+
 pub(super) fn put_released(txn: &mut Txn<'_>, maturity: Maturity, released: &Released) {
     txn.put_record(&key(b"maturity/", &maturity.to_bytes()), released.encode());
 }

@@ -5,7 +5,7 @@
 //! tweaks; the ABORT of every decider,
 //! each on a tip beyond the expiry, destroys them and gives the leaves back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
@@ -20,6 +20,7 @@ use spark_rules::{
 use super::{
     EngineError, Shared, deletion_log, journal,
     ledger::{self, Attempt, Holder, Phase, Terms},
+    pending,
     prepare::{entry, leaf_resource},
 };
 use crate::vault::Txn;
@@ -42,7 +43,9 @@ impl Shared {
     /// Signs how the operation ends, as one of its deciders: COMMIT for a preimage or a confirmed exit transaction, ABORT
     /// for a tip beyond the expiry. What the chain says is the own operator's word: it counts because all deciders give
     /// theirs (D18).
-    /// The first word is the last: the other one is refused from then on.
+    /// The first word is the last: the other one is refused from then on. A word that was given under an earlier
+    /// federation file counts no more, so it is given again, the same one, also after the end: who has not heard of the
+    /// end needs it.
     pub(super) fn sign_settlement(
         &mut self,
         txn: &mut Txn<'_>,
@@ -55,36 +58,52 @@ impl Shared {
             ([], hash) => Ruling::confirmed(request.tip_height, request.block_height, hash)?,
             _ => return Err(EngineError::Malformed("preimage and block_hash")),
         };
-        let attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
         if let Some(given) = own_word(txn, &id, request.attempt)? {
-            let vote = SettlementVote::verify(&given, &self.federation)?;
-            if !vote.ruling.agrees(&ruling) {
-                return Err(EngineError::Decided(vote.ruling.name()));
+            let word = SettlementVote::stored(&given)?;
+            if !word.ruling.agrees(&ruling) {
+                return Err(EngineError::Decided(word.ruling.name()));
             }
-            return Ok(wire::SignSettlementResponse { vote: Some(given) });
+            if word.position.federation_epoch == self.federation.epoch() {
+                return Ok(wire::SignSettlementResponse { vote: Some(given) });
+            }
+            return self.give_word(txn, word);
         }
-        // Before the first decision there is nothing to settle; after the second nobody needs another word.
-        if attempt.phase != Phase::Pending {
-            return Err(EngineError::Decided(attempt.phase.name()));
-        }
-        let operation = self.stored_operation(txn, &attempt)?;
-        let condition = operation.condition.as_ref().ok_or(EngineError::Malformed("condition"))?;
-        if !operation.named.contains(&self.me) {
+        // Before the first decision there is nothing to settle; after the second nobody needs a first word. A repaired
+        // signer has the record alone.
+        let Some(pending) = pending::get(txn, &id, request.attempt)? else {
+            let attempt = ledger::attempt(txn, &id, request.attempt)?;
+            return Err(
+                attempt.map_or(EngineError::Unknown("operation"), |a| EngineError::Decided(a.phase.name()))
+            );
+        };
+        if !pending.deciders.contains(&self.me) {
             return Err(EngineError::NotNamed);
         }
-        condition.check(&ruling)?;
-        let vote = SettlementVote {
-            position: self.position(txn),
-            operation: id,
-            attempt: request.attempt,
-            digest: own_digest(&attempt)?,
-            ruling,
+        pending.condition.check(&ruling)?;
+        let (digest, attempt) = (pending.digest, request.attempt);
+        self.give_word(
+            txn,
+            SettlementVote { position: self.position(txn), operation: id, attempt, digest, ruling },
+        )
+    }
+
+    fn give_word(
+        &self,
+        txn: &mut Txn<'_>,
+        word: SettlementVote,
+    ) -> Result<wire::SignSettlementResponse, EngineError> {
+        let (id, attempt) = (word.operation, word.attempt);
+        let word = SettlementVote { position: self.position(txn), ..word };
+        let signature = self.token.sign_federation(&word.statement(&self.federation))?.to_vec();
+        let vote = word.into_wire(signature);
+        txn.put_record(&word_key(&id, attempt), vote.encode_to_vec());
+        let ruled = wire::JournalEntry {
+            kind: "ruled".to_owned(),
+            operation_id: id.as_bytes().to_vec(),
+            attempt,
+            settlement: Some(vote.clone()),
+            ..wire::JournalEntry::default()
         };
-        let signature = self.token.sign_federation(&vote.statement(&self.federation))?.to_vec();
-        let vote = vote.into_wire(signature);
-        txn.put_record(&word_key(&id, request.attempt), vote.encode_to_vec());
-        let mut ruled = entry("ruled", &id, request.attempt, &attempt.vote, None, Vec::new());
-        ruled.settlement = Some(vote.clone());
         journal::append(txn, ruled)?;
         Ok(wire::SignSettlementResponse { vote: Some(vote) })
     }
@@ -97,25 +116,69 @@ impl Shared {
     ) -> Result<wire::ApplyResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let attempt = ledger::attempt(txn, &id, request.attempt)?.ok_or(EngineError::Unknown("operation"))?;
         let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
+        let attempt = match ledger::attempt(txn, &id, request.attempt)? {
+            Some(attempt) if attempt.phase != Phase::Refused => attempt,
+            _ => return self.settle_unknown(txn, &id, request.attempt, proof),
+        };
         if matches!(attempt.phase, Phase::Applied | Phase::Returned) {
             return self.settled_before(txn, &id, request.attempt, &attempt, proof);
         }
         if attempt.phase != Phase::Pending {
             return Err(EngineError::Decided(attempt.phase.name()));
         }
-        let operation = self.stored_operation(txn, &attempt)?;
+        // Of an earlier federation file, too: the first decision stands, and the words are of this one.
+        let operation = self.operation_to_end(txn, &attempt)?;
         let pending = Pending::of(&operation, own_digest(&attempt)?)?;
-        let verified = ProofOfSettlement::verify(proof, &self.federation, &pending)?;
+        let verified = self.verified(txn, proof, &pending)?;
+        pending::end(txn, &id, request.attempt);
+        match verified.ruling {
+            Ruling::Commit { .. } | Ruling::Confirmed { .. } => {
+                self.complete(txn, attempt, &operation, proof)
+            }
+            Ruling::Abort { .. } => self.give_back(txn, attempt, &operation, pending.return_hash(), proof),
+        }
+    }
+
+    fn verified(
+        &mut self,
+        txn: &mut Txn<'_>,
+        proof: &peer::ProofOfSettlement,
+        pending: &Pending,
+    ) -> Result<ProofOfSettlement, EngineError> {
+        let verified = ProofOfSettlement::verify(proof, &self.federation, pending)?;
         for wire in &proof.votes {
             let vote = SettlementVote::verify(wire, &self.federation)?;
             self.remember(txn, &vote.position, vote.statement(&self.federation), &wire.signature)?;
         }
-        match verified.ruling {
-            Ruling::Commit { .. } | Ruling::Confirmed { .. } => self.complete(txn, attempt, &operation),
-            Ruling::Abort { .. } => self.give_back(txn, attempt, &operation, pending.return_hash()),
+        Ok(verified)
+    }
+
+    /// The end of what was pending at all others when this signer was repaired. It has none of the leaves: they come
+    /// with the next run of its repair, as the end leaves them.
+    fn settle_unknown(
+        &mut self,
+        txn: &mut Txn<'_>,
+        id: &OperationId,
+        attempt: u32,
+        proof: &peer::ProofOfSettlement,
+    ) -> Result<wire::ApplyResponse, EngineError> {
+        let answer = wire::ApplyResponse {
+            position: Some(self.committed_position(txn).to_wire()),
+            receipts: Vec::new(),
+        };
+        if let Some((pending, committed)) = pending::ended(txn, id, attempt)? {
+            let verified = ProofOfSettlement::verify(proof, &self.federation, &pending)?;
+            if verified.ruling.completes() == committed {
+                return Ok(answer);
+            }
+            self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
+            return Err(EngineError::Decided(if committed { "applied" } else { "returned" }));
         }
+        let pending = pending::get(txn, id, attempt)?.ok_or(EngineError::Unknown("operation"))?;
+        let verified = self.verified(txn, proof, &pending)?;
+        pending::end_unknown(txn, &pending, verified.ruling.completes());
+        Ok(answer)
     }
 
     /// The same end again is no news; the other one can only be proven if t operators lie.
@@ -128,18 +191,20 @@ impl Shared {
         proof: &peer::ProofOfSettlement,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let ended = if attempt.phase == Phase::Applied { peer::Ruling::Commit } else { peer::Ruling::Abort };
-        let mut others = BTreeSet::new();
+        // One of each, or a long proof would be long evidence.
+        let mut others = BTreeMap::new();
         for wire in &proof.votes {
             let vote = SettlementVote::verify(wire, &self.federation)?;
             let about = (vote.operation, vote.attempt) == (*id, number)
                 && vote.digest.as_slice() == attempt.vote.digest;
             if about && wire.ruling() != ended {
-                others.insert(u32::from(vote.position.signer.get()));
+                others.entry(u32::from(vote.position.signer.get())).or_insert_with(|| wire.clone());
             }
         }
         if !others.is_empty() {
-            if attempt.vote.named.iter().all(|decider| others.contains(decider)) {
-                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
+            if attempt.vote.named.iter().all(|decider| others.contains_key(decider)) {
+                let evidence = peer::ProofOfSettlement { votes: others.into_values().collect() };
+                self.alarms.raise_over("both_proofs", self.now, evidence.encode_to_vec());
             }
             return Err(EngineError::Decided(attempt.phase.name()));
         }
@@ -153,12 +218,13 @@ impl Shared {
         txn: &mut Txn<'_>,
         attempt: Attempt,
         operation: &Operation,
+        ended: &peer::ProofOfSettlement,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let keys = Keys::derive(operation, &attempt.opened)?;
         let proof = attempt.proof.clone().ok_or(EngineError::Malformed("stored proof"))?;
         let signatures = operation.parse_signatures(&proof.signatures)?;
         let outcome = operation.outcome(&signatures, &keys, &own_digest(&attempt)?)?;
-        self.finish(txn, attempt, operation, &keys, &outcome, proof)
+        self.finish(txn, attempt, operation, &keys, &outcome, proof, Some(ended))
     }
 
     /// The staged tweaks are destroyed; the leaves are the sender's again, at the version and with the refunds that they
@@ -170,6 +236,7 @@ impl Shared {
         mut attempt: Attempt,
         operation: &Operation,
         last_proof: [u8; 32],
+        ended: &peer::ProofOfSettlement,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let (id, number) = (operation.id, operation.attempt);
         let holder = Holder { operation: id, attempt: number };
@@ -204,6 +271,7 @@ impl Shared {
         ledger::put_attempt(txn, &id, number, &attempt);
         let mut returned = entry("returned", &id, number, &attempt.vote, None, Vec::new());
         returned.leaves = leaves;
+        returned.ended = Some(ended.clone());
         journal::append(txn, returned)?;
         Ok(wire::ApplyResponse { position: Some(self.position(txn).to_wire()), receipts })
     }

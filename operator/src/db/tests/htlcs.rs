@@ -112,6 +112,8 @@ async fn between_the_decisions_the_leaf_is_held() {
     let row = pending(&db, 1).await;
     assert_eq!(leaf_now(&db).await, ("TRANSFER_LOCKED".to_owned(), 0, true));
     assert_eq!(status(&db, &row).await, (1, 1));
+    let leaf_id = Uuid::from_bytes([1; 16]);
+    assert_eq!(leaf::last_owned_version(db.pool(), leaf_id, &key(2)).await.unwrap(), Some(1));
     // Its operation is done, but no claim moves before the end.
     for moved in [
         claim::spend_leaves(db.pool(), row.id()).await,
@@ -153,8 +155,17 @@ async fn it_settles_once() {
     assert!(!work::ended(&db, &row, HtlcState::Returned, &AppliedWrite::default()).await.unwrap());
     assert_eq!(leaf_now(&db).await, ("TRANSFER_LOCKED".to_owned(), 1, false));
     assert_eq!(status(&db, &row).await, (2, 2));
-    let stored = htlc::of_payment(db.pool(), &payment_hash(), &key(2)).await.unwrap().unwrap();
-    assert_eq!((stored.state, stored.proof, stored.announced), (HtlcState::Settled, Some(vec![1]), false));
+    let stored = htlc::of_payment(db.pool(), &payment_hash(), &key(2)).await.unwrap().remove(0);
+    // Words given again under another federation file take the place of the first ones.
+    assert_eq!((stored.state, stored.proof, stored.announced), (HtlcState::Settled, Some(vec![2]), false));
+    // What has gone on since stays.
+    let mut connection = db.pool().acquire().await.unwrap();
+    transfer::complete(&mut connection, row.transfer_id, &key(2)).await.unwrap();
+    for late in [transfer::SENDER_KEY_TWEAKED, transfer::RETURNED] {
+        transfer::set_status(&mut connection, row.transfer_id, late).await.unwrap();
+        assert_eq!(status(&db, &row).await, (transfer::COMPLETED, transfer::COMPLETED));
+    }
+    drop(connection);
     // The hash is used up, for ever.
     let hash = Claims { leaves: vec![], resources: vec![(PAYMENT, payment_hash().to_vec())] };
     let rival = work::propose(&db, &new_operation(attempt(2, 0)), &hash).await;
@@ -179,6 +190,9 @@ async fn it_returns_once_and_the_hash_is_free_again() {
     assert!(!work::ended(&db, &row, HtlcState::Settled, &write).await.unwrap());
     assert_eq!(leaf_now(&db).await, ("AVAILABLE".to_owned(), 0, false));
     assert_eq!(status(&db, &row).await, (7, 7));
+    // Receipts of a leaf that came back are none of the receiver's business; those of a pending one were.
+    let leaf_id = Uuid::from_bytes([1; 16]);
+    assert_eq!(leaf::last_owned_version(db.pool(), leaf_id, &key(2)).await.unwrap(), None);
     // The same leaf and hash again, under another id: this one is used up.
     let used = new_operation(attempt(2, 0));
     assert!(matches!(
@@ -187,8 +201,9 @@ async fn it_returns_once_and_the_hash_is_free_again() {
     ));
     let again = pending(&db, 3).await;
     assert_eq!(again.state, HtlcState::Pending);
-    let found = htlc::of_payment(db.pool(), &payment_hash(), &key(2)).await.unwrap().unwrap();
-    assert_eq!(found.transfer_id, again.transfer_id, "of several the live one");
+    let found = htlc::of_payment(db.pool(), &payment_hash(), &key(2)).await.unwrap();
+    let found: Vec<_> = found.iter().map(|row| row.transfer_id).collect();
+    assert_eq!(found, [again.transfer_id], "of several the live one");
     let all = Filter { receiver: Some(key(2)), ..Filter::default() };
     assert_eq!(htlc::list(db.pool(), &all, 9, 0).await.unwrap().len(), 2);
     let returned = Filter { state: Some(HtlcState::Returned), ..all.clone() };
@@ -200,4 +215,38 @@ async fn it_returns_once_and_the_hash_is_free_again() {
         State::Done,
         "the first decision stands"
     );
+}
+
+/// A hash is one sender's at a receiver: a stranger's dust under it neither holds it nor comes first.
+#[tokio::test]
+async fn nobody_occupies_a_hash_for_another() {
+    let db = testing::database().await;
+    let row = pending(&db, 1).await;
+    let (stranger, small) = (key(7), Uuid::from_bytes([9; 16]));
+    for (op, transfer_id, taken) in [(2, small, false), (3, Uuid::from_bytes([8; 16]), true)] {
+        let new = NewOperation { kind: 8, ..new_operation(attempt(op, 0)) };
+        work::propose(&db, &new, &Claims::default()).await.unwrap();
+        let (sender, receiver) = (stranger.clone(), key(2));
+        let transfer = TransferRow {
+            transfer_id,
+            sender: sender.clone(),
+            receiver: receiver.clone(),
+            total: 1,
+            status: transfer::SENDER_KEY_TWEAK_PENDING,
+            kind: 0,
+            expiry: Some(1),
+            invoice: String::new(),
+            created_micros: 0,
+            updated_micros: 0,
+            completed_micros: None,
+        };
+        transfer::insert(db.pool(), &transfer).await.unwrap();
+        let pending = Pending { operation: new.id.op, ..row.pending.clone() };
+        let theirs = HtlcRow { pending, transfer_id, sender, receiver, ..row.clone() };
+        let written = htlc::insert(db.pool(), &theirs).await;
+        assert_eq!(written.is_err(), taken, "one from each sender: {written:?}");
+    }
+    let found = htlc::of_payment(db.pool(), &payment_hash(), &key(2)).await.unwrap();
+    let found: Vec<_> = found.iter().map(|row| row.transfer_id).collect();
+    assert_eq!(found, [row.transfer_id, small], "the largest first");
 }

@@ -137,11 +137,20 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
-    bench_with(Arc::new(Unreachable), Arc::new(Unreachable)).await
+    bench_of(Arc::new(Unreachable), Arc::new(Unreachable), false).await
+}
+
+/// Where identities are open unless closed.
+async fn open_bench() -> Bench {
+    bench_of(Arc::new(Unreachable), Arc::new(Unreachable), true).await
 }
 
 /// With signers that answer something.
 async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench {
+    bench_of(nonces, refunds, false).await
+}
+
+async fn bench_of(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>, open_reads: bool) -> Bench {
     let db = database().await;
     let federation = Arc::new(testing::federation(3, 2));
     let engine = Arc::new(Engine::default());
@@ -159,6 +168,7 @@ async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench
         refunds,
         htlc: true,
         coop_exit: true,
+        open_reads,
     });
     Bench { api, db, engine }
 }

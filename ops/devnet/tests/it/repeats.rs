@@ -72,6 +72,7 @@ const READS: &[&str] = &[
     "query_spark_invoices",
     "query_static_deposit_addresses",
     "query_token_outputs",
+    "query_token_transactions",
     "query_unused_deposit_addresses",
     "query_wallet_setting",
     "subscribe_to_events",

@@ -77,7 +77,7 @@ pub(super) fn derive(
     if swap.invoice_amount.as_ref().is_some_and(|a| a.value_sats != 0 && a.value_sats != total) {
         return Err(OperationError::Malformed("invoice_amount"));
     }
-    let payment = [payment_hash.as_slice(), &receiver.serialize()].concat();
+    let payment = [payment_hash.as_slice(), &receiver.serialize(), &sender.serialize()].concat();
     let resources = vec![
         Resource { kind: "transfer", key: transfer.as_bytes().to_vec() },
         Resource { kind: PAYMENT, key: payment },
@@ -97,7 +97,8 @@ pub(super) fn derive(
     Ok(Operation { condition: Some(condition), ..operation })
 }
 
-/// Kind of the resource that is free again after a return: one live HTLC per payment hash and receiver.
+/// Kind of the resource that is free again after a return: one live HTLC per payment hash, receiver and sender, so
+/// that nobody can occupy a hash for somebody else.
 pub const PAYMENT: &str = "payment";
 
 /// What no signature covers, checked for one meaning (X14): one receiver, one sender, one transfer, no invoice.

@@ -73,6 +73,16 @@ impl Htlc {
         &self.payment_hash
     }
 
+    /// Who takes the output with the preimage.
+    pub const fn receiver(&self) -> &PublicKey {
+        &self.receiver
+    }
+
+    /// Who gets it back.
+    pub const fn sender(&self) -> &PublicKey {
+        &self.sender
+    }
+
     /// The leaf script of a path.
     pub fn script(&self, path: HtlcPath) -> ScriptBuf {
         let key = |key: &PublicKey| key.x_only_public_key().0;

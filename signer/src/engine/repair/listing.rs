@@ -13,6 +13,7 @@ use crate::{
     engine::{
         EngineError, Shared,
         ledger::{self, Holder, Phase},
+        pending::PENDING,
         prepare::leaf_resource,
     },
     secret::SecretScalar,
@@ -30,10 +31,12 @@ pub(super) enum Table {
     Held,
     /// Transfers and whether they are claimed.
     Transfers,
+    /// What waits for its second decision (D8). All others must say so: who has seen an end does not list it.
+    Pending,
 }
 
 impl Table {
-    const ALL: [Self; 4] = [Self::Keyshares, Self::Maturities, Self::Held, Self::Transfers];
+    const ALL: [Self; 5] = [Self::Keyshares, Self::Maturities, Self::Held, Self::Transfers, Self::Pending];
 
     pub(super) fn from_wire(table: u32) -> Result<Self, EngineError> {
         let found = usize::try_from(table).ok().and_then(|table| Self::ALL.get(table));
@@ -46,6 +49,7 @@ impl Table {
             Self::Maturities => b"maturity/",
             Self::Held => b"held/",
             Self::Transfers => b"transfer/",
+            Self::Pending => PENDING,
         }
     }
 }

@@ -293,8 +293,14 @@ impl Shared {
         ticket: &wire::RepairTicket,
         listings: &BTreeMap<OperatorIndex, wire::RepairListing>,
     ) -> Result<Agreed, EngineError> {
-        let need = self.federation.size().saturating_sub(self.federation.threshold()).saturating_add(1);
-        Agreed::of(ticket, listings, usize::from(need), Table::from_wire(ticket.table)?)
+        let table = Table::from_wire(ticket.table)?;
+        let need = match table {
+            Table::Pending => listings.len(),
+            _ => usize::from(
+                self.federation.size().saturating_sub(self.federation.threshold()).saturating_add(1),
+            ),
+        };
+        Agreed::of(ticket, listings, need, table)
     }
 
     /// Deltas of all helpers over one agreement, signed; whether their points fit is the caller's to check.

@@ -337,7 +337,11 @@ fn take_records(txn: &mut Txn<'_>, table: Table, agreed: &Agreed) -> Result<u64,
     let mut taken = 0u64;
     for (key, value) in &agreed.records {
         let key = [table.prefix(), key].concat();
-        if txn.record(&key)?.is_none() {
+        let known = txn.record(&key)?;
+        // What was pending when it was taken, and came back since, is the one exception from what one has.
+        let returned = table == Table::Maturities
+            && known.as_deref().map(|known| ledger::returned_since(known, value)).transpose()? == Some(true);
+        if known.is_none() || returned {
             txn.put_record(&key, value.clone());
             taken = taken.saturating_add(1);
         }

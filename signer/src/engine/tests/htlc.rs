@@ -1,6 +1,7 @@
 //! D8: transfers that a preimage completes, and what nobody gets out of them.
 
 mod attacks;
+mod epochs;
 mod maturities;
 
 use bitcoin::hashes::{Hash as _, sha256};
@@ -160,7 +161,7 @@ impl Pending {
     fn forged(&self, member: usize, ruling: Ruling, digest: [u8; 32]) -> peer::SettlementVote {
         let vote = SettlementVote {
             position: Position {
-                federation_epoch: 1,
+                federation_epoch: self.quorum.federation.epoch(),
                 signer: OperatorIndex::new(member as u16),
                 incarnation: self.quorum.members[member].engine.vault().incarnation(),
                 root_epoch: 1,
@@ -192,7 +193,7 @@ impl Pending {
     }
 
     fn phases(&mut self, member: usize) -> Vec<String> {
-        let request = wire::GetReceiptsRequest { leaf_id: self.leaf.id.to_string(), tree_size: 0 };
+        let request = wire::GetReceiptsRequest { leaf_id: self.leaf.id.to_string(), tree_size: 0, from: 0 };
         let Reply::Receipts(reply) = self.quorum.call(member, Request::GetReceipts(request)).unwrap() else {
             panic!()
         };

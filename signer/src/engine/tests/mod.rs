@@ -8,6 +8,7 @@ mod deposits;
 mod flows;
 mod htlc;
 mod invoices;
+mod log_pages;
 mod logs;
 mod one_time;
 mod packages;

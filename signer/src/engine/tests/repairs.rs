@@ -52,7 +52,33 @@ fn approval(quorum: &Quorum) -> ApprovedRepair {
     }
 }
 
+/// Member 1 loses everything; a new signer takes its place, made whole under the next federation file.
+pub(super) fn replace(mut quorum: Quorum) -> (Quorum, super::quorum::Member) {
+    let lost = quorum.lose(LOST);
+    let mut case = Case::around(quorum, lost);
+    case.approve();
+    case.quorum.witness(LOST).unwrap();
+    case.repair(64);
+    (case.quorum, case.lost)
+}
+
+/// Another run of the repair, for what the one before left out: how much it took.
+pub(super) fn once_more(quorum: Quorum, lost: super::quorum::Member) -> (Quorum, u64) {
+    let mut case = Case::around(quorum, lost);
+    let (taken, _) = case.repair(64);
+    (case.quorum, taken)
+}
+
 impl Case {
+    fn around(quorum: Quorum, lost: super::quorum::Member) -> Self {
+        let nobodys = || Leaf {
+            id: spark_rules::ids::LeafId::from_bytes(rand::random()),
+            key: crate::secret::SecretScalar::random(&mut rand::rngs::OsRng),
+        };
+        let (alice, bob) = (Wallet::new(), Wallet::new());
+        Self { quorum, lost, alice, bob, kept: nobodys(), moved: nobodys() }
+    }
+
     fn lost(t: u16, n: u16) -> Self {
         let mut quorum = Quorum::new(t, n);
         let (alice, bob) = (Wallet::new(), Wallet::new());
@@ -207,7 +233,7 @@ impl Case {
     }
 
     fn receipts(&mut self, leaf: &Leaf) -> Vec<peer::Receipt> {
-        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
         match self.quorum.call(LOST, Request::GetReceipts(request)).unwrap() {
             Reply::Receipts(reply) => reply.receipts,
             _ => panic!(),

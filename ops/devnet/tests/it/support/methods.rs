@@ -26,7 +26,6 @@ pub(crate) const NOT_OFFERED: &[&str] = &[
     "start_transaction",
     "commit_transaction",
     "query_token_metadata",
-    "query_token_transactions",
     "freeze_tokens",
     "broadcast_transaction",
 ];

@@ -49,7 +49,9 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
     vec![
         (
             "GetReceipts",
-            vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), tree_size: 0 }.encode_to_vec())],
+            vec![no(
+                signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), ..Default::default() }.encode_to_vec()
+            )],
         ),
         ("WatchLeaves", vec![no(WatchLeavesRequest { leaf_ids: vec![v.leaf.clone()] }.encode_to_vec())]),
         ("generate_deposit_address", vec![no(address(v))]),
@@ -99,6 +101,7 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
         ),
         ("subscribe_to_events", vec![no(events(v))]),
         ("query_token_outputs", vec![no(tokens(v))]),
+        ("query_token_transactions", vec![no(token_transactions(v))]),
     ]
 }
 
@@ -364,6 +367,14 @@ fn static_refund(v: &Victim) -> Vec<u8> {
 
 fn events(v: &Victim) -> Vec<u8> {
     spark::SubscribeToEventsRequest { identity_public_key: v.identity.clone() }.encode_to_vec()
+}
+
+fn token_transactions(v: &Victim) -> Vec<u8> {
+    spark_token::QueryTokenTransactionsRequest {
+        owner_public_keys: vec![v.identity.clone()],
+        ..Default::default()
+    }
+    .encode_to_vec()
 }
 
 fn tokens(v: &Victim) -> Vec<u8> {

@@ -9,11 +9,17 @@ fn again(pending: Pending) -> Result<Pending, String> {
     Pending::of(quorum, alice, bob, leaf)
 }
 
-/// A payment hash has one live HTLC per receiver; a return frees it, a settlement never does.
+/// A payment hash has one live HTLC per sender and receiver; a return frees it, a settlement never does.
 #[test]
 fn a_payment_hash_has_one_live_htlc() {
     for settled in [false, true] {
         let mut pending = Pending::new();
+        // Whoever knows the hash does not occupy it for others.
+        let mallory = Wallet::new();
+        let dust = deposit(&mut pending.quorum, &mallory, 1_000);
+        let (theirs, _) = htlc_request(&mut pending.quorum, &mallory, &dust, &pending.bob, &PREIMAGE);
+        let theirs = operation(&mut pending.quorum, Kind::Htlc(theirs));
+        pending.quorum.certify(&theirs).unwrap();
         let second = deposit(&mut pending.quorum, &pending.alice, 20_000);
         let pay = |pending: &mut Pending, to: &Wallet| {
             let (htlc, _) = htlc_request(&mut pending.quorum, &pending.alice, &second, to, &PREIMAGE);
