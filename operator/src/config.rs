@@ -63,6 +63,8 @@ pub struct Config {
     pub sdk_suites: bool,
     /// Offers transfers that a preimage completes, and votes for those of others. Those that are pending go on without.
     pub htlc: bool,
+    /// Offers cooperative exits, and votes for those of others. Off by default, for the same reason.
+    pub coop_exit: bool,
     /// Look of log lines.
     pub log_format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.
@@ -175,6 +177,8 @@ pub enum BitcoindAuth {
 pub struct Chain {
     /// Confirmations of a deposit before its leaf becomes available.
     pub deposit_depth: NonZeroU32,
+    /// Confirmations of an exit transaction before a cooperative exit is settled.
+    pub exit_depth: NonZeroU32,
     /// Deepest reorganisation that is followed; a deeper one stops the operator's chain view.
     pub max_reorg: NonZeroU32,
     /// Where a follower with an empty header table begins: below every deposit, when lost tables are made again.

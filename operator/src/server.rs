@@ -141,7 +141,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         db.clone(),
         Arc::clone(&federation),
         signers.clone(),
-        Settings { htlc: config.htlc, ..Settings::default() },
+        Settings {
+            htlc: config.htlc,
+            coop_exit: config.coop_exit,
+            exit_depth: config.chain.exit_depth.get(),
+            ..Settings::default()
+        },
         metrics.clone(),
     )
     .with_chain(chain_status.clone(), config.chain.max_tip_age);
@@ -311,6 +316,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             addresses: Arc::new(addresses),
             refunds: Arc::new(refunds),
             htlc: config.htlc,
+            coop_exit: config.coop_exit,
             open_reads: config.open_reads,
         };
         let routes = rpc::Api::new(parts)

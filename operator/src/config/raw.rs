@@ -11,7 +11,7 @@ use bitcoin::Network;
 use secp256k1::PublicKey;
 use serde::Deserialize;
 use spark_proto::transport::Spki;
-use spark_rules::ids::OperatorIndex;
+use spark_rules::{ids::OperatorIndex, operation::MAX_DEPTH};
 
 use super::{
     AdminListener, Bitcoind, BitcoindAuth, Chain, ClientCertificates, Config, ConfigError, Database, Fault,
@@ -51,6 +51,8 @@ pub(super) struct RawConfig {
     development: RawDevelopment,
     #[serde(default)]
     htlc: RawHtlc,
+    #[serde(default)]
+    coop_exit: RawCoopExit,
     #[serde(default)]
     log: RawLog,
 }
@@ -134,6 +136,7 @@ enum RawAuth {
 #[serde(deny_unknown_fields, default)]
 struct RawChain {
     deposit_depth: u32,
+    exit_depth: u32,
     max_reorg: u32,
     start_height: Option<u32>,
     #[serde(with = "humantime_serde")]
@@ -146,6 +149,7 @@ impl Default for RawChain {
     fn default() -> Self {
         Self {
             deposit_depth: 3,
+            exit_depth: 6,
             max_reorg: 100,
             start_height: None,
             poll: Duration::from_secs(10),
@@ -222,6 +226,12 @@ impl Default for RawHtlc {
     fn default() -> Self {
         Self { offered: true }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCoopExit {
+    offered: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -342,6 +352,7 @@ impl RawConfig {
                     open_reads: self.privacy.open_by_default,
                     sdk_suites,
                     htlc: self.htlc.offered,
+                    coop_exit: self.coop_exit.offered,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })
@@ -481,12 +492,17 @@ impl RawChain {
             faults.add("chain.max_tip_age", "must be at least 1m");
         }
         let deposit_depth = faults.positive("chain.deposit_depth", self.deposit_depth);
+        let exit_depth = faults.positive("chain.exit_depth", self.exit_depth);
         let max_reorg = faults.positive("chain.max_reorg", self.max_reorg);
         if deposit_depth > max_reorg {
             faults.add("chain.deposit_depth", "must not exceed chain.max_reorg");
         }
+        if exit_depth > max_reorg || exit_depth.get() > MAX_DEPTH {
+            faults.add("chain.exit_depth", format!("must not exceed chain.max_reorg, nor {MAX_DEPTH}"));
+        }
         Chain {
             deposit_depth,
+            exit_depth,
             max_reorg,
             start_height: self.start_height,
             poll: self.poll,

@@ -218,7 +218,11 @@ pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uu
          SELECT p.leaf_id FROM path p JOIN mempool_spend e ON e.leaf_id = p.node_id \
          WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE') \
          UNION \
-         SELECT leaf_id FROM unrepaired_leaf WHERE leaf_id = ANY($1)",
+         SELECT leaf_id FROM unrepaired_leaf WHERE leaf_id = ANY($1) \
+         UNION \
+         SELECT t.leaf_id FROM transfer_leaf t JOIN htlc h ON h.transfer_id = t.transfer_id \
+         JOIN exit_seen s ON s.txid = h.exit_txid \
+         WHERE t.leaf_id = ANY($1) AND h.state = 'SETTLED' AND s.block_hash IS NULL",
     )
     .bind(leaf_ids)
     .fetch_all(ex)

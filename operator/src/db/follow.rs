@@ -17,7 +17,7 @@ use sqlx::FromRow;
 use super::{
     Db, DbError, address,
     chain::{self, PayingRow, SpendRow, WatchedRow},
-    in_transaction,
+    exit, in_transaction,
 };
 use crate::chain::{
     BlockConnected, BlockDisconnected, BlockId, BoxError, ChainSink, HeaderStore, StoredHeader,
@@ -67,6 +67,9 @@ impl ChainTables {
         let payments = self.payments(&event.block.txdata).await?;
         let watch: Vec<WatchedRow> = payments.iter().flat_map(Payment::watch).collect();
         let spends = self.spends(event.block.txdata.iter(), &watch).await?;
+        let txids: Vec<Vec<u8>> =
+            event.block.txdata.iter().map(|tx| tx.compute_txid().to_byte_array().to_vec()).collect();
+        let exits = exit::among(self.db.pool(), &txids).await?;
         let place = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
         in_transaction!(self.db, tx => {
             // What a crash loses of this is read from the chain again: a node that catches up need not wait for the disk
@@ -82,21 +85,26 @@ impl ChainTables {
             for spend in &spends {
                 chain::insert_event(&mut *tx, spend, place.0, &place.1).await?;
             }
+            if !exits.is_empty() {
+                exit::mined(&mut tx, &exits, &place.1).await?;
+            }
         })
     }
 
     /// Spends and outputs of static addresses that came are written, and those forgotten whose transaction left: into a
     /// block, replaced, or dropped.
-    async fn look(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), DbError> {
+    async fn look(&self, came: &[Transaction], held_txids: &HashSet<Txid>) -> Result<(), DbError> {
         let spends = self.spends(came.iter(), &[]).await?;
         let mut payments = self.payments(came).await?;
         payments.retain_mut(Payment::keep_static);
-        let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held.contains(&txid));
+        let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held_txids.contains(&txid));
         let mut gone = chain::mempool_spenders(self.db.pool()).await?;
         gone.retain(|spender| !held(spender));
         let mut unpaid = chain::pending_deposits(self.db.pool()).await?;
         unpaid.retain(|txid| !held(txid));
-        if spends.is_empty() && gone.is_empty() && payments.is_empty() && unpaid.is_empty() {
+        let exits = exit::changes(self.db.pool(), held_txids).await?;
+        let none = spends.is_empty() && gone.is_empty() && payments.is_empty() && unpaid.is_empty();
+        if none && exits.is_empty() {
             return Ok(());
         }
         in_transaction!(self.db, tx => {
@@ -108,6 +116,7 @@ impl ChainTables {
                 chain::insert_mempool_spend(&mut *tx, spend).await?;
             }
             chain::delete_mempool_spends(&mut *tx, &gone).await?;
+            exit::looked(&mut tx, &exits).await?;
         })
     }
 
@@ -294,8 +303,12 @@ impl ChainSink for ChainTables {
         Ok(self.connect(event).await?)
     }
 
-    /// Facts disappear with their header, which the header table removes.
-    async fn disconnected(&self, _event: &BlockDisconnected) -> Result<(), BoxError> {
+    /// Facts disappear with their header, which the header table removes. That an exit was there is kept.
+    async fn disconnected(&self, event: &BlockDisconnected) -> Result<(), BoxError> {
+        for txid in exit::unmined(self.db.pool(), &event.id.hash).await? {
+            let txid = Txid::from_slice(&txid).map_or_else(|_| String::new(), |txid| txid.to_string());
+            tracing::error!(%txid, "a settled exit is in no block any more: its leaves are held until it is");
+        }
         Ok(())
     }
 

@@ -107,7 +107,7 @@ pub const TABLE: &[Method] = &[
     costly(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key")), 10),
     costly(SPARK, "initiate_static_deposit_utxo_refund", Rule::Session, 4),
     method(SPARK, "exit_single_node_trees", Rule::Unimplemented),
-    method(SPARK, "cooperative_exit_v2", Rule::Unimplemented),
+    costly(SPARK, "cooperative_exit_v2", Rule::Session, 4),
     method(SPARK, "claim_transfer_sign_refunds_v2", Rule::Unimplemented),
     method(SPARK, "finalize_node_signatures_v2", Rule::Unimplemented),
     method(SPARK, "initiate_preimage_swap_v2", Rule::Unimplemented),

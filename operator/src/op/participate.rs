@@ -18,7 +18,7 @@ use super::{
     fail::{Point, fail_point},
     heavy::heavy,
     records::Snapshot,
-    settle::{EXPIRY_HEIGHT, HTLC_NOT_OFFERED},
+    settle::EXPIRY_HEIGHT,
 };
 use crate::{
     db::{
@@ -139,8 +139,8 @@ impl Engine {
                 if let Err(error) = attempt.operation.terms.at(unix_seconds()) {
                     return self.refuse(&attempt.new_row(false), &request, error.reason()).await;
                 }
-                if attempt.operation.kind == Kind::Htlc && !self.inner.settings.htlc {
-                    return self.refuse(&attempt.new_row(false), &request, HTLC_NOT_OFFERED).await;
+                if let Some(reason) = self.declined(&attempt.operation) {
+                    return self.refuse(&attempt.new_row(false), &request, reason).await;
                 }
                 if !self.expiry_fits(&attempt.operation)? {
                     return self.refuse(&attempt.new_row(false), &request, EXPIRY_HEIGHT).await;

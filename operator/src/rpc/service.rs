@@ -215,9 +215,10 @@ impl SparkService for Api {
 
     async fn cooperative_exit_v2(
         &self,
-        _: Request<spark::CooperativeExitRequest>,
+        request: Request<spark::CooperativeExitRequest>,
     ) -> Result<Response<spark::CooperativeExitResponse>, Status> {
-        Err(Refused::unimplemented("cooperative_exit_v2").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.exit_cooperatively(&session, request).await?))
     }
 
     async fn claim_transfer_sign_refunds_v2(

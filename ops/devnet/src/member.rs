@@ -436,6 +436,7 @@ auth = {{ user_password = "file:{login}" }}
 
 [chain]
 deposit_depth = {depth}
+exit_depth = 3
 start_height = 0
 poll = "500ms"
 max_tip_age = "10000h"
@@ -448,6 +449,9 @@ identity_burst = 100000
 
 [repair]
 refresh = {refreshes}
+
+[coop_exit]
+offered = true
 
 [privacy]
 open_by_default = {open_reads}

@@ -263,10 +263,10 @@ fn store_signed(txn: &mut Txn<'_>, outcome: &Outcome) {
     }
 }
 
-/// What a receipt calls it: a settled HTLC did to the key what a send does.
+/// What a receipt calls it: a settled HTLC or exit did to the key what a send does.
 const fn phase(kind: Kind) -> &'static str {
     match kind {
-        Kind::Htlc => Kind::Send.as_str(),
+        Kind::Htlc | Kind::CoopExit => Kind::Send.as_str(),
         kind => kind.as_str(),
     }
 }

@@ -12,8 +12,8 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
-    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, HtlcTerms, LeafKeyKind,
-    SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
+    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, ExitTerms, HtlcTerms,
+    LeafKeyKind, SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -291,6 +291,8 @@ mod tests {
             many: None,
             htlc: None,
             swap: None,
+            exit: None,
+            coop: None,
             request: Wire::of(&spark_proto::spark::StartTransferRequest {
                 transfer_id: id.into(),
                 ..Default::default()

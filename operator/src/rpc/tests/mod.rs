@@ -1,5 +1,6 @@
 //! Handlers over a real database, with an engine and signers that only take note.
 
+mod coop_exit;
 mod htlc;
 mod queries;
 mod settings;
@@ -166,6 +167,7 @@ async fn bench_of(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>, open_reads
         addresses: Arc::new(Unreachable),
         refunds,
         htlc: true,
+        coop_exit: true,
         open_reads,
     });
     Bench { api, db, engine }

@@ -4,6 +4,7 @@
 //! sign what they rebuilt. A [`Plan`] lays out all transactions of a deposit, transfer, claim or renewal.
 //! Amounts are in satoshis, timelocks in blocks.
 
+mod connector;
 mod error;
 mod htlc;
 mod maturity;
@@ -13,6 +14,7 @@ mod static_refund;
 mod template;
 mod timelock;
 
+pub use connector::{Connectors, MAX_CONNECTOR_TX};
 pub use error::{Rule, TemplateError};
 pub use htlc::{HTLC_BLOCKS, Htlc, HtlcError, HtlcPath, opens};
 pub use maturity::{Maturity, MaturityError};

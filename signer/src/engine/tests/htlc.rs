@@ -117,6 +117,7 @@ impl Pending {
             attempt: self.request.attempt,
             preimage: preimage.to_vec(),
             tip_height: tip,
+            ..wire::SignSettlementRequest::default()
         };
         match self.quorum.call(member, Request::SignSettlement(request))? {
             Reply::SignSettlement(reply) => Ok(reply.vote.unwrap()),

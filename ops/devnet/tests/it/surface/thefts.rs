@@ -1,5 +1,6 @@
 //! What a thief with a session of his own gets when he names what belongs to somebody else: method by method.
 
+use bitcoin::hashes::Hash as _;
 use prost::Message as _;
 use spark_proto::{log::v1::WatchLeavesRequest, signer::v1 as signer, spark, spark_token};
 use spark_rules::{
@@ -80,6 +81,13 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
                 (htlc(as_thief(v), v), Gets::Refusal(Code::FailedPrecondition)),
             ],
         ),
+        (
+            "cooperative_exit_v2",
+            vec![
+                no(exit(v.send.clone(), v)),
+                (exit(as_thief(v), v), Gets::Refusal(Code::FailedPrecondition)),
+            ],
+        ),
         ("provide_preimage", vec![no(preimage(&v.identity)), unknown(preimage(&v.thief))]),
         ("query_htlc", vec![no(htlcs(v))]),
         ("query_spark_invoices", vec![invoices(v)]),
@@ -145,6 +153,30 @@ fn htlc(mut transfer: spark::StartTransferRequest, v: &Victim) -> Vec<u8> {
         receiver_identity_public_key: v.thief.clone(),
         transfer_request: Some(transfer),
         ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+/// The victim's leaves to the thief, for a payment on chain that the thief names.
+fn exit(mut transfer: spark::StartTransferRequest, v: &Victim) -> Vec<u8> {
+    transfer.receiver_identity_public_key.clone_from(&v.thief);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(3_600);
+    transfer.expiry_time = Some(soon.into());
+    let output = bitcoin::TxOut { value: bitcoin::Amount::from_sat(354), script_pubkey: Default::default() };
+    let connectors = bitcoin::Transaction {
+        version: bitcoin::transaction::Version(3),
+        lock_time: bitcoin::absolute::LockTime::ZERO,
+        input: vec![bitcoin::TxIn {
+            previous_output: bitcoin::OutPoint { txid: bitcoin::Txid::from_byte_array([7; 32]), vout: 1 },
+            ..Default::default()
+        }],
+        output: vec![output; 2],
+    };
+    spark::CooperativeExitRequest {
+        transfer: Some(transfer),
+        exit_id: Uuid::now_v7().to_string(),
+        exit_txid: vec![7; 32],
+        connector_tx: bitcoin::consensus::encode::serialize(&connectors),
     }
     .encode_to_vec()
 }
