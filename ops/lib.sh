@@ -37,6 +37,36 @@ stage() {
     return "$status"
 }
 
+# beside PROGRAM...: starts it beside the stages that follow; `beside_result` is the stage that ends it.
+beside() {
+    BESIDE_LOG=$(mktemp)
+    {
+        local status=0
+        "$@" >"$BESIDE_LOG" 2>&1 || status=$?
+        echo "$status" >"$BESIDE_LOG.status"
+    } &
+    BESIDE=$!
+}
+
+# beside_stop: ends what is still running when a stage before its result failed.
+beside_stop() {
+    [[ -n ${BESIDE:-} && -d /proc/$BESIDE ]] || return 0
+    # shellcheck disable=SC2046 # each child is a word
+    kill $(<"/proc/$BESIDE/task/$BESIDE/children") 2>/dev/null || true
+    rm -f "$BESIDE_LOG" "$BESIDE_LOG.status"
+}
+
+# beside_result: waits for what `beside` started, shows what it printed, ends as it ended.
+beside_result() {
+    local status=0
+    # A stage runs in a subshell, which cannot wait for a child of its parent.
+    tail --pid="$BESIDE" -f /dev/null
+    cat "$BESIDE_LOG" >&2
+    status=$(cat "$BESIDE_LOG.status" 2>/dev/null || echo 1)
+    rm -f "$BESIDE_LOG" "$BESIDE_LOG.status"
+    return "$status"
+}
+
 # stage_table: what ran so far and how long it took.
 stage_table() {
     local row result seconds name total=0
@@ -150,4 +180,30 @@ find_kryoptic() {
     local path=${KRYOPTIC_MODULE:-}
     [[ -n $path ]] || path=$(kryoptic_cached_path)
     [[ -r $path ]] && printf '%s\n' "$path"
+}
+
+# find_chromium: prints the browser that tests drive.
+find_chromium() { type -P chromium || type -P chromium-browser || type -P google-chrome; }
+
+# --- packages of npm -------------------------------------------------------------------------------------
+
+# npm_packages FOLDER: the folder with the node_modules of FOLDER's lock file, installed outside of the clone once per
+# lock file, without running scripts of packages.
+npm_packages() {
+    local from=$1 key folder
+    key=$(cat "$from/package.json" "$from/package-lock.json" | sha256sum | cut -c1-16)
+    folder=$CACHE_DIR/npm-$(basename "$from")-$key
+    mkdir -p "$CACHE_DIR"
+    (
+        flock 9
+        [[ ! -e $folder/complete ]] || exit 0
+        say "installing the packages of ops/$(basename "$from")"
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        cp "$from/package.json" "$from/package-lock.json" "$from/.npmrc" "$folder/"
+        cd "$folder"
+        npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+        touch complete
+    ) 9>"$folder.lock"
+    printf '%s\n' "$folder"
 }

@@ -56,8 +56,15 @@ pub struct Config {
     pub event_retention_days: u16,
     /// Refreshes the shares of what the own signer's repair brought back (D12).
     pub refresh_after_repair: bool,
+    /// Answers queries about an identity to everybody, also without a session, unless its owner has closed it. Off by
+    /// default: an identity is closed unless its owner opens it.
+    pub open_reads: bool,
+    /// Answers what only public SDKs' own test suites call. On regtest, in a build with the feature `development`.
+    pub sdk_suites: bool,
     /// Offers transfers that a preimage completes, and votes for those of others. Those that are pending go on without.
     pub htlc: bool,
+    /// Offers cooperative exits, and votes for those of others. Off by default, for the same reason.
+    pub coop_exit: bool,
     /// Look of log lines.
     pub log_format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.
@@ -170,6 +177,8 @@ pub enum BitcoindAuth {
 pub struct Chain {
     /// Confirmations of a deposit before its leaf becomes available.
     pub deposit_depth: NonZeroU32,
+    /// Confirmations of an exit transaction before a cooperative exit is settled.
+    pub exit_depth: NonZeroU32,
     /// Deepest reorganisation that is followed; a deeper one stops the operator's chain view.
     pub max_reorg: NonZeroU32,
     /// Where a follower with an empty header table begins: below every deposit, when lost tables are made again.

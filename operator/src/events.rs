@@ -17,7 +17,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -54,6 +54,8 @@ const BATCH: i64 = 1000;
 const BACKLOG: usize = 256;
 /// Most streams of one identity: its devices.
 const PER_IDENTITY: usize = 16;
+/// Ends of streams that are noted late, in one look at the table.
+const ENDED_AT_ONCE: usize = 64;
 /// Most streams of this process.
 const STREAMS: usize = 10_000;
 
@@ -76,10 +78,8 @@ struct Shared {
     wake: Notify,
     /// Every row up to it was handed to the streams, or will never appear.
     settled: AtomicI64,
-    /// Streams that run.
-    live: Mutex<HashSet<Uuid>>,
-    /// A stream ended and the database did not take note of it.
-    unnoted: AtomicBool,
+    /// Streams that ended, and up to where they were heard, of which the database did not take note.
+    unnoted: Mutex<Vec<(Uuid, i64)>>,
 }
 
 impl Events {
@@ -99,8 +99,7 @@ impl Events {
             listeners: Mutex::default(),
             wake: Notify::new(),
             settled: AtomicI64::new(cursor.settled()),
-            live: Mutex::default(),
-            unnoted: AtomicBool::new(false),
+            unnoted: Mutex::default(),
         });
         tokio::spawn(read(Arc::downgrade(&shared), cursor));
         Ok(Self { shared })
@@ -128,13 +127,11 @@ impl Events {
         shared.listeners().entry(identity).or_default().push(events);
         // After it is listed: what is not settled now comes into the inbox, or stands in the table already.
         let settled = shared.settled();
-        let id = Uuid::new_v4();
-        shared.live().insert(id);
         let (out, stream) = mpsc::channel(4);
         let stream_of = Stream {
             shared: Arc::downgrade(shared),
             db: shared.db.clone(),
-            id,
+            id: Uuid::new_v4(),
             identity,
             inbox,
             ahead: VecDeque::new(),
@@ -168,19 +165,30 @@ impl Shared {
         }
     }
 
-    fn live(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unnoted(&self) -> std::sync::MutexGuard<'_, Vec<(Uuid, i64)>> {
+        self.unnoted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the cursors of streams that are no more, if the end of one could not be noted.
-    async fn end_left(&self) -> Result<(), DbError> {
-        if !self.unnoted.swap(false, Ordering::AcqRel) {
-            return Ok(());
+    /// The end of a stream is to be noted later. While the database is away streams end as they begin, so not all of
+    /// them are remembered.
+    fn not_noted(&self, stream: Uuid, heard: i64) {
+        let mut unnoted = self.unnoted();
+        if unnoted.len() < STREAMS {
+            unnoted.push((stream, heard));
         }
-        let live: Vec<Uuid> = self.live().iter().copied().collect();
-        event_cursor::end_others(self.db.pool(), &live).await.inspect_err(|_| {
-            self.unnoted.store(true, Ordering::Release);
-        })
+    }
+
+    /// Ends the cursors of streams that are no more, if the end of one could not be noted: of these streams and no
+    /// others, since new ones open theirs meanwhile.
+    async fn end_left(&self) -> Result<(), DbError> {
+        for _ in 0..ENDED_AT_ONCE {
+            let Some((stream, heard)) = self.unnoted().pop() else { break };
+            if let Err(error) = event_cursor::end(self.db.pool(), stream, heard).await {
+                self.not_noted(stream, heard);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn settled(&self) -> i64 {

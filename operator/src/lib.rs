@@ -30,3 +30,4 @@ pub mod static_deposit;
 pub mod status;
 pub mod streams;
 pub mod telemetry;
+pub mod watchtower;

@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
 use futures::future::try_join_all;
-use rand::seq::IteratorRandom as _;
+use rand::seq::{IteratorRandom as _, SliceRandom as _};
 use spark_proto::{
     peer::v1::{Refresh, operation::Request},
     signer::v1 as wire,
@@ -34,6 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const MAX_BATCH: i64 = 32;
 /// Keyshares that the signer looks at for one answer.
 const PAGE: u32 = 1024;
+/// Leaves of which a batch is chosen.
+const WINDOW: usize = 1024;
 
 /// A batch that refreshed nothing. Another one is begun later.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,45 @@ pub enum RefreshError {
     /// Not applied by all.
     #[error("the refresh ended without effect: {0:?}")]
     Ended(Outcome),
+}
+
+/// What is left of one pass over everything that waits. The signer is asked once for each: an answer for all takes it as
+/// long as there are keyshares. What cannot be refreshed now waits for the next pass.
+#[derive(Debug, Default)]
+struct Pass {
+    left: Vec<Uuid>,
+    waiting: usize,
+}
+
+impl Pass {
+    /// Another one, over these.
+    fn over(mut leaves: Vec<Uuid>) -> Self {
+        // A leaf that makes batches fail is not always the next one.
+        leaves.shuffle(&mut rand::thread_rng());
+        Self { waiting: leaves.len(), left: leaves }
+    }
+
+    fn is_over(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Those to choose a batch of.
+    fn window(&self) -> &[Uuid] {
+        self.left.get(self.left.len().saturating_sub(WINDOW)..).unwrap_or_default()
+    }
+
+    /// None of the window can be refreshed now.
+    fn skip(&mut self) {
+        self.left.truncate(self.left.len().saturating_sub(WINDOW));
+    }
+
+    /// These wait no more.
+    fn done(&mut self, batch: &[Uuid]) {
+        let from = self.left.len().saturating_sub(WINDOW);
+        let window: Vec<Uuid> = self.left.drain(from..).filter(|leaf| !batch.contains(leaf)).collect();
+        self.left.extend(window);
+        self.waiting = self.waiting.saturating_sub(batch.len());
+    }
 }
 
 /// What a round found and did.
@@ -81,8 +122,9 @@ impl Refresher {
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
         let (mut size, mut pause) = (MAX_BATCH, SHORTEST_PAUSE);
+        let mut pass = Pass::default();
         loop {
-            let next = match self.round(size).await {
+            let next = match self.round(&mut pass, size).await {
                 Ok(Round { refreshed: 0, .. }) => LOOK,
                 Ok(round) => {
                     tracing::info!(
@@ -107,33 +149,41 @@ impl Refresher {
         }
     }
 
-    async fn round(&self, size: i64) -> Result<Round, RefreshError> {
+    async fn round(&self, pass: &mut Pass, size: i64) -> Result<Round, RefreshError> {
         let own = self.engine.signers().own();
         let repair = own.get_status(wire::GetStatusRequest {}).await?.repair.unwrap_or_default();
         // First all that can be repaired; what is left out may be for long.
         if repair.waiting || !repair.repaired {
+            *pass = Pass::default();
             return Ok(Round { waiting: 0, refreshed: 0 });
         }
-        let waiting = self.waiting().await?;
-        self.metrics.unrefreshed(waiting.len());
-        if waiting.is_empty() || !self.automatic {
-            return Ok(Round { waiting: waiting.len(), refreshed: 0 });
+        if pass.is_over() {
+            *pass = Pass::over(self.waiting().await?);
+        }
+        self.metrics.unrefreshed(pass.waiting);
+        if !self.automatic {
+            let waiting = std::mem::take(pass).waiting;
+            return Ok(Round { waiting, refreshed: 0 });
         }
         let pool = self.engine.db().pool();
-        let mut batch = leaf::idle(pool, &waiting, size).await?;
-        let frozen = chain::frozen(pool, &batch).await?;
-        batch.retain(|leaf| !frozen.contains(leaf));
-        if batch.is_empty() {
-            return Ok(Round { waiting: waiting.len(), refreshed: 0 });
-        }
-        match self.refresh(&batch).await? {
-            Outcome::Applied(_) => {
-                let waiting = waiting.len().saturating_sub(batch.len());
-                self.metrics.unrefreshed(waiting);
-                Ok(Round { waiting, refreshed: batch.len() })
+        while !pass.is_over() {
+            let mut batch = leaf::idle(pool, pass.window(), size).await?;
+            let frozen = chain::frozen(pool, &batch).await?;
+            batch.retain(|leaf| !frozen.contains(leaf));
+            if batch.is_empty() {
+                pass.skip();
+                continue;
             }
-            outcome => Err(RefreshError::Ended(outcome)),
+            return match self.refresh(&batch).await? {
+                Outcome::Applied(_) => {
+                    pass.done(&batch);
+                    self.metrics.unrefreshed(pass.waiting);
+                    Ok(Round { waiting: pass.waiting, refreshed: batch.len() })
+                }
+                outcome => Err(RefreshError::Ended(outcome)),
+            };
         }
+        Ok(Round { waiting: pass.waiting, refreshed: 0 })
     }
 
     async fn waiting(&self) -> Result<Vec<Uuid>, RefreshError> {
@@ -166,10 +216,10 @@ impl Refresher {
         let messages = try_join_all(members.iter().map(|i| signers.refresh_open(*i, open.clone()))).await?;
         let set = wire::RefreshOpeningSet { session_id: session_id.clone(), messages };
         let deals = try_join_all(members.iter().map(|i| signers.refresh_deal(*i, set.clone()))).await?;
-        let others = usize::from(federation.threshold()).saturating_sub(1);
+        // This operator is none of them: the others could not end a refresh that it leaves undecided.
+        let others = signers.peers().map(|(index, _)| index);
         let mut deciders: Vec<OperatorIndex> =
-            signers.peers().map(|(index, _)| index).choose_multiple(&mut rand::thread_rng(), others);
-        deciders.push(own);
+            others.choose_multiple(&mut rand::thread_rng(), federation.threshold().into());
         deciders.sort_unstable();
         let request = Refresh {
             session_id,
@@ -180,5 +230,46 @@ impl Refresher {
         let requester =
             federation.member(own).ok_or(EngineError::State("no member of the federation"))?.identity;
         Ok(self.engine.run(Request::Refresh(request), &requester).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves(count: u32) -> Vec<Uuid> {
+        (0..count).map(|n| Uuid::from_u128(n.into())).collect()
+    }
+
+    /// However many wait, and in however small batches: each page is listed once for a pass.
+    #[test]
+    fn a_pass_goes_through_all_that_waits_once() {
+        let (mut listed, mut refreshed) = (0, BTreeSet::new());
+        let mut pass = Pass::default();
+        while refreshed.len() < 3000 {
+            if pass.is_over() {
+                listed += 1;
+                pass = Pass::over(leaves(3000));
+            }
+            assert!(pass.window().len() <= WINDOW);
+            let batch: Vec<Uuid> = pass.window().iter().step_by(40).take(32).copied().collect();
+            assert!(batch.iter().all(|leaf| refreshed.insert(*leaf)), "none twice");
+            pass.done(&batch);
+            assert_eq!(pass.waiting, 3000 - refreshed.len());
+        }
+        assert_eq!(listed, 1);
+        assert!(pass.is_over());
+    }
+
+    /// What is busy for long does not keep the rest from its turn, and is counted.
+    #[test]
+    fn what_is_busy_waits_for_the_next_pass() {
+        let mut pass = Pass::over(leaves(2500));
+        let mut windows = 0;
+        while !pass.is_over() {
+            pass.skip();
+            windows += 1;
+        }
+        assert_eq!((windows, pass.waiting), (3, 2500));
     }
 }

@@ -41,6 +41,7 @@ use crate::{
     sampler::Sampler,
     signer_client::SignerClient,
     static_deposit::StaticDeposits,
+    watchtower,
 };
 
 /// Unused keyshares kept ready.
@@ -140,7 +141,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         db.clone(),
         Arc::clone(&federation),
         signers.clone(),
-        Settings { htlc: config.htlc, ..Settings::default() },
+        Settings {
+            htlc: config.htlc,
+            coop_exit: config.coop_exit,
+            exit_depth: config.chain.exit_depth.get(),
+            ..Settings::default()
+        },
         metrics.clone(),
     )
     .with_chain(chain_status.clone(), config.chain.max_tip_age);
@@ -230,6 +236,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             }
         });
         let until = wait(&stopping);
+        tasks.spawn({
+            let (db, source, blocks) = (db.clone(), Arc::clone(&source), chain_status.clone());
+            async move {
+                watchtower::run(db, source, blocks, until).await;
+                Ok(())
+            }
+        });
+        let until = wait(&stopping);
         let pool = Keypool::new(db.clone(), Arc::clone(&federation), signers.clone(), POOL);
         tasks.spawn(async move {
             pool.run(until).await;
@@ -302,6 +316,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             addresses: Arc::new(addresses),
             refunds: Arc::new(refunds),
             htlc: config.htlc,
+            coop_exit: config.coop_exit,
+            open_reads: config.open_reads,
         };
         let routes = rpc::Api::new(parts)
             .routes()
@@ -318,6 +334,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             quotas: Arc::new(Quotas::new(config.limits)),
             metrics: metrics.clone(),
             files: LogFiles::new(published, signer.clone()),
+            open_reads: config.open_reads,
+            sdk_suites: config.sdk_suites,
         };
         let mut public = Vec::new();
         for listener in &config.listen.public {

@@ -86,6 +86,7 @@ impl World {
         let sink = Arc::new(Recorder::default());
         let config = Chain {
             deposit_depth: NonZeroU32::MIN,
+            exit_depth: NonZeroU32::MIN,
             max_reorg: NonZeroU32::new(max_reorg).unwrap(),
             start_height: None,
             poll,

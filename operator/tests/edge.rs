@@ -62,8 +62,17 @@ fn world_with(burst: u32) -> World {
     world_beside(burst, |routes| routes)
 }
 
+/// Where queries need no session.
+fn open_world() -> World {
+    world_of(10_000, true, |routes| routes)
+}
+
 /// The login and what `more` adds to it.
 fn world_beside(burst: u32, more: impl FnOnce(Routes) -> Routes) -> World {
+    world_of(burst, false, more)
+}
+
+fn world_of(burst: u32, open_reads: bool, more: impl FnOnce(Routes) -> Routes) -> World {
     let operator = keypair(1);
     let clock = Arc::new(AtomicU64::new(1_800_000_000));
     let now = clock.clone();
@@ -84,7 +93,14 @@ fn world_beside(burst: u32, more: impl FnOnce(Routes) -> Routes) -> World {
     let signer =
         SignerClient::new(Endpoint::from_static("http://localhost:1").connect_lazy(), Duration::ZERO);
     let files = LogFiles::new(Published::default(), signer);
-    let edge = Edge { authn, quotas, metrics: metrics.clone(), files };
+    let edge = Edge {
+        authn,
+        quotas,
+        metrics: metrics.clone(),
+        files,
+        open_reads,
+        sdk_suites: open_reads && cfg!(feature = "development"),
+    };
     World { public: public_service(&edge, routes), metrics, operator, clock }
 }
 
@@ -317,7 +333,7 @@ async fn nothing_runs_without_its_rule() {
                 assert_eq!(bare.code(), Code::Unauthenticated, "{path}");
                 assert_eq!(with.code(), Code::InvalidArgument, "{path}");
             }
-            Rule::Session => {
+            Rule::Session | Rule::Read => {
                 assert_eq!(bare.code(), Code::Unauthenticated, "{path}");
                 reached_handlers(Err(with));
             }
@@ -330,6 +346,58 @@ async fn nothing_runs_without_its_rule() {
         "/x",
     ] {
         assert_eq!(world.call(path, &[], Some(&token)).await.unwrap_err().code(), Code::Unimplemented);
+    }
+}
+
+/// Where reads are open, queries reach their handlers without a session, and nothing else does.
+#[tokio::test]
+async fn s11_open_reads_open_queries_only() {
+    let (world, wallet) = (open_world(), keypair(2));
+    for method in TABLE.iter().filter(|method| matches!(method.rule, Rule::Session | Rule::SessionEquals(_)))
+    {
+        let path = format!("/{}/{}", method.service, method.name);
+        let refused = world.call(&path, &[], None).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{path}");
+    }
+    reached_handlers(world.call(BALANCE, &balance_of(&wallet), None).await);
+    // A session that is over is not taken for none.
+    let token = world.login(&wallet).await;
+    world.clock.fetch_add(10_000, Ordering::SeqCst);
+    let over = world.call(BALANCE, &balance_of(&wallet), Some(&token)).await.unwrap_err();
+    assert_eq!(reason(&over), "SESSION_EXPIRED");
+}
+
+/// D17: what only test suites call has no handler but in a build for them, where it is told to answer.
+#[tokio::test]
+async fn what_suites_call_is_answered_in_development_only() {
+    let wallet = keypair(2);
+    let tweak = "/spark.SparkService/claim_transfer_tweak_keys";
+    let clean = "/mock.MockService/clean_up_preimage_share";
+    let request = spark_proto::spark::ClaimTransferTweakKeysRequest {
+        transfer_id: String::new(),
+        owner_identity_public_key: wallet.public_key().serialize().to_vec(),
+        leaves_to_receive: Vec::new(),
+    };
+    let request = request.encode_to_vec();
+    let world = world();
+    let token = world.login(&wallet).await;
+    for path in [tweak, clean] {
+        let refused = world.call(path, &request, Some(&token)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented, "{path}");
+    }
+    if cfg!(feature = "development") {
+        let world = open_world();
+        let (token, other) = (world.login(&wallet).await, world.login(&keypair(3)).await);
+        assert!(world.call(tweak, &request, Some(&token)).await.unwrap().is_empty());
+        assert_eq!(
+            world.call(tweak, &request, Some(&other)).await.unwrap_err().code(),
+            Code::PermissionDenied
+        );
+        assert_eq!(world.call(tweak, &request, None).await.unwrap_err().code(), Code::Unauthenticated);
+        assert!(world.call(clean, &[], None).await.unwrap().is_empty());
+        // Never one that reads a secret.
+        let read = world.call("/mock.MockService/query_preimage_share", &[], None).await.unwrap_err();
+        assert_eq!(read.code(), Code::Unimplemented);
     }
 }
 

@@ -38,6 +38,7 @@ const KNOWN: &[&str] = &[
     "peer.v1.SettleRequest.operation_id",
     "peer.v1.SettlementQuestion.operation_id",
     "peer.v1.SettlementQuestion.preimage",
+    "peer.v1.SettlementVote.block_hash",
     "peer.v1.SettlementVote.digest",
     "peer.v1.SettlementVote.operation_id",
     "peer.v1.SettlementVote.preimage",
@@ -89,6 +90,9 @@ const KNOWN: &[&str] = &[
     "signer.v1.PackageKeyBatch.incarnation",
     "signer.v1.PackageKeyBatch.signature",
     "signer.v1.PackageKeyBatch.tree_root",
+    "signer.v1.PendingSettlement.digest",
+    "signer.v1.PendingSettlement.exit_txid",
+    "signer.v1.PendingSettlement.payment_hash",
     "signer.v1.ProveConsistencyResponse.hashes",
     "signer.v1.ProvePossessionRequest.keyshare_id",
     "signer.v1.ProvePossessionResponse.share",
@@ -137,6 +141,7 @@ const KNOWN: &[&str] = &[
     "signer.v1.SeenStatement.statement",
     "signer.v1.SettleRequest.operation_id",
     "signer.v1.SignAbortRequest.operation_id",
+    "signer.v1.SignSettlementRequest.block_hash",
     "signer.v1.SignSettlementRequest.operation_id",
     "signer.v1.SignSettlementRequest.preimage",
     "signer.v1.StaticRefund.funding_tx",
@@ -151,18 +156,23 @@ const KNOWN: &[&str] = &[
     "signer.v1.WitnessQuestion.signature",
 ];
 
-/// Digests and preimages among them, each compared by the signer with what it has itself, never signed as given.
+/// Digests and preimages among them, each compared by the signer with what it has itself, never signed as given. The
+/// block of an exit transaction is the own operator's word about its chain: part of a typed statement, as heights are.
 const DIGESTS: &[&str] = &[
     "peer.v1.HelloRequest.federation_hash",
     "peer.v1.HelloResponse.federation_hash",
     "peer.v1.SettlementQuestion.preimage",
+    "peer.v1.SettlementVote.block_hash",
     "peer.v1.SettlementVote.digest",
     "peer.v1.SettlementVote.preimage",
     "peer.v1.Vote.digest",
     "signer.v1.DkgTranscript.digest",
     "signer.v1.GetStatusResponse.federation_hash",
     "signer.v1.InclusionProof.hashes",
+    "signer.v1.PendingSettlement.digest",
+    "signer.v1.PendingSettlement.payment_hash",
     "signer.v1.ProveConsistencyResponse.hashes",
+    "signer.v1.SignSettlementRequest.block_hash",
     "signer.v1.SignSettlementRequest.preimage",
 ];
 

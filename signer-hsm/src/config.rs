@@ -175,14 +175,7 @@ impl Config {
         if config.profile == Security::Production && config.token.is_shared() {
             return Err(ConfigError::Value("token.keys must not be a token with roots".into()));
         }
-        let mut tokens: Vec<_> = config
-            .token
-            .devices
-            .iter()
-            .map(|device| (&device.module, &device.roots.label, &device.roots.serial))
-            .collect();
-        tokens.sort_unstable();
-        if tokens.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
+        if config.token.is_twice() {
             return Err(ConfigError::Value("token.devices name one token twice".into()));
         }
         if config.profile == Security::Production
@@ -280,6 +273,14 @@ mod tests {
         assert!(Config::parse(&[TEXT, &device.replace("id = 1", "id = 0")].concat()).is_err());
         let same = [TEXT, &device.replace("second", "roots")].concat();
         assert!(Config::parse(&same).unwrap_err().to_string().contains("twice"));
+        let named = same.replace("\"roots\", pin", "\"roots\", serial = \"1\", pin");
+        assert!(
+            Config::parse(&named.replacen("serial = \"1\", ", "", 1))
+                .unwrap_err()
+                .to_string()
+                .contains("twice")
+        );
+        assert!(Config::parse(&named.replacen("\"1\"", "\"2\"", 1)).is_ok());
         let shared = TEXT.replace("\"keys\"", "\"roots\"");
         assert!(Config::parse(&shared).unwrap_err().to_string().contains("token.keys"));
         assert!(Config::parse(&format!("profile = \"development\"\n{shared}")).is_ok());

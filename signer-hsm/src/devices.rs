@@ -13,7 +13,7 @@ use spark_signer::{
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use fleet::{Condition, DeviceError, Fleet, hold_pins};
-pub use keys::tend_keys;
+pub use keys::{KeysStuck, tend_keys};
 
 use crate::worker::{NotDone, Worker};
 

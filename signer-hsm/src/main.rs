@@ -2,12 +2,13 @@
 
 mod cli;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use spark_signer_hsm::{
     config::Config,
     confirmer,
+    devices::KeysStuck,
     hardening::{Places, Role},
     server, starter,
 };
@@ -71,7 +72,18 @@ enum Command {
     FailPoints,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            let stuck = error.downcast_ref::<KeysStuck>();
+            stuck.map_or(ExitCode::FAILURE, |_| ExitCode::from(KeysStuck::EXIT))
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(

@@ -73,7 +73,8 @@ impl Opener {
         let member = federation.member(me).context("this operator is not in the federation file")?;
         let token = KeysToken::open(&config.token)?;
         let real_money = federation.network() == bitcoin::Network::Bitcoin;
-        let fleet = Fleet::load(config, metrics)?.with_real_money(real_money).with_pins(pins);
+        let fleet = Fleet::load(config, metrics)?.apart_from(token.info());
+        let fleet = fleet.with_real_money(real_money).with_pins(pins);
         anyhow::ensure!(
             fleet.delete_claim() != DeleteClaim::None || !real_money,
             "a token of this profile proves nothing of deletion: it holds no real money"
@@ -201,7 +202,8 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     };
     let metrics = Metrics::new(build, &hsm)?;
     metrics.engine(&mut engine);
-    let keys = tokio::spawn(devices::tend_keys(Arc::clone(&opener.keys), hsm.clone()));
+    let end_after = config.token.keys.end_after;
+    let mut keys = tokio::spawn(devices::tend_keys(Arc::clone(&opener.keys), hsm.clone(), end_after));
     let reopen = Box::new(move || opener.engine());
     let (worker, progress, thread) = Worker::start(engine, reopen, metrics.clone())?;
     let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress.clone()));
@@ -240,10 +242,12 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
         })
     });
     let stopped = worker.stopped();
+    let mut stuck = None;
     let until = async {
         tokio::select! {
             () = shutdown => {}
             () = stopped => {}
+            error = &mut keys => stuck = error.ok(),
         }
     };
     serve(listener, server_tls, routes.into_axum_router(), until).await?;
@@ -265,5 +269,8 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
         .map_err(|_| anyhow::anyhow!("engine panicked"))?;
     let cut_off = engine.is_some_and(|engine| engine.vault().must_reopen());
     anyhow::ensure!(!cut_off, "a commit was cut off; start the signer again");
+    if let Some(stuck) = stuck {
+        return Err(stuck.into());
+    }
     Ok(())
 }

@@ -30,7 +30,7 @@ use spark_rules::{
     vote::Position,
 };
 use spark_signer::vault::StoreError;
-use spark_signer_hsm::{service::REASON, store::RedbStore};
+use spark_signer_hsm::{devices::KeysStuck, service::REASON, store::RedbStore};
 use spark_softhsm::{TokenDir, isolated};
 use tonic::transport::Channel;
 
@@ -62,6 +62,13 @@ struct Running {
     child: Child,
     address: String,
     http: String,
+}
+
+impl Running {
+    /// Its exit code, once it has ended by itself.
+    fn ended(&mut self) -> Option<i32> {
+        self.child.try_wait().unwrap().and_then(|status| status.code())
+    }
 }
 
 impl Drop for Running {
@@ -562,6 +569,31 @@ fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
         drop(lock);
         eventually("it answers again", || ready() && up(1));
         world.runtime.block_on(signer.sign_abort(ask())).unwrap();
+
+        // Only another process can ask a token that keeps every thread of this one.
+        let said = http(&running, "/metrics");
+        assert!(said.contains("spark_signer_keys_token_stuck_seconds 0\n"), "{said}");
+        drop(running);
+        let text = fs::read_to_string(world.config()).unwrap();
+        let keys = "keys = { label = \"keys\", ";
+        assert!(text.contains(keys));
+        let short = text.replace(keys, &format!("{keys}end_after_seconds = 1, "));
+        fs::write(world.config(), short).unwrap();
+        let mut running = world.start();
+        world.unlock(&running);
+        let mut signer = world.signer(&running);
+        let lock = hang(dir, "keys");
+        // What it has signed before it only repeats.
+        let ask = || wire::SignAbortRequest { operation_id: vec![8; 16], attempt: 1 };
+        eventually("the process ends", || {
+            let _ = world.runtime.block_on(signer.sign_abort(ask()));
+            running.ended().is_some()
+        });
+        assert_eq!(running.ended(), Some(i32::from(KeysStuck::EXIT)));
+        drop(lock);
+        let running = world.start();
+        world.unlock(&running);
+        world.runtime.block_on(world.signer(&running).sign_abort(ask())).unwrap();
     })
     .unwrap();
 }

@@ -1,5 +1,5 @@
 //! The token on a real PKCS#11 module, one process per test.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -15,8 +15,8 @@ use spark_rules::federation_key::KeyKind;
 use spark_signer::vault::{DeviceId, RootId, RootToken as _, Token as _, TokenError, TreeId};
 use spark_signer_hsm::confirmer::Confirmer;
 use spark_signer_hsm::token::{
-    IdentityMethod, IdentitySource, LogSignature, PinSource, Pkcs11Token, RootMechanism, RootsView, Security,
-    generate_keys,
+    IdentityMethod, IdentitySource, KeysToken, LogSignature, PinSource, Pkcs11Token, RootDevice,
+    RootMechanism, RootsView, Security, TokenConfig, generate_keys,
 };
 use spark_softhsm::{isolated, passed, run_test};
 use zeroize::Zeroizing;
@@ -482,4 +482,63 @@ impl Drop for Undeletable {
         self.change("chattr", "-i");
         self.change("chmod", "u+w");
     }
+}
+
+/// D13: a configuration can call one token by two names; the token itself does not.
+#[test]
+fn d13_the_keys_token_is_no_device_with_roots_whatever_it_is_called() {
+    isolated("d13_the_keys_token_is_no_device_with_roots_whatever_it_is_called", |dir| {
+        let mut config = common::config(dir);
+        config.security = Security::Production;
+        for token in [&mut config.keys.token, &mut config.devices[0].roots] {
+            token.pin = PinSource::Held(Zeroizing::new(common::PIN.into()));
+        }
+        let refused = |config: &TokenConfig| {
+            let error = KeysToken::open(config).unwrap_err().to_string();
+            assert!(error.contains("KEYS_NOT_APART"), "{error}");
+        };
+        let not_made = |config: &TokenConfig| {
+            let error = generate_keys(config, &IdentitySource::Generate).unwrap_err().to_string();
+            assert!(error.contains("KEYS_NOT_APART"), "{error}");
+        };
+        let module = config.keys.module.clone();
+        let folder = dir.conf_path().parent().unwrap();
+        let (link, copy) = (folder.join("link.so"), folder.join("copy.so"));
+        std::os::unix::fs::symlink(&module, &link).unwrap();
+        std::fs::copy(module.canonicalize().unwrap(), &copy).unwrap();
+        let slots = spark_signer_hsm::token::slots(&module).unwrap();
+        let serial = |label: &str| {
+            slots.iter().find(|(_, info, _)| info.label == label).map(|(_, info, _)| info.serial.clone())
+        };
+        let mut same = config.clone();
+        same.devices[0].roots.label = "keys".into();
+        not_made(&same);
+
+        drop(generate_keys(&config, &IdentitySource::Generate).unwrap());
+        let token = KeysToken::open(&config).unwrap();
+        for module in [&module, &link, &copy] {
+            for serial in [None, serial("keys")] {
+                let mut same = config.clone();
+                same.devices[0].module.clone_from(module);
+                same.devices[0].roots.label = "keys".into();
+                same.devices[0].roots.serial = serial;
+                refused(&same);
+                // One that is away at the start, or joins later.
+                let later = RootDevice::load(&same.devices[0], Security::Production).unwrap();
+                later.never(token.info().clone());
+                let error = later.probe().unwrap_err().to_string();
+                assert!(error.contains("KEYS_NOT_APART"), "{error}");
+            }
+        }
+        // The device is not named at all, but its objects are there.
+        let mut swapped = config.clone();
+        swapped.keys.token.label = "roots".into();
+        swapped.keys.token.serial = serial("roots");
+        swapped.devices[0].roots.label = "keys".into();
+        refused(&swapped);
+        // For development one token may do.
+        same.security = Security::Development;
+        KeysToken::open(&same).unwrap();
+    })
+    .unwrap();
 }

@@ -60,6 +60,9 @@ pub(crate) enum Command {
     /// Money that a preimage moves, or that comes back.
     #[command(subcommand)]
     Htlc(Htlc),
+    /// Money for a payment on chain by a provider.
+    #[command(subcommand)]
+    Withdraw(Withdraw),
     /// Claim what was sent to this wallet.
     Receive {
         /// Wait until something comes.
@@ -210,6 +213,43 @@ pub(crate) enum Htlc {
     List,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Withdraw {
+    /// How many connectors a provider must offer.
+    Plan {
+        /// With unit: 1000sat, 0.001btc.
+        amount: spark_wallet::amount::Sats,
+    },
+    /// Take a provider's offer, if its transaction pays what is asked for.
+    Make {
+        /// What the leaves are worth, with unit: 1000sat, 0.001btc.
+        amount: spark_wallet::amount::Sats,
+        /// Bitcoin address for the money.
+        #[arg(long)]
+        to: String,
+        /// What must come there, with unit: the amount less the provider's fee.
+        #[arg(long)]
+        payout: spark_wallet::amount::Sats,
+        /// Provider's Spark address.
+        #[arg(long)]
+        provider: String,
+        /// The transaction that pays, hex.
+        #[arg(long)]
+        exit_tx: String,
+        /// The transaction that spends it, with an output for each leaf and one more, hex.
+        #[arg(long)]
+        connector_tx: String,
+        /// Seconds until it expires; operators make at least six blocks of it, and return it six blocks later.
+        #[arg(long, default_value_t = 7 * 24 * 3600)]
+        expires: u64,
+        /// Transfer id; the same id is the same withdrawal.
+        #[arg(long)]
+        id: Option<uuid::Uuid>,
+    },
+    /// What waits for its payment, was paid, or came back.
+    List,
+}
+
 /// 32 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hash(pub(crate) [u8; 32]);
@@ -335,5 +375,7 @@ mod tests {
         assert!(parse(&["htlc", "create", "sparkrt1x", "1000sat", "--expires", "600"]).is_ok());
         assert!(parse(&["htlc", "create", "sparkrt1x", "1000sat", "--payment-hash", "00"]).is_err());
         assert!(parse(&["htlc", "claim", &"00".repeat(32)]).is_ok());
+        assert!(parse(&["withdraw", "plan", "1000sat"]).is_ok());
+        assert!(parse(&["withdraw", "make", "1000sat", "--to", "bcrt1q"]).is_err());
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use spark_wallet::{
     ErrorClass, WalletError,
     exit::{ExitPlan, ExitStatus},
-    flow::{Balance, Direction, Entry, HtlcExitStep, HtlcView, LeafView},
+    flow::{Balance, Direction, Entry, HtlcExitStep, HtlcView, LeafView, Withdrawal},
     receipts::{Finality, LogView, Verification},
 };
 
@@ -256,6 +256,29 @@ pub(crate) struct SentInfo {
 pub(crate) struct Payee {
     pub(crate) receiver: String,
     pub(crate) amount_sats: u64,
+}
+
+/// `withdraw plan`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WithdrawalPlan {
+    pub(crate) amount_sats: u64,
+    /// As many leaves leave.
+    pub(crate) connectors: usize,
+}
+
+impl Show for WithdrawalPlan {
+    fn text(&self) -> String {
+        format!("{} sat take {} connectors", self.amount_sats, self.connectors)
+    }
+}
+
+impl Show for Withdrawal {
+    fn text(&self) -> String {
+        format!(
+            "{}  {} sat  {}  {} sat on chain by {}",
+            self.transfer_id, self.amount_sats, self.status, self.payout_sats, self.exit_txid
+        )
+    }
 }
 
 impl Show for SentInfo {

@@ -73,7 +73,7 @@ impl CommitmentSets {
     }
 }
 
-/// One transaction with this wallet's share of each input's signature.
+/// One transaction with this wallet's share of each input's signature; a connector is somebody else's to sign.
 pub(crate) fn job(
     leaf_id: &str,
     planned: &Planned,
@@ -84,7 +84,7 @@ pub(crate) fn job(
 ) -> Result<UserSignedTxSigningJob, SigningError> {
     let prevouts = planned.template.prevouts();
     let mut parts = Vec::with_capacity(prevouts.len());
-    for input in 0..prevouts.len() {
+    for input in 0..planned.template.inputs().len() {
         let message = sighash(&planned.tx, &prevouts, input)?;
         parts.push(share(message, key, verifying_key, sets.take()?, federation)?);
     }

@@ -18,7 +18,7 @@ use hmac::{Hmac, Mac as _};
 use moka::future::Cache;
 use rand::{RngCore as _, rngs::OsRng};
 use secp256k1::PublicKey;
-pub use session::{Session, TokenState};
+pub use session::{Reader, Session, TokenState};
 use sha2::Sha256;
 
 /// A challenge must be answered within this time.

@@ -33,6 +33,34 @@ impl Session {
     }
 }
 
+/// Who asks a query: an identity, or, where reads are open, anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    /// The session's identity, if there is a session.
+    pub identity: Option<PublicKey>,
+}
+
+impl Reader {
+    /// Who asks. Without a session only where reads are open.
+    pub fn of<T>(request: &tonic::Request<T>, open_reads: bool) -> Result<Self, Refused> {
+        let identity = request.extensions().get::<Session>().map(|session| session.identity);
+        if identity.is_none() && !open_reads {
+            return Err(Refused::no_session());
+        }
+        Ok(Self { identity })
+    }
+
+    /// The identity where a query is about the asking one itself.
+    pub fn own(&self) -> Result<PublicKey, Refused> {
+        self.identity.ok_or_else(Refused::no_session)
+    }
+
+    /// Its 33 bytes; empty, which is nobody's, without a session.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.identity.map_or_else(Vec::new, |identity| identity.serialize().to_vec())
+    }
+}
+
 /// What the metadata of a call says about its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenState {

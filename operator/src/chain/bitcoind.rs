@@ -226,6 +226,12 @@ impl ChainSource for BitcoindSource {
         self.call("getrawmempool", &[json!(false)]).await
     }
 
+    async fn broadcast(&self, transaction: &Transaction) -> Result<(), ChainError> {
+        let hex = encode::serialize_hex(transaction);
+        // Its fee was fixed when it was signed: the node shall not find it too high.
+        self.call::<Txid>("sendrawtransaction", &[json!(hex), json!(0)]).await.map(drop)
+    }
+
     async fn mempool_transaction(&self, txid: &Txid) -> Result<Option<Transaction>, ChainError> {
         const METHOD: &str = "getrawtransaction";
         let found: Option<RawTransaction> =

@@ -116,6 +116,11 @@ pub trait ChainSource: Send + Sync + 'static {
     async fn output(&self, outpoint: &OutPoint) -> Result<OutputState, ChainError>;
     /// Ids of all transactions in the mempool.
     async fn mempool_txids(&self) -> Result<Vec<Txid>, ChainError>;
+    /// Hands a transaction to the network.
+    ///
+    /// # Errors
+    /// [`ChainError::Refused`] if the node has it already, or does not want it (yet).
+    async fn broadcast(&self, transaction: &Transaction) -> Result<(), ChainError>;
     /// A transaction of the mempool; `None` if it has left.
     async fn mempool_transaction(&self, txid: &Txid) -> Result<Option<Transaction>, ChainError>;
 }

@@ -11,7 +11,7 @@ use bitcoin::Network;
 use secp256k1::PublicKey;
 use serde::Deserialize;
 use spark_proto::transport::Spki;
-use spark_rules::ids::OperatorIndex;
+use spark_rules::{ids::OperatorIndex, operation::MAX_DEPTH};
 
 use super::{
     AdminListener, Bitcoind, BitcoindAuth, Chain, ClientCertificates, Config, ConfigError, Database, Fault,
@@ -45,7 +45,14 @@ pub(super) struct RawConfig {
     #[serde(default)]
     repair: RawRepair,
     #[serde(default)]
+    privacy: RawPrivacy,
+    #[cfg(feature = "development")]
+    #[serde(default)]
+    development: RawDevelopment,
+    #[serde(default)]
     htlc: RawHtlc,
+    #[serde(default)]
+    coop_exit: RawCoopExit,
     #[serde(default)]
     log: RawLog,
 }
@@ -129,6 +136,7 @@ enum RawAuth {
 #[serde(deny_unknown_fields, default)]
 struct RawChain {
     deposit_depth: u32,
+    exit_depth: u32,
     max_reorg: u32,
     start_height: Option<u32>,
     #[serde(with = "humantime_serde")]
@@ -141,6 +149,7 @@ impl Default for RawChain {
     fn default() -> Self {
         Self {
             deposit_depth: 3,
+            exit_depth: 6,
             max_reorg: 100,
             start_height: None,
             poll: Duration::from_secs(10),
@@ -219,6 +228,25 @@ impl Default for RawHtlc {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCoopExit {
+    offered: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPrivacy {
+    open_by_default: bool,
+}
+
+#[cfg(feature = "development")]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDevelopment {
+    sdk_suites: bool,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawLog {
@@ -289,6 +317,13 @@ impl RawConfig {
         if !(1..=365).contains(&retention) {
             faults.add("events.retention_days", "must be between 1 and 365");
         }
+        #[cfg(feature = "development")]
+        let sdk_suites = self.development.sdk_suites;
+        #[cfg(not(feature = "development"))]
+        let sdk_suites = false;
+        if sdk_suites && network != Some(Network::Regtest) {
+            faults.add("development.sdk_suites", "is for regtest");
+        }
         match (network, operator, signer, url, bitcoind) {
             (Some(network), Some(operator), Some(signer), Some(url), Some(bitcoind))
                 if faults.0.is_empty() =>
@@ -314,7 +349,10 @@ impl RawConfig {
                     session_ttl: ttl,
                     event_retention_days: retention,
                     refresh_after_repair: self.repair.refresh,
+                    open_reads: self.privacy.open_by_default,
+                    sdk_suites,
                     htlc: self.htlc.offered,
+                    coop_exit: self.coop_exit.offered,
                     log_format: self.log.format,
                     log_filter: self.log.filter,
                 })
@@ -454,12 +492,17 @@ impl RawChain {
             faults.add("chain.max_tip_age", "must be at least 1m");
         }
         let deposit_depth = faults.positive("chain.deposit_depth", self.deposit_depth);
+        let exit_depth = faults.positive("chain.exit_depth", self.exit_depth);
         let max_reorg = faults.positive("chain.max_reorg", self.max_reorg);
         if deposit_depth > max_reorg {
             faults.add("chain.deposit_depth", "must not exceed chain.max_reorg");
         }
+        if exit_depth > max_reorg || exit_depth.get() > MAX_DEPTH {
+            faults.add("chain.exit_depth", format!("must not exceed chain.max_reorg, nor {MAX_DEPTH}"));
+        }
         Chain {
             deposit_depth,
+            exit_depth,
             max_reorg,
             start_height: self.start_height,
             poll: self.poll,

@@ -62,11 +62,11 @@ fn good_file_and_defaults() {
     assert_eq!(config.listen.public[1].client_auth, ClientCertificates::Required);
     assert_eq!(config.listen.admin, None);
     assert_eq!(config.signer.server_name, "127.0.0.1");
-    assert_eq!(config.chain.deposit_depth.get(), 3);
+    assert_eq!((config.chain.deposit_depth.get(), config.chain.exit_depth.get()), (3, 6));
     assert_eq!(config.chain.max_reorg.get(), 100);
     assert_eq!(config.session_ttl, Duration::from_secs(900));
     assert_eq!(config.event_retention_days, 7);
-    assert!(config.refresh_after_repair && config.htlc);
+    assert!(config.refresh_after_repair && config.htlc && !config.coop_exit && !config.open_reads);
     assert_eq!(config.database.url, SecretRef::File("/conf/database-url".into()));
     assert_eq!(config.database.max_connections.get(), 20);
     assert!(config.providers.is_empty());
@@ -76,10 +76,10 @@ fn good_file_and_defaults() {
 fn every_section_can_be_set() {
     let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
     let more = format!(
-        "{GOOD}\n[chain]\ndeposit_depth = 1\nmax_reorg = 10\nstart_height = 7\npoll = \"500ms\"\nmax_tip_age = \"24h\"\n\
+        "{GOOD}\n[chain]\ndeposit_depth = 1\nexit_depth = 2\nmax_reorg = 10\nstart_height = 7\npoll = \"500ms\"\nmax_tip_age = \"24h\"\n\
          [limits]\naddress_per_second = 9\naddress_burst = 10\nidentity_per_second = 11\nidentity_burst = 12\n\
          [providers]\nidentity_keys = [\"{key}\"]\n[sessions]\nttl = \"5m\"\n\
-         [events]\nretention_days = 30\n[repair]\nrefresh = false\n[htlc]\noffered = false\n\
+         [events]\nretention_days = 30\n[repair]\nrefresh = false\n[privacy]\nopen_by_default = true\n[htlc]\noffered = false\n[coop_exit]\noffered = true\n\
          [log]\nformat = \"json\"\nfilter = \"debug\"\n"
     );
     let config = parse(&more).unwrap();
@@ -89,7 +89,8 @@ fn every_section_can_be_set() {
     assert_eq!(config.providers[0].to_string(), key);
     assert_eq!(config.session_ttl, Duration::from_secs(300));
     assert_eq!(config.event_retention_days, 30);
-    assert!(!config.refresh_after_repair && !config.htlc);
+    assert!(!config.refresh_after_repair && !config.htlc && config.coop_exit && config.open_reads);
+    assert_eq!(config.chain.exit_depth.get(), 2);
     assert_eq!(config.log_format, LogFormat::Json);
 }
 
@@ -129,6 +130,7 @@ fn bad_values_are_explained() {
         ("[tls]", "[chain]\npoll = \"0s\"\n[tls]", "chain.poll: must be between"),
         ("[tls]", "[chain]\ndeposit_depth = 0\n[tls]", "chain.deposit_depth: must be at least 1"),
         ("[tls]", "[chain]\ndeposit_depth = 101\n[tls]", "chain.deposit_depth: must not exceed"),
+        ("[tls]", "[chain]\nexit_depth = 101\nmax_reorg = 200\n[tls]", "chain.exit_depth: must not exceed"),
         ("[tls]", "[sessions]\nttl = \"1m\"\n[tls]", "sessions.ttl: must be between"),
         ("[tls]", "[events]\nretention_days = 0\n[tls]", "events.retention_days: must be between"),
         ("[tls]", "[limits]\nidentity_burst = 3\n[tls]", "limits.identity_burst: must be at least"),

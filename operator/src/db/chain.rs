@@ -112,6 +112,33 @@ pub async fn watched(
     .await?)
 }
 
+/// A spend of what is below a leaf at rest by its node tx, or by something else.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct ExitRow {
+    /// The leaf.
+    pub leaf_id: Uuid,
+    /// Its record.
+    pub record: Vec<u8>,
+    /// What spends the output below it, 32 bytes.
+    pub spender_txid: Vec<u8>,
+    /// Height of the block.
+    pub height: i32,
+}
+
+/// Those in blocks above a height whose own output nobody is seen to spend, the oldest first.
+pub async fn exits(ex: impl PgExecutor<'_>, above: u32, limit: i64) -> Result<Vec<ExitRow>, DbError> {
+    Ok(sqlx::query_as(
+        "SELECT DISTINCT e.height, l.leaf_id, l.record, e.spender_txid FROM chain_event e JOIN leaf l USING (leaf_id) \
+         WHERE e.height > $1 AND e.kind IN ('NODE', 'FOREIGN') AND l.status = 'AVAILABLE' \
+         AND NOT EXISTS (SELECT 1 FROM chain_event s WHERE s.txid = e.spender_txid) \
+         AND NOT EXISTS (SELECT 1 FROM mempool_spend m WHERE m.txid = e.spender_txid) ORDER BY e.height LIMIT $2",
+    )
+    .bind(i32::try_from(above).unwrap_or(i32::MAX))
+    .bind(limit)
+    .fetch_all(ex)
+    .await?)
+}
+
 /// A spend in a block that `header` holds.
 pub async fn insert_event(
     ex: impl PgExecutor<'_>,
@@ -191,7 +218,11 @@ pub async fn frozen(ex: impl PgExecutor<'_>, leaf_ids: &[Uuid]) -> Result<Vec<Uu
          SELECT p.leaf_id FROM path p JOIN mempool_spend e ON e.leaf_id = p.node_id \
          WHERE e.kind <> 'MOVE' AND (p.leaf_id = p.node_id OR e.kind <> 'NODE') \
          UNION \
-         SELECT leaf_id FROM unrepaired_leaf WHERE leaf_id = ANY($1)",
+         SELECT leaf_id FROM unrepaired_leaf WHERE leaf_id = ANY($1) \
+         UNION \
+         SELECT t.leaf_id FROM transfer_leaf t JOIN htlc h ON h.transfer_id = t.transfer_id \
+         JOIN exit_seen s ON s.txid = h.exit_txid \
+         WHERE t.leaf_id = ANY($1) AND h.state = 'SETTLED' AND s.block_hash IS NULL",
     )
     .bind(leaf_ids)
     .fetch_all(ex)

@@ -69,15 +69,6 @@ pub async fn end_all(ex: impl PgExecutor<'_>) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Ends all streams but these: those whose end this process could not note.
-pub async fn end_others(ex: impl PgExecutor<'_>, live: &[Uuid]) -> Result<(), DbError> {
-    sqlx::query("UPDATE event_cursor SET ended_at = now() WHERE ended_at IS NULL AND stream <> ALL($1)")
-        .bind(live)
-        .execute(ex)
-        .await?;
-    Ok(())
-}
-
 /// Forgets streams that ended some days ago.
 pub async fn trim(ex: impl PgExecutor<'_>, days: i32) -> Result<u64, DbError> {
     Ok(sqlx::query("DELETE FROM event_cursor WHERE ended_at < now() - make_interval(days => $1)")

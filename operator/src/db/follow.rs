@@ -11,12 +11,13 @@ use bitcoin::{
     consensus::encode::{deserialize, serialize},
     hashes::Hash as _,
 };
+use spark_rules::tx::without_witnesses;
 use sqlx::FromRow;
 
 use super::{
     Db, DbError, address,
     chain::{self, PayingRow, SpendRow, WatchedRow},
-    in_transaction,
+    exit, in_transaction,
 };
 use crate::chain::{
     BlockConnected, BlockDisconnected, BlockId, BoxError, ChainSink, HeaderStore, StoredHeader,
@@ -66,8 +67,14 @@ impl ChainTables {
         let payments = self.payments(&event.block.txdata).await?;
         let watch: Vec<WatchedRow> = payments.iter().flat_map(Payment::watch).collect();
         let spends = self.spends(event.block.txdata.iter(), &watch).await?;
+        let txids: Vec<Vec<u8>> =
+            event.block.txdata.iter().map(|tx| tx.compute_txid().to_byte_array().to_vec()).collect();
+        let exits = exit::among(self.db.pool(), &txids).await?;
         let place = (height(event.id)?, event.id.hash.to_byte_array().to_vec());
         in_transaction!(self.db, tx => {
+            // What a crash loses of this is read from the chain again: a node that catches up need not wait for the disk
+            // at every block.
+            sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
             insert_header(&mut tx, event.id, &event.block.header).await?;
             for payment in &payments {
                 chain::upsert_deposits(&mut tx, &payment.row, Some(&place)).await?;
@@ -78,21 +85,26 @@ impl ChainTables {
             for spend in &spends {
                 chain::insert_event(&mut *tx, spend, place.0, &place.1).await?;
             }
+            if !exits.is_empty() {
+                exit::mined(&mut tx, &exits, &place.1).await?;
+            }
         })
     }
 
     /// Spends and outputs of static addresses that came are written, and those forgotten whose transaction left: into a
     /// block, replaced, or dropped.
-    async fn look(&self, came: &[Transaction], held: &HashSet<Txid>) -> Result<(), DbError> {
+    async fn look(&self, came: &[Transaction], held_txids: &HashSet<Txid>) -> Result<(), DbError> {
         let spends = self.spends(came.iter(), &[]).await?;
         let mut payments = self.payments(came).await?;
         payments.retain_mut(Payment::keep_static);
-        let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held.contains(&txid));
+        let held = |spender: &[u8]| Txid::from_slice(spender).is_ok_and(|txid| held_txids.contains(&txid));
         let mut gone = chain::mempool_spenders(self.db.pool()).await?;
         gone.retain(|spender| !held(spender));
         let mut unpaid = chain::pending_deposits(self.db.pool()).await?;
         unpaid.retain(|txid| !held(txid));
-        if spends.is_empty() && gone.is_empty() && payments.is_empty() && unpaid.is_empty() {
+        let exits = exit::changes(self.db.pool(), held_txids).await?;
+        let none = spends.is_empty() && gone.is_empty() && payments.is_empty() && unpaid.is_empty();
+        if none && exits.is_empty() {
             return Ok(());
         }
         in_transaction!(self.db, tx => {
@@ -104,6 +116,7 @@ impl ChainTables {
                 chain::insert_mempool_spend(&mut *tx, spend).await?;
             }
             chain::delete_mempool_spends(&mut *tx, &gone).await?;
+            exit::looked(&mut tx, &exits).await?;
         })
     }
 
@@ -139,6 +152,9 @@ impl ChainTables {
                 tx.input.iter().map(move |i| (i.previous_output, spender.clone()))
             })
             .collect();
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
         let txids: Vec<Vec<u8>> = inputs.iter().map(|(o, _)| o.txid.to_byte_array().to_vec()).collect();
         let vouts: Vec<i64> = inputs.iter().map(|(o, _)| i64::from(o.vout)).collect();
         let mut watched = chain::watched(self.db.pool(), &txids, &vouts).await?;
@@ -215,7 +231,7 @@ impl Payment {
             outputs.extend(of_one.into_iter().map(|(vout, amount)| (vout, script.to_vec(), amount)));
         }
         let txid = tx.compute_txid().to_byte_array().to_vec();
-        Some(Self { row: PayingRow { txid, raw: serialize(tx), outputs }, to_static })
+        Some(Self { row: PayingRow { txid, raw: without_witnesses(tx), outputs }, to_static })
     }
 
     /// Forgets other outputs than those to static addresses; whether any is left.
@@ -287,8 +303,12 @@ impl ChainSink for ChainTables {
         Ok(self.connect(event).await?)
     }
 
-    /// Facts disappear with their header, which the header table removes.
-    async fn disconnected(&self, _event: &BlockDisconnected) -> Result<(), BoxError> {
+    /// Facts disappear with their header, which the header table removes. That an exit was there is kept.
+    async fn disconnected(&self, event: &BlockDisconnected) -> Result<(), BoxError> {
+        for txid in exit::unmined(self.db.pool(), &event.id.hash).await? {
+            let txid = Txid::from_slice(&txid).map_or_else(|_| String::new(), |txid| txid.to_string());
+            tracing::error!(%txid, "a settled exit is in no block any more: its leaves are held until it is");
+        }
         Ok(())
     }
 

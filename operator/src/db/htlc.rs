@@ -1,6 +1,8 @@
-//! Transfers that a preimage completes: what the first decision left open, and how the second one ended it.
+//! Transfers that a preimage completes, or a transaction on chain: what the first decision left open, and how the second
+//! one ended it.
 
-use spark_rules::settlement::{Condition, Pending, RETURN_MARGIN};
+use bitcoin::{Txid, hashes::Hash as _};
+use spark_rules::settlement::{Completion, Condition, Pending, RETURN_MARGIN};
 use sqlx::{FromRow, PgExecutor};
 use uuid::Uuid;
 
@@ -76,7 +78,9 @@ struct Raw {
     op_id: Uuid,
     attempt: i32,
     transfer_id: Uuid,
-    payment_hash: Vec<u8>,
+    payment_hash: Option<Vec<u8>>,
+    exit_txid: Option<Vec<u8>>,
+    exit_depth: Option<i32>,
     sender: Vec<u8>,
     receiver: Vec<u8>,
     expiry_height: i64,
@@ -93,8 +97,18 @@ impl TryFrom<Raw> for HtlcRow {
     type Error = DbError;
 
     fn try_from(raw: Raw) -> Result<Self, DbError> {
+        let completes = match (raw.payment_hash, raw.exit_txid, raw.exit_depth) {
+            (Some(hash), None, None) => {
+                Completion::Preimage { payment_hash: fixed("htlc.payment_hash", hash)? }
+            }
+            (None, Some(txid), Some(depth)) => Completion::Exit {
+                txid: Txid::from_slice(&txid).map_err(|_| DbError::Corrupt("htlc.exit_txid"))?,
+                depth: u32::try_from(depth).map_err(|_| DbError::Corrupt("htlc.exit_depth"))?,
+            },
+            _ => return Err(DbError::Corrupt("htlc.payment_hash")),
+        };
         let condition = Condition {
-            payment_hash: fixed("htlc.payment_hash", raw.payment_hash)?,
+            completes,
             expiry_height: u32::try_from(raw.expiry_height)
                 .map_err(|_| DbError::Corrupt("htlc.expiry_height"))?,
         };
@@ -121,8 +135,8 @@ impl TryFrom<Raw> for HtlcRow {
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT op_id, attempt, transfer_id, payment_hash, sender, receiver, expiry_height, digest, deciders, state, \
-             preimage, proof, announced, (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros FROM htlc ",
+            "SELECT op_id, attempt, transfer_id, payment_hash, exit_txid, exit_depth, sender, receiver, expiry_height, digest, \
+             deciders, state, preimage, proof, announced, (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros FROM htlc ",
             $rest
         )
     };
@@ -130,20 +144,30 @@ macro_rules! select {
 
 /// The first decision was applied. A repeat changes nothing.
 pub async fn insert(ex: impl PgExecutor<'_>, row: &HtlcRow) -> Result<(), DbError> {
+    let exit = match &row.pending.condition.completes {
+        Completion::Exit { txid, depth } => {
+            let depth = i32::try_from(*depth).map_err(|_| DbError::Corrupt("htlc.exit_depth"))?;
+            Some((txid.to_byte_array().to_vec(), depth))
+        }
+        Completion::Preimage { .. } => None,
+    };
     let deciders: Vec<i16> = row.pending.deciders.iter().map(|index| index_column(*index)).collect();
     sqlx::query(
-        "INSERT INTO htlc (op_id, attempt, transfer_id, payment_hash, sender, receiver, expiry_height, digest, deciders) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (op_id, attempt) DO NOTHING",
+        "INSERT INTO htlc (op_id, attempt, transfer_id, payment_hash, sender, receiver, expiry_height, digest, deciders, \
+         exit_txid, exit_depth) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (op_id, attempt) DO NOTHING",
     )
     .bind(row.pending.operation.uuid())
     .bind(row.id().attempt_column()?)
     .bind(row.transfer_id)
-    .bind(row.pending.condition.payment_hash.as_slice())
+    .bind(row.pending.condition.payment_hash().map(|hash| hash.to_vec()))
     .bind(&row.sender)
     .bind(&row.receiver)
     .bind(i64::from(row.pending.condition.expiry_height))
     .bind(row.pending.digest.as_slice())
     .bind(deciders)
+    .bind(exit.as_ref().map(|(txid, _)| txid.as_slice()))
+    .bind(exit.as_ref().map(|(_, depth)| *depth))
     .execute(ex)
     .await?;
     Ok(())
@@ -186,13 +210,16 @@ pub async fn due(ex: impl PgExecutor<'_>, tip: u32, limit: i64) -> Result<Vec<Ht
     let rows: Vec<Raw> = sqlx::query_as(
         "UPDATE htlc SET next_at = now() + interval '5 seconds' WHERE (op_id, attempt) IN ( \
              SELECT op_id, attempt FROM htlc WHERE NOT announced AND next_at <= now() \
-             AND (preimage IS NOT NULL OR proof IS NOT NULL OR expiry_height <= $1) \
+             AND (preimage IS NOT NULL OR proof IS NOT NULL OR expiry_height <= $1 \
+                 OR EXISTS (SELECT 1 FROM exit_seen s JOIN header h ON h.hash = s.block_hash \
+                     WHERE s.txid = exit_txid AND h.height + exit_depth - 1 <= $3)) \
              ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED) \
-         RETURNING op_id, attempt, transfer_id, payment_hash, sender, receiver, expiry_height, digest, deciders, state, \
-         preimage, proof, announced, (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros",
+         RETURNING op_id, attempt, transfer_id, payment_hash, exit_txid, exit_depth, sender, receiver, expiry_height, digest, \
+         deciders, state, preimage, proof, announced, (extract(epoch FROM created_at) * 1000000)::bigint AS created_micros",
     )
     .bind(i64::from(tip).saturating_sub(i64::from(RETURN_MARGIN)))
     .bind(limit)
+    .bind(i64::from(tip))
     .fetch_all(ex)
     .await?;
     rows.into_iter().map(HtlcRow::try_from).collect()
@@ -213,7 +240,7 @@ pub struct Filter {
     pub state: Option<HtlcState>,
 }
 
-/// Newest first.
+/// Those that a preimage completes, newest first.
 pub async fn list(
     ex: impl PgExecutor<'_>,
     filter: &Filter,
@@ -221,7 +248,7 @@ pub async fn list(
     offset: i64,
 ) -> Result<Vec<HtlcRow>, DbError> {
     let rows: Vec<Raw> = sqlx::query_as(select!(
-        "WHERE (sender = $1 OR receiver = $2) AND (cardinality($3::bytea[]) = 0 OR payment_hash = ANY($3)) \
+        "WHERE (sender = $1 OR receiver = $2) AND payment_hash IS NOT NULL AND (cardinality($3::bytea[]) = 0 OR payment_hash = ANY($3)) \
          AND (cardinality($4::uuid[]) = 0 OR transfer_id = ANY($4)) AND ($5::text IS NULL OR state = $5) \
          ORDER BY created_at DESC, transfer_id DESC LIMIT $6 OFFSET $7"
     ))

@@ -147,7 +147,9 @@ pub async fn gauges(ex: impl PgExecutor<'_>) -> Result<Vec<(LeafStatus, i64, i64
         "WITH held AS (SELECT c.leaf_id, c.leaf_version, o.kind FROM operation o JOIN leaf_claim c USING (op_id, attempt) \
              WHERE o.state IN ('PROPOSED', 'PREPARED', 'CERTIFIED', 'COMMITTED') AND c.state = 'LOCKED'), \
          frozen AS (SELECT leaf_id FROM chain_event WHERE kind <> 'MOVE' \
-             UNION SELECT leaf_id FROM mempool_spend WHERE kind <> 'MOVE') \
+             UNION SELECT leaf_id FROM mempool_spend WHERE kind <> 'MOVE' \
+             UNION SELECT t.leaf_id FROM exit_seen s JOIN htlc x ON x.exit_txid = s.txid AND x.state = 'SETTLED' \
+             JOIN transfer_leaf t ON t.transfer_id = x.transfer_id WHERE s.block_hash IS NULL) \
          SELECT CASE WHEN l.status <> 'AVAILABLE' THEN l.status WHEN f.leaf_id IS NOT NULL THEN 'UNAVAILABLE' \
              WHEN h.kind = $1 THEN 'RENEW_LOCKED' WHEN h.kind IS NOT NULL THEN 'TRANSFER_LOCKED' \
              ELSE l.status END AS shown, count(*), coalesce(sum(l.value), 0)::bigint \

@@ -11,6 +11,7 @@ pub mod delivery;
 mod error;
 pub mod event;
 pub mod event_cursor;
+pub mod exit;
 pub mod follow;
 pub mod headers;
 pub mod htlc;

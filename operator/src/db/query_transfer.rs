@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{DbError, query_node::unsettled, transfer::TransferRow};
 
-/// Which transfers. An identity always limits them: sent by it, received by it, or both.
+/// Which transfers. An identity limits them: sent by it, received by it, or both; without any, the ids do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Transfers that this identity sent, 33 bytes.
@@ -26,8 +26,10 @@ pub struct Listing {
     pub created_before: Option<i64>,
     /// Oldest first.
     pub ascending: bool,
-    /// Who reads as a stranger, 33 bytes: only transfers of which both sides have opened theirs to it.
+    /// Who reads as a stranger, 33 bytes or, if nobody says who, none: only transfers whose sides are all open to it.
     pub stranger: Option<Vec<u8>>,
+    /// A side without a setting is open.
+    pub open: bool,
 }
 
 /// A leaf of a transfer: as the receiver of the transfer must see it, and as it is now.
@@ -76,7 +78,9 @@ macro_rules! page {
                  SELECT transfer_id FROM transfer \
                  WHERE sender = $1 AND (cardinality($3::smallint[]) = 0 OR status = ANY($3)) \
                  UNION SELECT transfer_id FROM transfer_receiver \
-                 WHERE receiver = $2 AND (cardinality($4::smallint[]) = 0 OR status = ANY($4))) \
+                 WHERE receiver = $2 AND (cardinality($4::smallint[]) = 0 OR status = ANY($4)) \
+                 UNION SELECT transfer_id FROM transfer \
+                 WHERE $1::bytea IS NULL AND $2::bytea IS NULL AND transfer_id = ANY($5)) \
              AND (cardinality($5::uuid[]) = 0 OR transfer_id = ANY($5)) \
              AND (cardinality($6::smallint[]) = 0 OR kind = ANY($6)) \
              AND ($7::bigint IS NULL OR created_at > timestamptz 'epoch' + $7 * interval '1 microsecond') \
@@ -84,10 +88,10 @@ macro_rules! page {
              AND ($11::bytea IS NULL OR NOT EXISTS ( \
                  SELECT 1 FROM (SELECT sender UNION SELECT r.receiver FROM transfer_receiver r \
                      WHERE r.transfer_id = transfer.transfer_id) AS side (identity) WHERE side.identity <> $11 \
-                 AND NOT EXISTS (SELECT 1 FROM wallet_setting s WHERE s.identity = side.identity \
-                     AND (NOT s.private OR s.master = $11)))) \
+                 AND NOT coalesce((SELECT NOT s.private OR s.master IS NOT DISTINCT FROM $11 FROM wallet_setting s \
+                     WHERE s.identity = side.identity), $12))) \
              AND NOT EXISTS (SELECT 1 FROM transfer_leaf tl JOIN leaf l USING (leaf_id) \
-                 WHERE tl.transfer_id = transfer.transfer_id AND (transfer.sender = $1 OR tl.receiver = $2) AND ",
+                 WHERE tl.transfer_id = transfer.transfer_id AND ($1::bytea IS NULL AND $2::bytea IS NULL OR transfer.sender = $1 OR tl.receiver = $2) AND ",
             unsettled!("l"),
             ") ORDER BY ",
             $order,
@@ -120,6 +124,7 @@ pub async fn page(
         .bind(limit)
         .bind(offset)
         .bind(&listing.stranger)
+        .bind(listing.open)
         .fetch_all(ex)
         .await?)
 }

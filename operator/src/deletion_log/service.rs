@@ -90,13 +90,19 @@ impl DeletionLog for LogService {
             LeafId::parse(&request.leaf_id).map_err(|_| Refused::field("leaf_id", "is not a leaf id"))?;
         let theirs = Theirs::of(&self.db, &id, &session.identity.serialize()).await?;
         let head = self.head()?;
-        let mut reply = GetReceiptsResponse { checkpoint: head.note.clone(), ..Default::default() };
-        if head.checkpoint.size == 0 {
+        // A later page leads to the head that the first one came with.
+        let (checkpoint, tree_size) = match request.tree_size {
+            0 => (head.note.clone(), head.checkpoint.size),
+            earlier if earlier <= head.checkpoint.size => (String::new(), earlier),
+            _ => return Err(Refused::field("tree_size", "is more than was published").into()),
+        };
+        let mut reply = GetReceiptsResponse { checkpoint, ..Default::default() };
+        if tree_size == 0 {
             return Ok(Response::new(reply));
         }
-        let request = GetReceiptsRequest { tree_size: head.checkpoint.size, ..request };
+        let request = GetReceiptsRequest { tree_size, ..request };
         let found = self.signer.get_receipts(request).await.map_err(|e| unreachable(&e))?;
-        (reply.receipts, reply.proofs) = (found.receipts, found.proofs);
+        (reply.receipts, reply.proofs, reply.next) = (found.receipts, found.proofs, found.next);
         let shown: Vec<bool> = reply.receipts.iter().map(|receipt| theirs.includes(receipt)).collect();
         let mut keep = shown.iter();
         reply.receipts.retain(|_| keep.next().copied().unwrap_or(false));

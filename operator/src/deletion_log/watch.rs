@@ -68,8 +68,16 @@ impl LogReader for SignerClient {
     }
 
     async fn receipts(&self, leaf: &LeafId, size: u64) -> Result<Vec<Receipt>, CallError> {
-        let request = GetReceiptsRequest { leaf_id: leaf.to_string(), tree_size: size };
-        Ok(self.get_receipts(request).await?.receipts)
+        let mut request = GetReceiptsRequest { leaf_id: leaf.to_string(), tree_size: size, from: 0 };
+        let mut receipts = Vec::new();
+        loop {
+            let page = self.get_receipts(request.clone()).await?;
+            receipts.extend(page.receipts);
+            if page.next <= request.from {
+                return Ok(receipts);
+            }
+            request.from = page.next;
+        }
     }
 }
 

@@ -5,9 +5,11 @@
 pub enum Rule {
     /// Anyone.
     Open,
-    /// Any session. The handler limits the answer to what concerns the session's identity, or an identity that lets
-    /// it read.
+    /// Any session. The handler limits the answer to what concerns the session's identity.
     Session,
+    /// A query. Any session, and where the operator's configuration opens reads also none. The handler limits the
+    /// answer to what concerns the session's identity, or an identity that lets the caller read.
+    Read,
     /// The request names an identity key in this field, and it must be the session's.
     SessionEquals(Field),
     /// Not offered.
@@ -43,19 +45,19 @@ impl Method {
     }
 }
 
-const fn field(number: u32, name: &'static str) -> Field {
+pub(super) const fn field(number: u32, name: &'static str) -> Field {
     Field { number, name }
 }
 
 const AUTHN: &str = "spark_authn.SparkAuthnService";
-const SPARK: &str = "spark.SparkService";
+pub(super) const SPARK: &str = "spark.SparkService";
 const LOG: &str = "log.v1.DeletionLog";
 const PACKAGES: &str = "packages.v1.PackageKeys";
 const TOKEN: &str = "spark_token.SparkTokenService";
 /// Load balancers ask it, and they have no session. It says only whether this operator is ready.
 const HEALTH: &str = "grpc.health.v1.Health";
 
-const fn method(service: &'static str, name: &'static str, rule: Rule) -> Method {
+pub(super) const fn method(service: &'static str, name: &'static str, rule: Rule) -> Method {
     Method { service, name, rule, cost: 1 }
 }
 
@@ -85,8 +87,8 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "start_deposit_tree_creation", Rule::Unimplemented),
     costly(SPARK, "finalize_deposit_tree_creation", Rule::SessionEquals(field(1, "identity_public_key")), 4),
     method(SPARK, "finalize_transfer_with_transfer_package", Rule::Unimplemented),
-    method(SPARK, "query_pending_transfers", Rule::Session),
-    method(SPARK, "query_all_transfers", Rule::Session),
+    method(SPARK, "query_pending_transfers", Rule::Read),
+    method(SPARK, "query_all_transfers", Rule::Read),
     method(SPARK, "claim_transfer_tweak_keys", Rule::Unimplemented),
     method(SPARK, "store_preimage_share", Rule::Unimplemented),
     method(SPARK, "store_preimage_share_v2", Rule::Unimplemented),
@@ -96,16 +98,16 @@ pub const TABLE: &[Method] = &[
     method(SPARK, "query_htlc", Rule::SessionEquals(field(2, "identity_public_key"))),
     costly(SPARK, "renew_leaf", Rule::Session, 4),
     method(SPARK, "get_signing_operator_list", Rule::Session),
-    method(SPARK, "query_nodes", Rule::Session),
-    method(SPARK, "query_balance", Rule::Session),
+    method(SPARK, "query_nodes", Rule::Read),
+    method(SPARK, "query_balance", Rule::Read),
     method(SPARK, "query_user_signed_refunds", Rule::Unimplemented),
-    method(SPARK, "query_unused_deposit_addresses", Rule::Session),
-    method(SPARK, "query_static_deposit_addresses", Rule::SessionEquals(field(1, "identity_public_key"))),
+    method(SPARK, "query_unused_deposit_addresses", Rule::Read),
+    method(SPARK, "query_static_deposit_addresses", Rule::Read),
     // A thousand missed events may have to be read.
     costly(SPARK, "subscribe_to_events", Rule::SessionEquals(field(10, "identity_public_key")), 10),
     costly(SPARK, "initiate_static_deposit_utxo_refund", Rule::Session, 4),
     method(SPARK, "exit_single_node_trees", Rule::Unimplemented),
-    method(SPARK, "cooperative_exit_v2", Rule::Unimplemented),
+    costly(SPARK, "cooperative_exit_v2", Rule::Session, 4),
     method(SPARK, "claim_transfer_sign_refunds_v2", Rule::Unimplemented),
     method(SPARK, "finalize_node_signatures_v2", Rule::Unimplemented),
     method(SPARK, "initiate_preimage_swap_v2", Rule::Unimplemented),
@@ -115,10 +117,10 @@ pub const TABLE: &[Method] = &[
     costly(SPARK, "start_transfer_v3", Rule::Session, 4),
     costly(SPARK, "claim_transfer", Rule::SessionEquals(field(2, "owner_identity_public_key")), 4),
     // Megabytes of transactions.
-    costly(SPARK, "get_utxos_for_address", Rule::Session, 4),
-    costly(SPARK, "get_utxos_for_identity", Rule::SessionEquals(field(1, "identity_public_key")), 4),
+    costly(SPARK, "get_utxos_for_address", Rule::Read, 4),
+    costly(SPARK, "get_utxos_for_identity", Rule::Read, 4),
     // A hundred signatures to verify.
-    costly(SPARK, "query_spark_invoices", Rule::Session, 10),
+    costly(SPARK, "query_spark_invoices", Rule::Read, 10),
     method(SPARK, "initiate_swap_primary_transfer", Rule::Unimplemented),
     costly(SPARK, "update_wallet_setting", Rule::Session, 4),
     method(SPARK, "query_wallet_setting", Rule::Session),
@@ -126,8 +128,8 @@ pub const TABLE: &[Method] = &[
     method(TOKEN, "start_transaction", Rule::Unimplemented),
     method(TOKEN, "commit_transaction", Rule::Unimplemented),
     method(TOKEN, "query_token_metadata", Rule::Unimplemented),
-    method(TOKEN, "query_token_transactions", Rule::Unimplemented),
-    method(TOKEN, "query_token_outputs", Rule::Session),
+    method(TOKEN, "query_token_transactions", Rule::Read),
+    method(TOKEN, "query_token_outputs", Rule::Read),
     method(TOKEN, "freeze_tokens", Rule::Unimplemented),
     method(TOKEN, "broadcast_transaction", Rule::Unimplemented),
 ];
@@ -204,6 +206,28 @@ mod tests {
     fn s11_open_methods() {
         let open: Vec<_> = TABLE.iter().filter(|method| method.rule == Rule::Open).map(|m| m.name).collect();
         assert_eq!(open, ["Check", "Watch", "get_challenge", "verify_challenge"]);
+    }
+
+    /// And where reads are open, queries, which change nothing.
+    #[test]
+    fn s11_methods_that_reads_may_open() {
+        let read: Vec<_> = TABLE.iter().filter(|method| method.rule == Rule::Read).map(|m| m.name).collect();
+        assert_eq!(
+            read,
+            [
+                "query_pending_transfers",
+                "query_all_transfers",
+                "query_nodes",
+                "query_balance",
+                "query_unused_deposit_addresses",
+                "query_static_deposit_addresses",
+                "get_utxos_for_address",
+                "get_utxos_for_identity",
+                "query_spark_invoices",
+                "query_token_transactions",
+                "query_token_outputs",
+            ]
+        );
     }
 
     #[test]

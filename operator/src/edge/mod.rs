@@ -5,6 +5,8 @@
 //! is not in the table, or that no handler serves, never runs.
 
 mod authz;
+#[cfg(feature = "development")]
+mod development;
 mod gate;
 mod listeners;
 mod observe;
@@ -44,6 +46,10 @@ pub struct Edge {
     pub metrics: Metrics,
     /// What everybody may read.
     pub files: LogFiles,
+    /// Queries need no session ([`Rule::Read`]).
+    pub open_reads: bool,
+    /// What only test suites call is answered; only in a build with the feature `development`.
+    pub sdk_suites: bool,
 }
 
 /// A service for [`spark_proto::transport::serve`]: the public handlers in `routes` behind every check.
@@ -55,7 +61,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError> + std::fmt::Display + Send,
 {
-    let gate = gate::GateLayer::new(edge.authn.clone(), edge.quotas.clone());
+    let gate = gate::GateLayer::new(edge);
     let inner = ServiceBuilder::new()
         .layer(trace::TraceLayer)
         .layer(cors())

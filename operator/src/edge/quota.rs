@@ -34,7 +34,7 @@ const SWEEP_EVERY: u32 = 4096;
 /// Sustained calls per second, and how many may come at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaLimits {
-    /// Calls per second from one IPv4 address or IPv6 /64.
+    /// Calls per second from one IPv4 address or IPv6 /64; calls without a session count by their cost.
     pub address_per_second: NonZeroU32,
     /// Burst of one address.
     pub address_burst: NonZeroU32,
@@ -67,9 +67,9 @@ impl Quotas {
         }
     }
 
-    /// Counts one call from an address.
-    pub fn take_address(&self, address: IpAddr) -> Result<(), Refused> {
-        self.address.take(&network_of(address), NonZeroU32::MIN)
+    /// Counts `cost` units of an address.
+    pub fn take_address(&self, address: IpAddr, cost: u32) -> Result<(), Refused> {
+        NonZeroU32::new(cost).map_or(Ok(()), |cost| self.address.take(&network_of(address), cost))
     }
 
     /// Counts `cost` units of an identity.
@@ -154,7 +154,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let refused = match request.extensions().get::<RemoteAddr>() {
-            Some(RemoteAddr(address)) => self.quotas.take_address(address.ip()).err(),
+            Some(RemoteAddr(address)) => self.quotas.take_address(address.ip(), 1).err(),
             // Only a listener that is not ours would leave it out.
             None => Some(Refused::quota("address", Duration::from_secs(1))),
         };
@@ -202,21 +202,21 @@ mod tests {
         let quotas = quotas();
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         for _ in 0..3 {
-            quotas.take_address(a).unwrap();
+            quotas.take_address(a, 1).unwrap();
         }
-        let refused = quotas.take_address(a).unwrap_err();
+        let refused = quotas.take_address(a, 1).unwrap_err();
         assert!(refused.retry_after.unwrap() > Duration::ZERO);
-        quotas.take_address(b).unwrap();
+        quotas.take_address(b, 1).unwrap();
     }
 
     #[test]
     fn one_ipv6_network_is_one_client() {
         let quotas = quotas();
         for host in ["2001:db8::1", "2001:db8::2", "2001:db8::3:4"] {
-            quotas.take_address(host.parse().unwrap()).unwrap();
+            quotas.take_address(host.parse().unwrap(), 1).unwrap();
         }
-        assert!(quotas.take_address("2001:db8::9".parse().unwrap()).is_err());
-        assert!(quotas.take_address("2001:db8:0:1::9".parse().unwrap()).is_ok());
+        assert!(quotas.take_address("2001:db8::9".parse().unwrap(), 1).is_err());
+        assert!(quotas.take_address("2001:db8:0:1::9".parse().unwrap(), 1).is_ok());
         assert_eq!(network_of("::ffff:10.0.0.1".parse().unwrap()), "10.0.0.1".parse::<IpAddr>().unwrap());
     }
 

@@ -1,6 +1,6 @@
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -56,9 +56,17 @@ impl Stream {
     /// Until the wallet leaves, falls behind, loses its place, or the process ends. What the identity missed is told
     /// first. `settled`: of the rows up to it, none comes into the inbox.
     pub(super) async fn run(mut self, mut place: Place, settled: i64) {
-        let ended = tokio::select! {
-            () = place.gone() => Some(Refused::new(Reason::Draining, "a newer stream took the place of this one")),
-            ended = self.tell(settled) => ended,
+        // Never cut off: the database could open the cursor after it was told that the stream has ended.
+        let opened = event_cursor::open(self.db.pool(), self.id, &self.identity, settled).await;
+        let unsure = opened.is_err();
+        let ended = match opened {
+            Ok(from) => tokio::select! {
+                () = place.gone() => {
+                    Some(Refused::new(Reason::Draining, "a newer stream took the place of this one"))
+                }
+                ended = self.tell(from, settled) => ended,
+            },
+            Err(error) => Some(Refused::from(error)),
         };
         if let Some(refused) = ended {
             // A wallet that does not read is not waited for.
@@ -67,11 +75,12 @@ impl Stream {
         let heard = self.marks.heard(Instant::now());
         let noted = event_cursor::end(self.db.pool(), self.id, heard).await;
         if let Some(shared) = self.shared.upgrade() {
-            shared.live().remove(&self.id);
-            if let Err(error) = noted {
-                // The reader ends it later.
+            if let Err(error) = &noted {
                 tracing::debug!(%error, "end of a stream is not noted");
-                shared.unnoted.store(true, Ordering::Release);
+            }
+            if noted.is_err() || unsure {
+                // The reader ends it later.
+                shared.not_noted(self.id, heard);
             }
         }
         // Not before: who subscribes in the place of this stream begins where it ended.
@@ -79,11 +88,7 @@ impl Stream {
     }
 
     /// Why it ended; `None` when the wallet left.
-    async fn tell(&mut self, settled: i64) -> Option<Refused> {
-        let from = match event_cursor::open(self.db.pool(), self.id, &self.identity, settled).await {
-            Ok(from) => from,
-            Err(error) => return Some(Refused::from(error)),
-        };
+    async fn tell(&mut self, from: Option<i64>, settled: i64) -> Option<Refused> {
         self.marks = Marks::from(from.unwrap_or(settled));
         self.say(Wire::Connected(ConnectedEvent {})).await?;
         if let Some(from) = from
@@ -181,13 +186,16 @@ impl Stream {
     }
 
     /// Takes note of what is handed over by now.
-    fn mark(&mut self) {
+    pub(super) fn mark(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         // Read first: every row up to it has come into the inbox before.
         let settled = shared.settled();
-        if self.ahead.is_empty() && self.inbox.is_empty() && self.out.capacity() == self.out.max_capacity() {
+        // A stream that was too far behind gets no more rows: an empty inbox says nothing then.
+        let all_came = self.ahead.is_empty() && self.inbox.is_empty() && !self.inbox.is_closed();
+        if all_came && self.out.capacity() == self.out.max_capacity() {
             self.marks.handed_over(settled, Instant::now());
-            self.replayed.clear();
+            // Later ones may come yet.
+            self.replayed.retain(|seq| *seq > settled);
         }
     }
 

@@ -8,6 +8,23 @@ use crate::{db::testing::database, rpc::testing};
 
 type Heard = ReceiverStream<Message>;
 
+impl Stream {
+    /// One that nobody reads, not opened yet.
+    fn waiting(shared: &Arc<Shared>, identity: [u8; 33]) -> Self {
+        Self {
+            shared: Arc::downgrade(shared),
+            db: shared.db.clone(),
+            id: Uuid::new_v4(),
+            identity,
+            inbox: mpsc::channel(1).1,
+            ahead: VecDeque::new(),
+            out: mpsc::channel(4).0,
+            marks: Marks::from(0),
+            replayed: HashSet::new(),
+        }
+    }
+}
+
 async fn events(db: &Db) -> Events {
     let converter = Converter::new(&testing::federation(3, 2));
     Events::start(db.clone(), converter, spark::Network::Regtest).await.unwrap()
@@ -341,14 +358,105 @@ async fn a_cursor_ends_though_the_database_did_not_answer_when_its_stream_ended(
     })
     .await
     .expect("ended");
+    // What a stream opens of which the reader does not know yet.
+    let new = Uuid::new_v4();
+    sqlx::query("INSERT INTO away (stream, identity, seq) VALUES ($1, $2, 0)")
+        .bind(new)
+        .bind(testing::key(3).serialize().as_slice())
+        .execute(db.pool())
+        .await
+        .unwrap();
     rename("ALTER TABLE away RENAME TO event_cursor").await;
     timeout(Duration::from_secs(10), async {
-        while open_cursors(&db).await != 1 {
+        while open_cursors(&db).await > 2 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await
-    .expect("the other one's alone stays");
+    .expect("noted later");
+    // A second look ends no more.
+    insert(&db, 2, "TRANSFER", new).await;
+    handed_over(&db, &events).await;
+    assert_eq!(open_cursors(&db).await, 2, "the others' stay");
+    event_cursor::end(db.pool(), new, 0).await.unwrap();
     drop(other);
     all_cursors_ended(&db).await;
+}
+
+/// A stream loses its place while the database opens its cursor: the end must not come first.
+#[tokio::test]
+async fn a_cursor_that_is_opened_late_is_ended_all_the_same() {
+    let db = database().await;
+    let events = events(&db).await;
+    let waits = "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END $$";
+    sqlx::query(waits).execute(db.pool()).await.unwrap();
+    sqlx::query("CREATE TRIGGER waits BEFORE INSERT ON event_cursor FOR EACH ROW EXECUTE FUNCTION waits()")
+        .execute(db.pool())
+        .await
+        .unwrap();
+    let mut lock = db.pool().begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(7)").execute(&mut *lock).await.unwrap();
+    let key = testing::key(1).serialize();
+    let mut place = events.shared.places.take(key).unwrap();
+    let stream = Stream::waiting(&events.shared, key);
+    let running = tokio::spawn(stream.run(events.shared.places.take(key).unwrap(), 0));
+    // All places go to newer ones.
+    let newer: Vec<_> = (0..PER_IDENTITY).map(|_| events.shared.places.take(key).unwrap()).collect();
+    place.gone().await;
+    let opening = || async {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND wait_event_type = 'Lock' AND query LIKE '%event_cursor%'",
+        )
+        .fetch_one(db.pool())
+        .await
+        .unwrap();
+        waiting
+    };
+    timeout(Duration::from_secs(10), async {
+        while opening().await == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it opens");
+    // Whoever does not wait would end what is not there yet.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!running.is_finished());
+    lock.commit().await.unwrap();
+    running.await.unwrap();
+    assert_eq!(open_cursors(&db).await, 0);
+    drop(newer);
+}
+
+/// A stream that fell behind got no row since: that its inbox is empty does not mean that all was handed over.
+#[tokio::test]
+async fn a_stream_that_fell_behind_is_not_up_to_date() {
+    let db = database().await;
+    let events = events(&db).await;
+    let key = testing::key(1).serialize();
+    let (sender, inbox) = mpsc::channel(BACKLOG);
+    let mut stream = Stream { inbox, ..Stream::waiting(&events.shared, key) };
+    let later = || Instant::now() + Duration::from_secs(60);
+    events.shared.settled.store(5, Ordering::Release);
+    stream.mark();
+    assert_eq!(stream.marks.heard(later()), 5);
+    drop(sender);
+    events.shared.settled.store(9, Ordering::Release);
+    stream.mark();
+    assert_eq!(stream.marks.heard(later()), 5);
+}
+
+/// A row that was told out of the table may come into the inbox after others did.
+#[tokio::test]
+async fn what_was_told_out_of_the_table_is_not_told_again() {
+    let db = database().await;
+    let events = events(&db).await;
+    let (_sender, inbox) = mpsc::channel(BACKLOG);
+    let mut stream = Stream { inbox, ..Stream::waiting(&events.shared, testing::key(1).serialize()) };
+    stream.replayed.extend([4, 7]);
+    events.shared.settled.store(5, Ordering::Release);
+    stream.mark();
+    assert_eq!(stream.replayed, HashSet::from([7]));
 }

@@ -37,6 +37,8 @@ label_enum! {
         Refresh = "refresh",
         /// A leaf is sent for a preimage.
         Htlc = "htlc",
+        /// A leaf is sent for a payment on chain.
+        CoopExit = "coop_exit",
     }
 }
 label_enum! {
@@ -129,6 +131,7 @@ impl From<Kind> for OperationKind {
             Kind::Renew => Self::Renewal,
             Kind::Refresh => Self::Refresh,
             Kind::Htlc => Self::Htlc,
+            Kind::CoopExit => Self::CoopExit,
         }
     }
 }

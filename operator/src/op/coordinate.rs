@@ -46,10 +46,7 @@ impl Engine {
         mut request: wire::operation::Request,
         requester: &PublicKey,
     ) -> Result<Outcome, EngineError> {
-        if let wire::operation::Request::Htlc(htlc) = &mut request {
-            // Of a repeat nobody looks at it: the height was fixed by the first.
-            htlc.expiry_height = self.height_of(htlc).ok().flatten().unwrap_or(1);
-        }
+        self.fix_terms(&mut request);
         let digest = request_digest(&request);
         // Each turn answers, or lost a race against another session and looks again.
         for _ in 0..8 {
@@ -248,7 +245,7 @@ impl Engine {
         keep
     }
 
-    async fn release(
+    pub(super) async fn release(
         &self,
         attempt: &Attempt,
         row: &OperationRow,

@@ -15,7 +15,7 @@ use super::{
     fail::{Point, fail_point},
     heavy::heavy,
     outcome,
-    settle::htlc_transfer,
+    settle::{exit_transfer, htlc_transfer},
     tally::{Tally, Verdict},
 };
 use crate::{
@@ -260,6 +260,9 @@ impl Engine {
             }
             wire::operation::Request::Htlc(htlc) => {
                 (htlc_transfer(htlc).map(|request| &request.transfer_id), None)
+            }
+            wire::operation::Request::CoopExit(exit) => {
+                (exit_transfer(exit).map(|request| &request.transfer_id), None)
             }
             wire::operation::Request::Deposit(_)
             | wire::operation::Request::Renew(_)

@@ -113,6 +113,10 @@ pub struct Settings {
     pub stale_after: i64,
     /// Votes for transfers that a preimage completes.
     pub htlc: bool,
+    /// Votes for cooperative exits.
+    pub coop_exit: bool,
+    /// Confirmations that complete an exit; votes for none with fewer.
+    pub exit_depth: u32,
 }
 
 impl Default for Settings {
@@ -124,6 +128,8 @@ impl Default for Settings {
             ask_after: 10,
             stale_after: 30,
             htlc: false,
+            coop_exit: false,
+            exit_depth: 6,
         }
     }
 }
@@ -206,11 +212,13 @@ impl Attempt {
 }
 
 /// Digest of a client's words, whatever attempt and coordinator carry them, and whatever height the coordinator took his
-/// expiry for. Equal messages have equal bytes.
+/// expiry for, or depth it demands. Equal messages have equal bytes.
 pub(super) fn request_digest(request: &wire::operation::Request) -> [u8; 32] {
     let mut request = request.clone();
-    if let wire::operation::Request::Htlc(htlc) = &mut request {
-        htlc.expiry_height = 0;
+    match &mut request {
+        wire::operation::Request::Htlc(htlc) => htlc.expiry_height = 0,
+        wire::operation::Request::CoopExit(exit) => (exit.expiry_height, exit.depth) = (0, 0),
+        _ => {}
     }
     let bare = wire::Operation { request: Some(request), ..wire::Operation::default() };
     Sha256::digest(bare.encode_to_vec()).into()

@@ -17,6 +17,7 @@ pub(super) const fn asked_kind(request: &Request) -> Kind {
         Request::Renew(_) => Kind::Renew,
         Request::Refresh(_) => Kind::Refresh,
         Request::Htlc(_) => Kind::Htlc,
+        Request::CoopExit(_) => Kind::CoopExit,
     }
 }
 

@@ -29,6 +29,8 @@ use crate::db::{
 pub(super) const TYPE_TRANSFER: i16 = 2;
 /// Wire code of a transfer that a preimage completes.
 const TYPE_PREIMAGE_SWAP: i16 = 0;
+/// Wire code of a transfer that an exit transaction completes.
+const TYPE_COOPERATIVE_EXIT: i16 = 1;
 
 pub(super) fn leaf_write(record: &LeafRecord) -> Result<LeafWrite, DbError> {
     Ok(LeafWrite {
@@ -91,7 +93,7 @@ pub(super) fn rows(
             write.used_addresses = outcome.leaves.iter().map(|l| l.leaf_id.uuid()).collect()
         }
         (Kind::Send, _) => write.transfer = Some(transfer_rows(operation, keys, outcome)?),
-        (Kind::Htlc, _) => {
+        (Kind::Htlc | Kind::CoopExit, _) => {
             let (transfer, leaves) = transfer_rows(operation, keys, outcome)?;
             write.htlc = Some(htlc_row(operation, operation.digest(keys), &transfer)?);
             write.transfer = Some((transfer, leaves));
@@ -142,7 +144,11 @@ fn transfer_rows(
         receiver: first.receiver.serialize().to_vec(),
         total,
         status: if pending { transfer::SENDER_KEY_TWEAK_PENDING } else { transfer::SENDER_KEY_TWEAKED },
-        kind: if pending { TYPE_PREIMAGE_SWAP } else { TYPE_TRANSFER },
+        kind: match operation.kind {
+            Kind::Htlc => TYPE_PREIMAGE_SWAP,
+            Kind::CoopExit => TYPE_COOPERATIVE_EXIT,
+            _ => TYPE_TRANSFER,
+        },
         expiry: expiry_column(transfer.expiry_seconds),
         invoice: transfer.invoice.clone(),
         created_micros: 0,

@@ -18,7 +18,7 @@ use super::{
     fail::{Point, fail_point},
     heavy::heavy,
     records::Snapshot,
-    settle::{EXPIRY_HEIGHT, HTLC_NOT_OFFERED},
+    settle::EXPIRY_HEIGHT,
 };
 use crate::{
     db::{
@@ -139,8 +139,8 @@ impl Engine {
                 if let Err(error) = attempt.operation.terms.at(unix_seconds()) {
                     return self.refuse(&attempt.new_row(false), &request, error.reason()).await;
                 }
-                if attempt.operation.kind == Kind::Htlc && !self.inner.settings.htlc {
-                    return self.refuse(&attempt.new_row(false), &request, HTLC_NOT_OFFERED).await;
+                if let Some(reason) = self.declined(&attempt.operation) {
+                    return self.refuse(&attempt.new_row(false), &request, reason).await;
                 }
                 if !self.expiry_fits(&attempt.operation)? {
                     return self.refuse(&attempt.new_row(false), &request, EXPIRY_HEIGHT).await;
@@ -393,23 +393,28 @@ impl Engine {
     ) -> Result<wire::QueryProofReply, EngineError> {
         use wire::query_proof_reply::{Outcome as Reply, Unknown};
         let id = attempt_id(&request.operation_id, request.attempt)?;
-        let outcome = match operation::get(self.db().pool(), id).await? {
-            None => Reply::Unknown(Unknown {}),
-            Some(row) => match (&row.proof, &row.abort_proof, &row.own_vote) {
-                (Some(proof), _, _) => Reply::Commit(wire::ApplyRequest {
-                    operation: row.request.as_deref().map(wire::Operation::decode).transpose()?,
-                    proof: Some(wire::ProofOfCommit::decode(proof.as_slice())?),
-                }),
-                (_, Some(proof), _) => Reply::Abort(wire::AbortRequest {
-                    operation_id: id.op.as_bytes().to_vec(),
-                    attempt: id.attempt,
-                    proof: Some(wire::ProofOfAbort::decode(proof.as_slice())?),
-                }),
-                (_, _, Some(vote)) => Reply::Vote(wire::Vote::decode(vote.as_slice())?),
-                _ => Reply::Unknown(Unknown {}),
-            },
+        let Some(row) = operation::get(self.db().pool(), id).await? else {
+            let outcome = Some(Reply::Unknown(Unknown {}));
+            return Ok(wire::QueryProofReply { outcome, certificate: None });
         };
-        Ok(wire::QueryProofReply { outcome: Some(outcome) })
+        let mut certificate = None;
+        let outcome = match (&row.proof, &row.abort_proof, &row.own_vote) {
+            (Some(proof), _, _) => Reply::Commit(wire::ApplyRequest {
+                operation: row.request.as_deref().map(wire::Operation::decode).transpose()?,
+                proof: Some(wire::ProofOfCommit::decode(proof.as_slice())?),
+            }),
+            (_, Some(proof), _) => Reply::Abort(wire::AbortRequest {
+                operation_id: id.op.as_bytes().to_vec(),
+                attempt: id.attempt,
+                proof: Some(wire::ProofOfAbort::decode(proof.as_slice())?),
+            }),
+            (_, _, Some(vote)) => {
+                certificate = row.certificate.as_deref().map(wire::Certificate::decode).transpose()?;
+                Reply::Vote(wire::Vote::decode(vote.as_slice())?)
+            }
+            _ => Reply::Unknown(Unknown {}),
+        };
+        Ok(wire::QueryProofReply { outcome: Some(outcome), certificate })
     }
 
     /// The coordinator says that every operator applied it.

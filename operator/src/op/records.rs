@@ -14,6 +14,7 @@ use spark_rules::{
 };
 use uuid::Uuid;
 
+use super::settle::{exit_transfer, htlc_transfer};
 use crate::db::{
     Db, DbError,
     address::{self, AddressRow},
@@ -66,14 +67,16 @@ impl Names {
             wire::operation::Request::Refresh(_) => {
                 named_leaves(request).iter().for_each(|leaf| names.leaf(leaf));
             }
-            wire::operation::Request::Htlc(htlc) => {
-                let transfer = htlc.request.as_ref().and_then(|r| r.transfer_request.as_ref());
-                let package = transfer.and_then(|t| t.transfer_package.as_ref());
-                names.transfers.extend(transfer.and_then(|t| transfer_id(&t.transfer_id).ok()));
-                names.jobs(package.iter().flat_map(|p| &p.leaves_to_send));
-            }
+            wire::operation::Request::Htlc(htlc) => names.conditional(htlc_transfer(htlc)),
+            wire::operation::Request::CoopExit(exit) => names.conditional(exit_transfer(exit)),
         }
         names
+    }
+
+    fn conditional(&mut self, transfer: Option<&spark::StartTransferRequest>) {
+        let package = transfer.and_then(|t| t.transfer_package.as_ref());
+        self.transfers.extend(transfer.and_then(|t| transfer_id(&t.transfer_id).ok()));
+        self.jobs(package.iter().flat_map(|p| &p.leaves_to_send));
     }
 
     fn leaf(&mut self, text: &str) {
@@ -159,7 +162,7 @@ impl Snapshot {
     /// reorganisation may have taken a deposit's confirmation back since, and a decision stands all the same (D21).
     pub fn as_voted(mut self, kind: Kind) -> Self {
         let status = match kind {
-            Kind::Send | Kind::Htlc | Kind::Renew | Kind::Refresh => LeafStatus::Available,
+            Kind::Send | Kind::Htlc | Kind::CoopExit | Kind::Renew | Kind::Refresh => LeafStatus::Available,
             Kind::Claim => LeafStatus::TransferLocked,
             Kind::Deposit => return self,
         };

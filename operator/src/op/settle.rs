@@ -1,5 +1,6 @@
-//! The second decision of a transfer that a preimage completes (D8): who hears of a preimage passes it on, who sees the
-//! expiry asks for the return; the words of all deciders decide, and every operator ends it the same way.
+//! The second decision of a transfer that a preimage or an exit transaction completes (D8): who hears of a preimage passes
+//! it on, who sees the exit at its depth, or the expiry, asks for the end; the words of all deciders decide, and every
+//! operator ends it the same way.
 
 use futures::future::join_all;
 use prost::Message as _;
@@ -8,8 +9,8 @@ use spark_rules::{
     ids::OperatorIndex,
     leaf::{LeafRecord, LeafStatus},
     operation::{Operation, OperationError},
-    settlement::{ProofOfSettlement, Ruling, expiry_height},
-    vote::VoteError,
+    settlement::{Completion, ProofOfSettlement, Ruling, expiry_height},
+    vote::{Kind, VoteError},
 };
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::db::{
     DbError,
+    exit::{self, Place},
     htlc::{self, HtlcRow, HtlcState},
     leaf,
     operation::AttemptId,
@@ -31,12 +33,21 @@ use crate::db::{
 pub(super) const EXPIRY_HEIGHT: &str = "EXPIRY_HEIGHT";
 /// The same, where an operator takes no part in such transfers.
 pub(super) const HTLC_NOT_OFFERED: &str = "HTLC_NOT_OFFERED";
+/// The same of cooperative exits.
+pub(super) const EXIT_NOT_OFFERED: &str = "EXIT_NOT_OFFERED";
+/// An exit would be settled after fewer confirmations than an operator demands.
+pub(super) const EXIT_DEPTH: &str = "EXIT_DEPTH";
 /// Of those that are due, worked on in one round.
 const BATCH: i64 = 32;
 
 /// The part of the request that names the transfer.
 pub(super) fn htlc_transfer(htlc: &wire::Htlc) -> Option<&spark::StartTransferRequest> {
     htlc.request.as_ref().and_then(|request| request.transfer_request.as_ref())
+}
+
+/// The same of a cooperative exit.
+pub(super) fn exit_transfer(exit: &wire::CoopExit) -> Option<&spark::StartTransferRequest> {
+    exit.request.as_ref().and_then(|request| request.transfer.as_ref())
 }
 
 /// A preimage, unless the transfer has returned: then it is nobody's reason for anything.
@@ -46,7 +57,7 @@ fn known_preimage(row: &HtlcRow) -> Option<[u8; 32]> {
 
 const fn end_by(ruling: &Ruling) -> HtlcState {
     match ruling {
-        Ruling::Commit { .. } => HtlcState::Settled,
+        Ruling::Commit { .. } | Ruling::Confirmed { .. } => HtlcState::Settled,
         Ruling::Abort { .. } => HtlcState::Returned,
     }
 }
@@ -64,13 +75,34 @@ pub enum Provided {
 }
 
 impl Engine {
-    /// The height that the wire's time means by the own tip and clock; none if it has passed or is too far away.
-    pub(super) fn height_of(&self, htlc: &wire::Htlc) -> Result<Option<u32>, EngineError> {
-        let time = htlc_transfer(htlc).and_then(|request| request.expiry_time.as_ref());
-        Ok(match time {
-            Some(time) => expiry_height(self.tip()?, unix_seconds(), time.seconds),
-            None => None,
-        })
+    /// Fixes what a coordinator adds to a client's words: the height of the expiry by the own tip and clock, and the
+    /// depth of an exit. Of a repeat nobody looks at it: it was fixed by the first.
+    pub(super) fn fix_terms(&self, request: &mut wire::operation::Request) {
+        let height = |transfer: Option<&spark::StartTransferRequest>| {
+            let time = transfer.and_then(|request| request.expiry_time.as_ref())?;
+            expiry_height(self.tip().ok()?, unix_seconds(), time.seconds)
+        };
+        match request {
+            wire::operation::Request::Htlc(htlc) => {
+                htlc.expiry_height = height(htlc_transfer(htlc)).unwrap_or(1);
+            }
+            wire::operation::Request::CoopExit(exit) => {
+                exit.expiry_height = height(exit_transfer(exit)).unwrap_or(1);
+                exit.depth = self.inner.settings.exit_depth;
+            }
+            _ => {}
+        }
+    }
+
+    /// Why this operator votes for no such conditional transfer, if it does not.
+    pub(super) fn declined(&self, operation: &Operation) -> Option<&'static str> {
+        let settings = &self.inner.settings;
+        match (operation.kind, operation.condition.as_ref().map(|condition| &condition.completes)) {
+            (Kind::Htlc, _) if !settings.htlc => Some(HTLC_NOT_OFFERED),
+            (Kind::CoopExit, _) if !settings.coop_exit => Some(EXIT_NOT_OFFERED),
+            (_, Some(Completion::Exit { depth, .. })) if *depth < settings.exit_depth => Some(EXIT_DEPTH),
+            _ => None,
+        }
     }
 
     /// Whether the coordinator's height is what this operator sees (D18: one view alone decides nothing).
@@ -236,6 +268,7 @@ impl Engine {
                             learned = Some(shown).filter(|_| preimage.is_none());
                             commits.push(vote);
                         }
+                        Ruling::Confirmed { .. } => commits.push(vote),
                         Ruling::Abort { .. } => aborts.push(vote),
                     },
                     Ok(_) => tracing::warn!(decider = index.get(), "decider sent a word of somebody else"),
@@ -294,7 +327,7 @@ impl Engine {
         }
         let preimage = match asked {
             Ruling::Commit { preimage } => Some(preimage),
-            Ruling::Abort { .. } => row.preimage,
+            Ruling::Confirmed { .. } | Ruling::Abort { .. } => row.preimage,
         };
         let decides = row.pending.deciders.contains(&self.own());
         if let Some(preimage) = &preimage {
@@ -317,12 +350,35 @@ impl Engine {
         if !decides {
             return Ok(wire::SettlementAnswer::default());
         }
-        let ruling = Ruling::Abort { height: self.tip()? };
-        if row.pending.condition.check(&ruling).is_err() {
+        let vote = self.chain_word(&row).await?;
+        Ok(wire::SettlementAnswer { vote: Some(vote), proof: None })
+    }
+
+    /// The word that the own chain permits. An exit transaction that may still come forbids a return.
+    async fn chain_word(&self, row: &HtlcRow) -> Result<wire::SettlementVote, EngineError> {
+        let (condition, tip) = (&row.pending.condition, self.tip()?);
+        if let Completion::Exit { txid, .. } = &condition.completes {
+            match exit::place(self.db().pool(), txid).await? {
+                Place::Mined(block) => {
+                    let ruling = Ruling::Confirmed { tip, block };
+                    if condition.check(&ruling).is_err() {
+                        return Err(EngineError::State("the exit is not deep enough"));
+                    }
+                    match self.own_word(row, &ruling).await {
+                        // The own signer had said ABORT before, and keeps to it.
+                        Err(EngineError::Call(error)) if error.refused() => {}
+                        word => return word,
+                    }
+                }
+                Place::Near => return Err(EngineError::State("the exit transaction is on its way")),
+                Place::Nowhere => {}
+            }
+        }
+        let ruling = Ruling::Abort { height: tip };
+        if condition.check(&ruling).is_err() {
             return Err(EngineError::State("not expired"));
         }
-        let vote = self.own_word(&row, &ruling).await?;
-        Ok(wire::SettlementAnswer { vote: Some(vote), proof: None })
+        self.own_word(row, &ruling).await
     }
 
     /// What ended it here; where that was said under an earlier federation file, the own word for it again.
@@ -335,22 +391,36 @@ impl Engine {
         }
         let ruling = match known_preimage(row) {
             Some(preimage) => Ruling::Commit { preimage },
+            None if row.state == HtlcState::Settled => self.confirmation(row).await?,
             None => Ruling::Abort { height: self.tip()? },
         };
         let vote = self.own_word(row, &ruling).await?;
         Ok(wire::SettlementAnswer { vote: Some(vote), proof: None })
     }
 
+    /// Where the own chain has the exit transaction of a settled exit.
+    async fn confirmation(&self, row: &HtlcRow) -> Result<Ruling, EngineError> {
+        let nowhere = EngineError::State("the exit transaction is in no block");
+        let Completion::Exit { txid, .. } = &row.pending.condition.completes else { return Err(nowhere) };
+        match exit::place(self.db().pool(), txid).await? {
+            Place::Mined(block) => Ok(Ruling::Confirmed { tip: self.tip()?, block }),
+            Place::Near | Place::Nowhere => Err(nowhere),
+        }
+    }
+
     async fn own_word(&self, row: &HtlcRow, ruling: &Ruling) -> Result<wire::SettlementVote, EngineError> {
-        let (preimage, tip_height) = match ruling {
-            Ruling::Commit { preimage } => (preimage.to_vec(), 0),
-            Ruling::Abort { height } => (Vec::new(), *height),
+        let (preimage, tip_height, block) = match ruling {
+            Ruling::Commit { preimage } => (preimage.to_vec(), 0, None),
+            Ruling::Confirmed { tip, block } => (Vec::new(), *tip, Some(block)),
+            Ruling::Abort { height } => (Vec::new(), *height, None),
         };
         let request = signer::SignSettlementRequest {
             operation_id: row.pending.operation.as_bytes().to_vec(),
             attempt: row.pending.attempt,
             preimage,
             tip_height,
+            block_height: block.map_or(0, |block| block.height),
+            block_hash: block.map(|block| block.hash.to_vec()).unwrap_or_default(),
         };
         let answer = self.inner.signers.own().sign_settlement(request).await?;
         answer.vote.ok_or(EngineError::State("signer gave no word"))

@@ -13,11 +13,11 @@ use futures::{
 };
 use prost::Message as _;
 use spark_proto::peer::v1::{self as wire, query_proof_reply::Outcome as Reply};
-use spark_rules::ids::OperatorIndex;
+use spark_rules::{ids::OperatorIndex, vote::Kind};
 
 use super::{
     engine::{Engine, EngineError, Outcome, vote_write},
-    tally::Verdict,
+    tally::{Tally, Verdict},
 };
 use crate::db::{
     delivery::{self, Message},
@@ -185,6 +185,13 @@ impl Engine {
         let mut rival = false;
         let mut tally = self.tally(row).await?;
         for (index, reply) in replies {
+            // A coordinator may keep its own vote to itself; who was shown the certificate has it.
+            let certificate = reply.as_ref().ok().and_then(|reply| reply.certificate.as_ref());
+            for vote in certificate.iter().flat_map(|certificate| &certificate.votes) {
+                if let Ok((signer, choice)) = tally.record(vote) {
+                    keep.push(vote_write(signer, choice, vote));
+                }
+            }
             match reply.map(|r| r.outcome) {
                 Ok(Some(Reply::Commit(mut request))) => {
                     // One's own copy of the request is the one that was voted on.
@@ -235,7 +242,7 @@ impl Engine {
     }
 
     /// Nobody has a proof. The coordinator goes on from where it stands. A participant collects ABORTs if somebody
-    /// has refused already; otherwise it stays locked, which people must see.
+    /// has refused already, or if it is a refresh; otherwise it stays locked, which people must see.
     async fn end_stale(&self, row: &OperationRow) -> Result<(), EngineError> {
         if row.coordinates {
             // Without own records of the request, or with a refusal in it, only an abort is left.
@@ -252,6 +259,9 @@ impl Engine {
             }
         }
         let mut tally = self.tally(row).await?;
+        if !row.coordinates && Kind::from_code(row.kind)? == Kind::Refresh {
+            return self.end_stale_refresh(row, &mut tally).await;
+        }
         match tally.verdict() {
             Verdict::Refused { reason } => {
                 let _ = self.collect_aborts(row, &mut tally, &reason).await?;
@@ -266,6 +276,27 @@ impl Engine {
                 "attempt is undecided and its coordinator has no proof"
             ),
         }
+        Ok(())
+    }
+
+    /// A refresh that its coordinator leaves undecided. No user waits for it and its coordinator is no decider, so the
+    /// others end it: they carry a certificate on, if one of them was shown it, and collect the ABORT of all deciders
+    /// otherwise. So leaves come free without a person.
+    async fn end_stale_refresh(&self, row: &OperationRow, tally: &mut Tally<'_>) -> Result<(), EngineError> {
+        let outcome = match tally.verdict() {
+            Verdict::Certified(certificate) => {
+                let attempt = self.reload(row).await?;
+                work::certified(self.db(), row.id, &certificate.encode_to_vec(), &[]).await?;
+                self.release(&attempt, row, tally, certificate).await?
+            }
+            _ => self.collect_aborts(row, tally, "STALE").await?,
+        };
+        tracing::warn!(
+            ?outcome,
+            operation = %row.id,
+            coordinator = row.coordinator.get(),
+            "a refresh was left undecided by its coordinator"
+        );
         Ok(())
     }
 }

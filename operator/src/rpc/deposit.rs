@@ -4,7 +4,7 @@ use spark_proto::spark;
 
 use super::{Api, input, page::Page};
 use crate::{
-    authn::Session,
+    authn::{Reader, Session},
     db::address,
     status::{Reason, Refused},
 };
@@ -46,13 +46,16 @@ impl Api {
 
     pub(super) async fn unused_deposit_addresses(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::QueryUnusedDepositAddressesRequest,
     ) -> Result<spark::QueryUnusedDepositAddressesResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
         let page = Page::parse(request.limit, request.offset)?;
         let named = &request.identity_public_key;
-        let identity = self.readable("identity_public_key", named, session).await?.owner;
+        let Some(readable) = self.readable("identity_public_key", named, reader).await? else {
+            return Ok(spark::QueryUnusedDepositAddressesResponse { offset: -1, ..Default::default() });
+        };
+        let identity = readable.owner;
         let rows =
             address::unused(self.parts.db.pool(), &identity.serialize(), true, page.fetch(), page.offset())
                 .await?;

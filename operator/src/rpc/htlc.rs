@@ -120,7 +120,7 @@ impl Api {
             transfer.ok_or_else(|| Refused::new(Reason::TransferUnknown, "transfer is not known"))?;
         let receiver = (row.receiver == identity).then_some(identity);
         Ok(spark::PreimageRequestWithTransfer {
-            payment_hash: row.pending.condition.payment_hash.to_vec(),
+            payment_hash: row.pending.condition.payment_hash().map(|hash| hash.to_vec()).unwrap_or_default(),
             receiver_identity_pubkey: row.receiver.clone(),
             status: match row.state {
                 HtlcState::Pending => Status::WaitingForPreimage,

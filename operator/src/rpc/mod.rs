@@ -6,6 +6,7 @@
 
 mod backend;
 mod commitments;
+mod coop_exit;
 mod deposit;
 mod htlc;
 mod input;
@@ -140,6 +141,10 @@ pub struct Parts {
     pub refunds: Arc<dyn Refunds>,
     /// Whether transfers that a preimage completes are begun here.
     pub htlc: bool,
+    /// Whether cooperative exits are begun here.
+    pub coop_exit: bool,
+    /// Whether identities are open to everybody unless their owners close them.
+    pub open_reads: bool,
 }
 
 impl fmt::Debug for Parts {

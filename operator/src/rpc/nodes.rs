@@ -5,7 +5,7 @@ use spark_rules::leaf::LeafStatus;
 
 use super::{Api, input, page::Page};
 use crate::{
-    authn::Session,
+    authn::Reader,
     db::query_node::{self, NodeRow},
     status::Refused,
 };
@@ -15,12 +15,11 @@ impl Api {
     /// concerns others is left out as if it did not exist.
     pub(super) async fn nodes(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::QueryNodesRequest,
     ) -> Result<spark::QueryNodesResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
         let statuses = statuses(&request.statuses)?;
-        let identity = session.identity.serialize();
         let pool = self.parts.db.pool();
         let page = Page::parse(request.limit, request.offset)?;
         let mut parents = request.include_parents;
@@ -29,16 +28,20 @@ impl Api {
             Some(Source::NodeIds(named)) => {
                 let ids = input::leaf_ids("node_ids", &named.node_ids)?;
                 let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+                let identity = reader.own()?.serialize();
                 (query_node::visible(pool, &ids, &identity, &statuses).await?, -1)
             }
             owner => {
-                let mut whose = identity;
+                let mut whose = reader.identity;
                 if let Some(Source::OwnerIdentityPubkey(owner)) = owner {
-                    let readable = self.readable("owner_identity_pubkey", owner, session).await?;
-                    whose = readable.owner.serialize();
+                    let Some(readable) = self.readable("owner_identity_pubkey", owner, reader).await? else {
+                        return Ok(spark::QueryNodesResponse { offset: -1, ..Default::default() });
+                    };
+                    whose = Some(readable.owner);
                     // They keep the names of earlier owners.
                     parents &= !readable.as_stranger;
                 }
+                let whose = whose.ok_or_else(Refused::no_session)?.serialize();
                 page.cut(query_node::owned(pool, &whose, &statuses, page.fetch(), page.offset()).await?)
             }
         };
@@ -57,12 +60,14 @@ impl Api {
 
     pub(super) async fn balance(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::QueryBalanceRequest,
     ) -> Result<spark::QueryBalanceResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
         let named = &request.identity_public_key;
-        let readable = self.readable("identity_public_key", named, session).await?;
+        let Some(readable) = self.readable("identity_public_key", named, reader).await? else {
+            return Ok(spark::QueryBalanceResponse::default());
+        };
         let rows = query_node::balance(self.parts.db.pool(), &readable.owner.serialize()).await?;
         let node_balances: std::collections::BTreeMap<String, u64> = rows
             .into_iter()

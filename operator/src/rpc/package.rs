@@ -9,6 +9,7 @@ use spark_rules::{
     federation::Federation,
     ids::OperatorIndex,
     operation::{MAX_LEAVES, MAX_RECEIVERS},
+    tx::MAX_CONNECTOR_TX,
 };
 
 use super::input;
@@ -90,6 +91,26 @@ impl<'a> Bounds<'a> {
         }
         let package = transfer.transfer_package.as_ref();
         self.package(package.ok_or_else(|| missing("transfer_request.transfer_package"))?)?;
+        Ok(transfer)
+    }
+
+    /// A transfer that an exit transaction completes.
+    pub(super) fn coop_exit(
+        self,
+        request: &spark::CooperativeExitRequest,
+    ) -> Result<&spark::StartTransferRequest, Refused> {
+        size(request)?;
+        bytes("exit_txid", &request.exit_txid, 32, 32)?;
+        bytes("connector_tx", &request.connector_tx, 1, MAX_CONNECTOR_TX)?;
+        input::transfer_id("exit_id", &request.exit_id)?;
+        let transfer = request.transfer.as_ref().ok_or_else(|| missing("transfer"))?;
+        input::transfer_id("transfer.transfer_id", &transfer.transfer_id)?;
+        input::key("transfer.receiver_identity_public_key", &transfer.receiver_identity_public_key)?;
+        if transfer.expiry_time.is_none() {
+            return Err(missing("transfer.expiry_time"));
+        }
+        let package = transfer.transfer_package.as_ref();
+        self.package(package.ok_or_else(|| missing("transfer.transfer_package"))?)?;
         Ok(transfer)
     }
 

@@ -11,7 +11,7 @@ use super::{
     transfers::Scope,
 };
 use crate::{
-    authn::Session,
+    authn::{Reader, Session},
     db::query_node,
     status::{Reason, Refused},
 };
@@ -70,16 +70,16 @@ impl SparkService for Api {
         &self,
         request: Request<spark::TransferFilter>,
     ) -> Result<Response<spark::QueryTransfersResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.transfers(&session, request, Scope::Pending).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.transfers(&reader, request, Scope::Pending).await?))
     }
 
     async fn query_all_transfers(
         &self,
         request: Request<spark::TransferFilter>,
     ) -> Result<Response<spark::QueryTransfersResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.transfers(&session, request, Scope::All).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.transfers(&reader, request, Scope::All).await?))
     }
 
     async fn claim_transfer_tweak_keys(
@@ -153,16 +153,16 @@ impl SparkService for Api {
         &self,
         request: Request<spark::QueryNodesRequest>,
     ) -> Result<Response<spark::QueryNodesResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.nodes(&session, request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.nodes(&reader, request).await?))
     }
 
     async fn query_balance(
         &self,
         request: Request<spark::QueryBalanceRequest>,
     ) -> Result<Response<spark::QueryBalanceResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.balance(&session, request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.balance(&reader, request).await?))
     }
 
     async fn query_user_signed_refunds(
@@ -176,16 +176,16 @@ impl SparkService for Api {
         &self,
         request: Request<spark::QueryUnusedDepositAddressesRequest>,
     ) -> Result<Response<spark::QueryUnusedDepositAddressesResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.unused_deposit_addresses(&session, request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.unused_deposit_addresses(&reader, request).await?))
     }
 
     async fn query_static_deposit_addresses(
         &self,
         request: Request<spark::QueryStaticDepositAddressesRequest>,
     ) -> Result<Response<spark::QueryStaticDepositAddressesResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.static_deposit_addresses(&session, request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.static_deposit_addresses(&reader, request).await?))
     }
 
     async fn subscribe_to_events(
@@ -215,9 +215,10 @@ impl SparkService for Api {
 
     async fn cooperative_exit_v2(
         &self,
-        _: Request<spark::CooperativeExitRequest>,
+        request: Request<spark::CooperativeExitRequest>,
     ) -> Result<Response<spark::CooperativeExitResponse>, Status> {
-        Err(Refused::unimplemented("cooperative_exit_v2").into())
+        let (session, request) = (Session::of(&request)?, request.into_inner());
+        Ok(Response::new(self.exit_cooperatively(&session, request).await?))
     }
 
     async fn claim_transfer_sign_refunds_v2(
@@ -284,24 +285,24 @@ impl SparkService for Api {
         &self,
         request: Request<spark::GetUtxosForAddressRequest>,
     ) -> Result<Response<spark::GetUtxosForAddressResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.utxos_of_address(&session, request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.utxos_of_address(&reader, request).await?))
     }
 
     async fn get_utxos_for_identity(
         &self,
         request: Request<spark::GetUtxosForIdentityRequest>,
     ) -> Result<Response<spark::GetUtxosForIdentityResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.utxos_of_identity(&session, request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.utxos_of_identity(&reader, request).await?))
     }
 
     async fn query_spark_invoices(
         &self,
         request: Request<spark::QuerySparkInvoicesRequest>,
     ) -> Result<Response<spark::QuerySparkInvoicesResponse>, Status> {
-        let (session, request) = (Session::of(&request)?, request.into_inner());
-        Ok(Response::new(self.invoices(&session, &request).await?))
+        let (reader, request) = (self.reader(&request)?, request.into_inner());
+        Ok(Response::new(self.invoices(&reader, &request).await?))
     }
 
     async fn initiate_swap_primary_transfer(
@@ -336,6 +337,11 @@ impl SparkService for Api {
 }
 
 impl Api {
+    /// Who asks a query.
+    pub(super) fn reader<T>(&self, request: &Request<T>) -> Result<Reader, Refused> {
+        Reader::of(request, self.parts.open_reads)
+    }
+
     async fn signing_commitments(
         &self,
         session: &Session,

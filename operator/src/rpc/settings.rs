@@ -1,14 +1,16 @@
 //! Wallet settings, and what they let others read.
 //!
 //! What concerns an identity is its owner's alone, unless the owner opens it: to everybody with a session, or to one
-//! master identity. An operator opens what its own session of the owner says, and nothing that another operator says.
+//! master identity. Where the operator's configuration opens reads, it is the other way round, as on the public network:
+//! open to everybody, also without a session, unless the owner closes it. An operator opens or closes what its own
+//! session of the owner says, and nothing that another operator says.
 
 use secp256k1::PublicKey;
 use spark_proto::spark::{self, update_wallet_setting_request::MasterIdentityPublicKey as Master};
 
 use super::{Api, input};
 use crate::{
-    authn::Session,
+    authn::{Reader, Session},
     db::wallet_setting::{self, SettingRow},
     status::Refused,
 };
@@ -23,23 +25,26 @@ pub(super) struct Readable {
 }
 
 impl Api {
-    /// The identity that a query names, if the session may read about it.
+    /// The identity that a query names, if the reader may read about it. Where reads are open, a closed identity looks
+    /// like one that has nothing: `None`.
     pub(super) async fn readable(
         &self,
         field: &'static str,
         identity: &[u8],
-        session: &Session,
-    ) -> Result<Readable, Refused> {
+        reader: &Reader,
+    ) -> Result<Option<Readable>, Refused> {
         let owner = input::key(field, identity)?;
-        if owner == session.identity {
-            return Ok(Readable { owner, as_stranger: false });
+        if Some(owner) == reader.identity {
+            return Ok(Some(Readable { owner, as_stranger: false }));
         }
-        let setting = wallet_setting::get(self.parts.db.pool(), &owner.serialize()).await?;
-        let is_master = setting.master.as_deref() == Some(session.identity.serialize().as_slice());
+        let open = self.parts.open_reads;
+        let setting = wallet_setting::get(self.parts.db.pool(), &owner.serialize(), !open).await?;
+        let is_master = setting.master == reader.identity.map(|key| key.serialize().to_vec());
+        let is_master = is_master && reader.identity.is_some();
         if !is_master && setting.private {
-            return Err(Refused::not_owner());
+            return if open { Ok(None) } else { Err(Refused::not_owner()) };
         }
-        Ok(Readable { owner, as_stranger: !is_master })
+        Ok(Some(Readable { owner, as_stranger: !is_master }))
     }
 
     pub(super) async fn update_setting(
@@ -65,9 +70,9 @@ impl Api {
         if request.private_enabled.is_none() && master.is_none() {
             return Err(Refused::field("private_enabled", "nothing is to be changed"));
         }
+        let (pool, closed) = (self.parts.db.pool(), !self.parts.open_reads);
         let identity = session.identity.serialize();
-        let row =
-            wallet_setting::update(self.parts.db.pool(), &identity, request.private_enabled, master).await?;
+        let row = wallet_setting::update(pool, &identity, request.private_enabled, master, closed).await?;
         Ok(spark::UpdateWalletSettingResponse { wallet_setting: Some(shown(session, row)) })
     }
 
@@ -75,7 +80,8 @@ impl Api {
         &self,
         session: &Session,
     ) -> Result<spark::QueryWalletSettingResponse, Refused> {
-        let row = wallet_setting::get(self.parts.db.pool(), &session.identity.serialize()).await?;
+        let identity = session.identity.serialize();
+        let row = wallet_setting::get(self.parts.db.pool(), &identity, !self.parts.open_reads).await?;
         Ok(spark::QueryWalletSettingResponse { wallet_setting: Some(shown(session, row)) })
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bitcoin::consensus::encode;
 use prost::Message as _;
 use secp256k1::PublicKey;
 use sha2::{Digest as _, Sha256};
@@ -13,7 +14,7 @@ use spark_rules::{
     frost::{Commitment, SignatureShare, SigningPackage},
     ids::{KeyshareId, LeafId, OperatorIndex},
     point,
-    tx::{Spend, StaticRefund, sighash},
+    tx::{Spend, StaticRefund, sighash, without_witnesses},
 };
 
 use super::{
@@ -24,7 +25,7 @@ use super::{
     page::Page,
 };
 use crate::{
-    authn::Session,
+    authn::{Reader, Session},
     db::{
         DbError,
         address::{self, AddressRow},
@@ -73,11 +74,15 @@ impl Api {
 
     pub(super) async fn static_deposit_addresses(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::QueryStaticDepositAddressesRequest,
     ) -> Result<spark::QueryStaticDepositAddressesResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
-        let identity = input::own_identity("identity_public_key", &request.identity_public_key, session)?;
+        let named = &request.identity_public_key;
+        let Some(readable) = self.readable("identity_public_key", named, reader).await? else {
+            return Ok(spark::QueryStaticDepositAddressesResponse::default());
+        };
+        let identity = readable.owner;
         hash_variant(request.hash_variant, true)?;
         let page = Page::parse(request.limit, request.offset)?;
         let rows = static_deposit::addresses(
@@ -95,14 +100,20 @@ impl Api {
 
     pub(super) async fn utxos_of_address(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::GetUtxosForAddressRequest,
     ) -> Result<spark::GetUtxosForAddressResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
         let (limit, offset) = (i64::try_from(request.limit), i64::try_from(request.offset));
         let page = Page::parse(limit.unwrap_or(i64::MAX), offset.unwrap_or(i64::MAX))?;
         let row = address::by_address(self.parts.db.pool(), &request.address).await?;
-        let row = row.filter(|row| row.identity == session.identity.serialize()).ok_or_else(unknown)?;
+        let row = row.ok_or_else(unknown)?;
+        // To whom it is closed, an address is unknown.
+        match self.readable("address", &row.identity, reader).await {
+            Ok(Some(_)) => {}
+            Err(refused) if refused.reason != Reason::NotOwner => return Err(refused),
+            Ok(None) | Err(_) => return Err(unknown()),
+        }
         let (rows, _) = query_utxo::of_address(
             self.parts.db.pool(),
             &row.script,
@@ -120,11 +131,15 @@ impl Api {
 
     pub(super) async fn utxos_of_identity(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::GetUtxosForIdentityRequest,
     ) -> Result<spark::GetUtxosForIdentityResponse, Refused> {
         input::network("network", request.network, self.parts.network)?;
-        let identity = input::own_identity("identity_public_key", &request.identity_public_key, session)?;
+        let named = &request.identity_public_key;
+        let Some(readable) = self.readable("identity_public_key", named, reader).await? else {
+            return Ok(spark::GetUtxosForIdentityResponse::default());
+        };
+        let identity = readable.owner;
         let page = request.page.unwrap_or_default();
         if page.direction != spark::Direction::Next as i32 {
             return Err(Refused::field("page.direction", "must be NEXT"));
@@ -249,7 +264,9 @@ impl Api {
         let refund = wire::StaticRefund {
             keyshare_id: address.keyshare_id.as_bytes().to_vec(),
             vout: utxo.vout,
-            funding_tx: output.raw_tx,
+            // Stored without witnesses by now, but not always was.
+            funding_tx: encode::deserialize(&output.raw_tx)
+                .map_or(output.raw_tx, |tx| without_witnesses(&tx)),
             refund_tx: job.raw_tx.clone(),
             user_commitment: Some(pair),
             user_signature: request.user_signature.clone(),

@@ -2,12 +2,15 @@
 
 use spark_proto::{
     spark,
-    spark_token::{self as wire, spark_token_service_server::SparkTokenService},
+    spark_token::{
+        self as wire, query_token_transactions_request::QueryType,
+        spark_token_service_server::SparkTokenService,
+    },
 };
 use tonic::{Request, Response, Status};
 
 use super::{Api, input};
-use crate::{authn::Session, status::Refused};
+use crate::{authn::Reader, status::Refused};
 
 /// Keys or token ids of one query.
 const MAX_KEYS: usize = 1000;
@@ -18,8 +21,8 @@ impl SparkTokenService for Api {
         &self,
         request: Request<wire::QueryTokenOutputsRequest>,
     ) -> Result<Response<wire::QueryTokenOutputsResponse>, Status> {
-        let session = Session::of(&request)?;
-        Ok(Response::new(self.token_outputs(&session, &request.into_inner())?))
+        let reader = self.reader(&request)?;
+        Ok(Response::new(self.token_outputs(&reader, &request.into_inner()).await?))
     }
 
     async fn start_transaction(
@@ -45,9 +48,10 @@ impl SparkTokenService for Api {
 
     async fn query_token_transactions(
         &self,
-        _: Request<wire::QueryTokenTransactionsRequest>,
+        request: Request<wire::QueryTokenTransactionsRequest>,
     ) -> Result<Response<wire::QueryTokenTransactionsResponse>, Status> {
-        Err(Refused::unimplemented("query_token_transactions").into())
+        let reader = self.reader(&request)?;
+        Ok(Response::new(self.token_transactions(&reader, &request.into_inner()).await?))
     }
 
     async fn freeze_tokens(
@@ -66,10 +70,39 @@ impl SparkTokenService for Api {
 }
 
 impl Api {
-    /// There are no tokens, so nobody has outputs.
-    fn token_outputs(
+    /// There are no tokens, so nobody has transactions.
+    async fn token_transactions(
         &self,
-        session: &Session,
+        reader: &Reader,
+        request: &wire::QueryTokenTransactionsRequest,
+    ) -> Result<wire::QueryTokenTransactionsResponse, Refused> {
+        let owners = match &request.query_type {
+            Some(QueryType::ByFilters(filters)) => &filters.owner_public_keys,
+            Some(QueryType::ByTxHash(_)) | None => &request.owner_public_keys,
+        };
+        self.owners(owners, reader).await?;
+        Ok(wire::QueryTokenTransactionsResponse {
+            token_transactions_with_status: Vec::new(),
+            offset: -1,
+            page_response: Some(spark::PageResponse::default()),
+        })
+    }
+
+    /// Keys about whose tokens the reader may ask.
+    async fn owners(&self, owners: &[Vec<u8>], reader: &Reader) -> Result<(), Refused> {
+        if owners.len() > MAX_KEYS {
+            return Err(Refused::field("owner_public_keys", format!("at most {MAX_KEYS}")));
+        }
+        for owner in owners {
+            self.readable("owner_public_keys", owner, reader).await?;
+        }
+        Ok(())
+    }
+
+    /// There are no tokens, so nobody has outputs.
+    async fn token_outputs(
+        &self,
+        reader: &Reader,
         request: &wire::QueryTokenOutputsRequest,
     ) -> Result<wire::QueryTokenOutputsResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
@@ -77,9 +110,7 @@ impl Api {
         if keys.max(request.token_identifiers.len()) > MAX_KEYS {
             return Err(Refused::field("owner_public_keys", format!("at most {MAX_KEYS} keys or token ids")));
         }
-        for owner in &request.owner_public_keys {
-            input::own_identity("owner_public_keys", owner, session)?;
-        }
+        self.owners(&request.owner_public_keys, reader).await?;
         Ok(wire::QueryTokenOutputsResponse {
             outputs_with_previous_transaction_data: Vec::new(),
             page_response: Some(spark::PageResponse::default()),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Api, input, page::Page, settings::Readable};
 use crate::{
-    authn::Session,
+    authn::{Reader, Session},
     convert::{self, Side, by_transfer},
     db::{
         query_transfer::{self, Listing},
@@ -36,19 +36,30 @@ pub(super) enum Scope {
     Pending,
 }
 
+/// Whose transfers a query is about.
+struct Whose {
+    /// Nobody in particular: those named by id.
+    owner: Option<PublicKey>,
+    /// Only what is open to everybody.
+    as_stranger: bool,
+}
+
 impl Api {
     pub(super) async fn transfers(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: spark::TransferFilter,
         scope: Scope,
     ) -> Result<spark::QueryTransfersResponse, Refused> {
         input::network_if_named("network", request.network, self.parts.network)?;
         let page = Page::parse(request.limit, request.offset)?;
-        let readable = self.participant(session, &request).await?;
-        let mut listing = listing(&readable.owner, &request, scope)?;
-        if readable.as_stranger {
-            listing.stranger = Some(session.identity.serialize().to_vec());
+        let Some(whose) = self.participant(reader, &request).await? else {
+            return Ok(spark::QueryTransfersResponse { offset: -1, ..Default::default() });
+        };
+        let mut listing = listing(whose.owner.as_ref(), &request, scope)?;
+        if whose.as_stranger {
+            listing.stranger = Some(reader.bytes());
+            listing.open = self.parts.open_reads;
         }
         let rows = query_transfer::page(self.parts.db.pool(), &listing, page.fetch(), page.offset()).await?;
         let (rows, offset) = page.cut(rows);
@@ -56,21 +67,28 @@ impl Api {
         Ok(spark::QueryTransfersResponse { transfers, offset })
     }
 
-    /// Whose transfers a query is about: nobody named is the session itself.
+    /// Whose transfers a query is about: nobody named is the session itself, or without one whoever takes part in those
+    /// that it names. Nobody if that is closed.
     async fn participant(
         &self,
-        session: &Session,
+        reader: &Reader,
         request: &spark::TransferFilter,
-    ) -> Result<Readable, Refused> {
+    ) -> Result<Option<Whose>, Refused> {
         let (field, key) = match &request.participant {
             Some(Participant::SenderIdentityPublicKey(key)) => ("sender_identity_public_key", key),
             Some(Participant::ReceiverIdentityPublicKey(key)) => ("receiver_identity_public_key", key),
             Some(Participant::SenderOrReceiverIdentityPublicKey(key)) => {
                 ("sender_or_receiver_identity_public_key", key)
             }
-            None => return Ok(Readable { owner: session.identity, as_stranger: false }),
+            None if reader.identity.is_none() && request.transfer_ids.is_empty() => {
+                return Err(Refused::no_session());
+            }
+            None => {
+                return Ok(Some(Whose { owner: reader.identity, as_stranger: reader.identity.is_none() }));
+            }
         };
-        self.readable(field, key, session).await
+        let readable = self.readable(field, key, reader).await?;
+        Ok(readable.map(|Readable { owner, as_stranger }| Whose { owner: Some(owner), as_stranger }))
     }
 
     /// A transfer in which the identity takes part, and what it receives of it.
@@ -115,8 +133,12 @@ impl Api {
 }
 
 /// Transfers in which `owner` takes part, in the part that the request names.
-fn listing(owner: &PublicKey, request: &spark::TransferFilter, scope: Scope) -> Result<Listing, Refused> {
-    let owner = Some(owner.serialize().to_vec());
+fn listing(
+    owner: Option<&PublicKey>,
+    request: &spark::TransferFilter,
+    scope: Scope,
+) -> Result<Listing, Refused> {
+    let owner = owner.map(|key| key.serialize().to_vec());
     let (sender, receiver) = match &request.participant {
         Some(Participant::SenderIdentityPublicKey(_)) => (owner, None),
         Some(Participant::ReceiverIdentityPublicKey(_)) => (None, owner),
@@ -154,6 +176,7 @@ fn listing(owner: &PublicKey, request: &spark::TransferFilter, scope: Scope) -> 
         created_before,
         ascending: request.order == spark::Order::Ascending as i32,
         stranger: None,
+        open: false,
     })
 }
 
@@ -201,7 +224,7 @@ mod tests {
         let key = me.serialize().to_vec();
         // Whatever key the request names: whose it is was decided before.
         let other = identity(2).serialize().to_vec();
-        let of = |participant| listing(&me, &filter(participant), Scope::All).unwrap();
+        let of = |participant| listing(Some(&me), &filter(participant), Scope::All).unwrap();
         for both in [None, Some(Participant::SenderOrReceiverIdentityPublicKey(other.clone()))] {
             let both = of(both);
             assert_eq!((both.sender, both.receiver), (Some(key.clone()), Some(key.clone())));
@@ -217,10 +240,10 @@ mod tests {
         let me = identity(1);
         let mut request = filter(None);
         request.statuses = vec![Status::Completed as i32];
-        let pending = listing(&me, &request, Scope::Pending).unwrap();
+        let pending = listing(Some(&me), &request, Scope::Pending).unwrap();
         assert_eq!(pending.receiver_statuses, [2, 3, 9, 10, 4]);
         assert_eq!(pending.sender_statuses, [1, 0]);
-        let all = listing(&me, &request, Scope::All).unwrap();
+        let all = listing(Some(&me), &request, Scope::All).unwrap();
         assert_eq!((all.sender_statuses, all.receiver_statuses), (vec![5], vec![5]));
     }
 
@@ -230,16 +253,16 @@ mod tests {
         let mut request = filter(None);
         let time = |nanos| Timestamp { seconds: 10, nanos };
         request.time_filter = Some(TimeFilter::CreatedAfter(time(1_500)));
-        assert_eq!(listing(&me, &request, Scope::All).unwrap().created_after, Some(10_000_001));
+        assert_eq!(listing(Some(&me), &request, Scope::All).unwrap().created_after, Some(10_000_001));
         request.time_filter = Some(TimeFilter::CreatedBefore(time(1_000)));
-        assert_eq!(listing(&me, &request, Scope::All).unwrap().created_before, Some(10_000_001));
+        assert_eq!(listing(Some(&me), &request, Scope::All).unwrap().created_before, Some(10_000_001));
         request.time_filter = Some(TimeFilter::CreatedBefore(time(1_500)));
-        assert_eq!(listing(&me, &request, Scope::All).unwrap().created_before, Some(10_000_002));
+        assert_eq!(listing(Some(&me), &request, Scope::All).unwrap().created_before, Some(10_000_002));
         request.time_filter = Some(TimeFilter::CreatedBefore(time(1_000)));
-        assert_eq!(listing(&me, &request, Scope::Pending).unwrap().created_before, Some(11_000_001));
+        assert_eq!(listing(Some(&me), &request, Scope::Pending).unwrap().created_before, Some(11_000_001));
         for bad in [Timestamp { seconds: i64::MAX, nanos: 0 }, Timestamp { seconds: 0, nanos: -1 }] {
             request.time_filter = Some(TimeFilter::CreatedAfter(bad));
-            assert!(listing(&me, &request, Scope::All).is_err());
+            assert!(listing(Some(&me), &request, Scope::All).is_err());
         }
     }
 
@@ -248,7 +271,7 @@ mod tests {
         let me = identity(1);
         for (types, statuses) in [(vec![99], vec![]), (vec![], vec![99]), (vec![2; 17], vec![])] {
             let request = spark::TransferFilter { types, statuses, ..filter(None) };
-            assert!(listing(&me, &request, Scope::All).is_err());
+            assert!(listing(Some(&me), &request, Scope::All).is_err());
         }
     }
 }

@@ -28,6 +28,8 @@ pub const OF_TWO_DEVICES: u16 = 1;
 const OF_P256: u16 = 2;
 /// Label of its second device.
 pub const SECOND: &str = "second";
+/// Lines of an operator's configuration.
+const DEVELOPMENT: &str = "\n[development]\nsdk_suites = true\n";
 /// Longest wait for a process to be ready.
 const START: Duration = Duration::from_secs(60);
 
@@ -86,6 +88,9 @@ pub struct Surroundings<'a> {
     pub bitcoind_login: &'a Path,
     /// Confirmations of a deposit.
     pub deposit_depth: u32,
+    /// As public SDKs' own test suites expect it: identities are open to everybody unless their owners close them, and,
+    /// in a build with the feature `development`, what only those suites call is answered.
+    pub sdk: bool,
 }
 
 /// Files and ports are confined wherever the kernel can do it (Landlock, Linux 6.7). Elsewhere a signer of the
@@ -431,6 +436,7 @@ auth = {{ user_password = "file:{login}" }}
 
 [chain]
 deposit_depth = {depth}
+exit_depth = 3
 start_height = 0
 poll = "500ms"
 max_tip_age = "10000h"
@@ -443,6 +449,13 @@ identity_burst = 100000
 
 [repair]
 refresh = {refreshes}
+
+[coop_exit]
+offered = true
+
+[privacy]
+open_by_default = {open_reads}
+{development}
 "#,
             index = self.index,
             federation = around.federation.display().to_string(),
@@ -460,6 +473,8 @@ refresh = {refreshes}
             bitcoind = around.bitcoind,
             login = around.bitcoind_login.display(),
             depth = around.deposit_depth,
+            open_reads = around.sdk,
+            development = if around.sdk && cfg!(feature = "development") { DEVELOPMENT } else { "" },
             refreshes = self.refreshes,
         )
     }

@@ -400,5 +400,6 @@ fn surroundings<'a>(
         bitcoind,
         bitcoind_login: login,
         deposit_depth: options.deposit_depth,
+        sdk: options.sdk,
     }
 }

@@ -96,7 +96,7 @@ label = "spark-roots"
 pin = {{ file = "roots.pin" }}
 
 # Identity, federation and TLS keys, in a token or partition of their own: `module` and `profile` if it is another
-# vendor's.
+# vendor's. A signer whose calls into it do not come back for `end_after_seconds` (300) ends, to be started again.
 [token.keys]
 label = "spark-keys"
 pin = {{ file = "keys.pin" }}

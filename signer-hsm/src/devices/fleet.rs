@@ -14,7 +14,8 @@ use crate::{
     confirmer::Pins,
     metrics::HsmMetrics,
     token::{
-        Apart, DeleteClaim, DeviceConfig, LoadError, Observed, RootDevice, Security, TokenConfig, preload,
+        Apart, DeleteClaim, DeviceConfig, LoadError, Observed, RootDevice, Security, TokenConfig, TokenInfo,
+        preload,
     },
 };
 
@@ -118,6 +119,8 @@ pub struct Fleet {
     path: PathBuf,
     pins: Pins,
     metrics: HsmMetrics,
+    /// The keys token, in production.
+    keys: Option<TokenInfo>,
 }
 
 impl fmt::Debug for Fleet {
@@ -153,6 +156,7 @@ impl Fleet {
             path: config.path.clone(),
             pins: Pins::default(),
             metrics: metrics.clone(),
+            keys: None,
         })
     }
 
@@ -160,6 +164,18 @@ impl Fleet {
     #[must_use]
     pub fn with_real_money(self, real_money: bool) -> Self {
         Self { real_money, ..self }
+    }
+
+    /// In production no device is the keys token, neither now nor when it comes later (D13).
+    #[must_use]
+    pub fn apart_from(self, keys: &TokenInfo) -> Self {
+        if self.security != Security::Production {
+            return self;
+        }
+        for (device, _) in self.all().values().filter_map(|device| device.loaded.as_ref()) {
+            device.inner().never(keys.clone());
+        }
+        Self { keys: Some(keys.clone()), ..self }
     }
 
     /// Where the PIN of a device goes that is added later.
@@ -222,6 +238,9 @@ impl Fleet {
         let pin = found.roots.hold_pin(self.security);
         let pin = pin.map_err(|error| DeviceError::new(id.0, Condition::Pin, error))?;
         let (device, token) = load(&found, self.security, &self.metrics)?;
+        if let Some(keys) = &self.keys {
+            device.inner().never(keys.clone());
+        }
         self.pins.set(id, pin);
         let loaded = Some((Arc::clone(&device), Arc::clone(&token)));
         self.all().insert(id, Configured { config: found, loaded });

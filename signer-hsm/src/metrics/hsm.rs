@@ -70,6 +70,7 @@ pub struct HsmMetrics {
     seconds: HistogramVec,
     errors: IntCounterVec,
     keys_up: IntGauge,
+    keys_stuck: IntGauge,
 }
 
 impl HsmMetrics {
@@ -95,6 +96,10 @@ impl HsmMetrics {
                 "spark_signer_keys_token_up",
                 "1 if the keys token answered when it was asked last.",
             )?,
+            keys_stuck: IntGauge::new(
+                "spark_signer_keys_token_stuck_seconds",
+                "For how long no call into the keys token has come back, while all threads for it are lost.",
+            )?,
         };
         this.keys_up.set(1);
         for operation in HsmOperation::ALL {
@@ -106,8 +111,18 @@ impl HsmMetrics {
         Ok(this)
     }
 
-    pub(super) fn collectors(&self) -> [Box<dyn Collector>; 3] {
-        [Box::new(self.seconds.clone()), Box::new(self.errors.clone()), Box::new(self.keys_up.clone())]
+    pub(super) fn collectors(&self) -> [Box<dyn Collector>; 4] {
+        [
+            Box::new(self.seconds.clone()),
+            Box::new(self.errors.clone()),
+            Box::new(self.keys_up.clone()),
+            Box::new(self.keys_stuck.clone()),
+        ]
+    }
+
+    /// For how long no thread has been left to ask the keys token.
+    pub(crate) fn keys_stuck(&self, stuck: std::time::Duration) {
+        self.keys_stuck.set(i64::try_from(stuck.as_secs()).unwrap_or(i64::MAX));
     }
 
     /// Whether the keys token answered when it was asked last.

@@ -5,11 +5,11 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use spark_signer::vault::{RootId, RootToken, TokenError};
@@ -19,6 +19,17 @@ use super::device::RootDevice;
 
 /// Longest time that one call may take; a token that is slower serves nobody.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The same while a thread is inside a call that was given up already: as many as there are threads may follow it, and
+/// who asks must not wait so long for each.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// A call that no thread has begun.
+const WAITING: u8 = 0;
+/// A thread is inside.
+const INSIDE: u8 = 1;
+/// Given up before it began, so it never does.
+const CANCELLED: u8 = 2;
 
 /// What calls can be given up of.
 pub trait Hangs: Send + Sync + 'static {
@@ -33,8 +44,30 @@ type Job<D> = Box<dyn FnOnce(Arc<D>) + Send>;
 pub struct Apart<D> {
     device: Arc<D>,
     jobs: SyncSender<Job<D>>,
-    /// Calls that were given up, as far as they may still be inside; true once they are not.
-    given_up: Mutex<Vec<Arc<AtomicBool>>>,
+    threads: usize,
+    given_up: Mutex<GivenUp>,
+}
+
+/// Threads that are inside calls which were given up.
+#[derive(Default)]
+struct GivenUp {
+    /// True once it came out.
+    inside: Vec<Arc<AtomicBool>>,
+    /// Since when all threads are.
+    all_since: Option<Instant>,
+}
+
+impl GivenUp {
+    /// How many there are now.
+    fn count(&mut self, threads: usize) -> usize {
+        self.inside.retain(|ended| !ended.load(Ordering::SeqCst));
+        if self.inside.len() < threads {
+            self.all_since = None;
+        } else {
+            self.all_since.get_or_insert_with(Instant::now);
+        }
+        self.inside.len()
+    }
 }
 
 impl<D: fmt::Debug> fmt::Debug for Apart<D> {
@@ -48,7 +81,8 @@ fn hangs() -> TokenError {
 }
 
 impl<D: Hangs> Apart<D> {
-    /// Starts its threads, which end with this value, or with the call that hangs. Up to `waiting` calls may wait for
+    /// Starts its threads, which end with this value, or with the call that hangs: a thread whose call was given up takes
+    /// up work again if the call comes back, and calls are refused only while all of them are lost. Up to `waiting` calls may wait for
     /// a thread.
     pub(super) fn start(device: Arc<D>, threads: usize, waiting: usize) -> Result<Self, TokenError> {
         let (jobs, queue) = sync_channel::<Job<D>>(waiting);
@@ -68,19 +102,24 @@ impl<D: Hangs> Apart<D> {
                 })
                 .map_err(|error| TokenError::Failed(format!("thread of a token: {error}")))?;
         }
-        Ok(Self { device, jobs, given_up: Mutex::default() })
+        Ok(Self { device, jobs, threads, given_up: Mutex::default() })
     }
 
     /// What it is, without asking it anything.
-    pub(super) fn inner(&self) -> &D {
+    pub fn inner(&self) -> &D {
         &self.device
     }
 
-    /// Whether a call that was given up is still inside.
-    fn hangs(&self) -> bool {
+    /// Threads inside calls that were given up.
+    fn lost(&self) -> usize {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).count(self.threads)
+    }
+
+    /// For how long every thread has been inside a call that does not come back; none while one can work.
+    pub(super) fn stuck_for(&self) -> Option<Duration> {
         let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        given_up.retain(|ended| !ended.load(Ordering::SeqCst));
-        !given_up.is_empty()
+        given_up.count(self.threads);
+        given_up.all_since.map(|since| since.elapsed())
     }
 
     pub(super) fn call<T: Send + 'static>(
@@ -107,15 +146,17 @@ impl<D: Hangs> Apart<D> {
         deadline: Duration,
         call: impl FnOnce(&D) -> Result<T, TokenError> + Send + 'static,
     ) -> Result<T, TokenError> {
-        if self.hangs() {
-            return Err(hangs());
-        }
+        let deadline = match self.lost() {
+            0 => deadline,
+            some if some < self.threads => deadline.min(SHORT),
+            _ => return Err(hangs()),
+        };
         let (reply, answer) = sync_channel(1);
-        let (ended, cancelled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (over, off) = (Arc::clone(&ended), Arc::clone(&cancelled));
+        let (ended, state) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU8::new(WAITING)));
+        let (over, begun) = (Arc::clone(&ended), Arc::clone(&state));
         let job = Box::new(move |device: Arc<D>| {
-            // One that nobody waits for any more must not begin.
-            let result = if off.load(Ordering::SeqCst) { Err(hangs()) } else { call(&device) };
+            let begins = begun.compare_exchange(WAITING, INSIDE, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            let result = if begins { call(&device) } else { Err(hangs()) };
             drop(device);
             over.store(true, Ordering::SeqCst);
             // Who asked may have given up.
@@ -131,9 +172,16 @@ impl<D: Hangs> Apart<D> {
         match answer.recv_timeout(deadline) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
-                cancelled.store(true, Ordering::SeqCst);
-                self.given_up.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&ended));
-                self.device.note_hang(ended);
+                // One that nobody waits for any more must not begin, and holds no thread.
+                let cancelled =
+                    state.compare_exchange(WAITING, CANCELLED, Ordering::SeqCst, Ordering::SeqCst);
+                if cancelled.is_err() {
+                    let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+                    given_up.inside.push(Arc::clone(&ended));
+                    given_up.count(self.threads);
+                    drop(given_up);
+                    self.device.note_hang(ended);
+                }
                 Err(hangs())
             }
             Err(RecvTimeoutError::Disconnected) => Err(TokenError::Failed("token's thread ended".into())),
@@ -188,5 +236,94 @@ impl RootToken for Apart<RootDevice> {
 
     fn fingerprint(&self) -> Result<[u8; 32], TokenError> {
         self.call(RootToken::fingerprint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    struct Nothing;
+
+    impl Hangs for Nothing {
+        fn note_hang(&self, _: Arc<AtomicBool>) {}
+    }
+
+    fn apart(threads: usize) -> Apart<Nothing> {
+        Apart::start(Arc::new(Nothing), threads, 8).unwrap()
+    }
+
+    /// A call that hangs until what is returned is dropped.
+    fn lose(apart: &Apart<Nothing>) -> Sender<()> {
+        let (release, wait) = channel::<()>();
+        let given_up = apart.run(Duration::from_millis(1), move |_| {
+            let _ = wait.recv();
+            Ok(())
+        });
+        assert!(matches!(given_up, Err(TokenError::Unavailable(_))));
+        release
+    }
+
+    /// Loses one more thread; a call that was given up before it began holds none.
+    fn lose_thread(apart: &Apart<Nothing>) -> Sender<()> {
+        let before = apart.lost();
+        loop {
+            let release = lose(apart);
+            if apart.lost() > before {
+                return release;
+            }
+        }
+    }
+
+    #[test]
+    fn one_call_that_hangs_costs_one_thread() {
+        let apart = apart(2);
+        let first = lose_thread(&apart);
+        assert_eq!(apart.call(|_| Ok(7)).unwrap(), 7, "the other thread works on");
+        assert_eq!(apart.stuck_for(), None);
+
+        let second = lose_thread(&apart);
+        assert!(matches!(apart.call(|_| Ok(8)), Err(TokenError::Unavailable(_))), "none is left");
+        let stuck = apart.stuck_for().unwrap();
+        assert!(apart.stuck_for().unwrap() >= stuck, "it is one stay, not a new one at each look");
+
+        drop(second);
+        while apart.stuck_for().is_some() {
+            thread::yield_now();
+        }
+        assert_eq!(apart.call(|_| Ok(9)).unwrap(), 9, "a thread that is back takes up work");
+        drop(first);
+    }
+
+    #[test]
+    fn what_was_given_up_before_it_began_never_begins() {
+        let apart = apart(1);
+        let (release, wait) = channel::<()>();
+        let (inside, begun) = channel::<()>();
+        let ran = Arc::new(AtomicBool::new(false));
+        thread::scope(|scope| {
+            let busy = scope.spawn(|| {
+                apart.run(DEADLINE, move |_| {
+                    inside.send(()).unwrap();
+                    let _ = wait.recv();
+                    Ok(())
+                })
+            });
+            begun.recv().unwrap();
+            let run = Arc::clone(&ran);
+            let waited = apart.run(Duration::from_millis(1), move |_| {
+                run.store(true, Ordering::SeqCst);
+                Ok(())
+            });
+            assert!(matches!(waited, Err(TokenError::Unavailable(_))));
+            assert_eq!(apart.lost(), 0, "the thread is busy, not lost");
+            drop(release);
+            busy.join().unwrap().unwrap();
+        });
+        apart.call(|_| Ok(())).unwrap();
+        assert!(!ran.load(Ordering::SeqCst));
     }
 }

@@ -19,6 +19,7 @@ use super::objects::{
 };
 use super::profile::{LogSignature, Profile};
 use super::roots;
+use super::separate;
 
 /// Where the identity key comes from.
 pub enum IdentitySource {
@@ -53,6 +54,9 @@ pub fn generate_keys(config: &TokenConfig, identity: &IdentitySource) -> Result<
     let first = config.first().ok_or(TokenError::NoObjects)?;
     let roots = Link::new(&Module::load(&first.module)?, &first.roots, config.security)?;
     let keys = Link::new(&Module::load(&config.keys.module)?, &config.keys.token, config.security)?;
+    if config.security == Security::Production {
+        separate::assert_apart(&keys, &keys.info()?, &config.devices)?;
+    }
     keys.mutate(|_, session| {
         for label in [IDENTITY, IDENTITY_IMPORTED, FEDERATION] {
             if !session.find_objects(&[Attribute::Label(label.into())]).map_err(token_error)?.is_empty() {

@@ -1,6 +1,9 @@
 //! Which tokens, and where their PINs come from.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -45,6 +48,13 @@ pub struct KeysConfig {
     pub profile: Profile,
     /// Which token.
     pub token: TokenRef,
+    /// The process ends when none of its threads has come back from the token for so long; never if zero.
+    pub end_after: Duration,
+}
+
+impl KeysConfig {
+    /// What holds if the file does not say.
+    pub const END_AFTER: Duration = Duration::from_secs(300);
 }
 
 /// What stands in the file.
@@ -73,6 +83,7 @@ struct KeysForm {
     label: String,
     serial: Option<String>,
     pin: PinSource,
+    end_after_seconds: Option<u32>,
     /// "ed25519" or "ecdsa-p256"; default: the profile's.
     federation_key: Option<LogSignature>,
 }
@@ -81,12 +92,14 @@ impl TryFrom<Form> for TokenConfig {
     type Error = &'static str;
 
     fn try_from(form: Form) -> Result<Self, Self::Error> {
-        let KeysForm { module, profile, label, serial, pin, federation_key } = form.keys;
+        let KeysForm { module, profile, label, serial, pin, end_after_seconds, federation_key } = form.keys;
         let profile = profile.or(form.profile).ok_or("the keys token has no profile")?;
         let keys = KeysConfig {
             module: module.or_else(|| form.module.clone()).ok_or("the keys token has no module")?,
             profile: federation_key.map_or(profile, |kind| profile.with_log_signature(kind)),
             token: TokenRef { label, serial, pin },
+            end_after: end_after_seconds
+                .map_or(KeysConfig::END_AFTER, |seconds| Duration::from_secs(seconds.into())),
         };
         let mut devices = form.devices;
         match form.roots {
@@ -183,7 +196,7 @@ pub enum PinSource {
 
 impl PinSource {
     /// The file that holds it, if it is one.
-    pub fn path(&self) -> Option<&std::path::Path> {
+    pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
             _ => None,
@@ -220,10 +233,23 @@ impl TokenConfig {
         self.devices.iter().find(|device| device.id == id)
     }
 
-    /// Whether the keys lie in a token with roots (D13 wants them apart).
+    /// Whether the keys lie in a token with roots (D13 wants them apart), as far as the configuration tells. The tokens
+    /// are asked when they are opened.
     pub fn is_shared(&self) -> bool {
         let KeysConfig { module, token, .. } = &self.keys;
-        self.devices.iter().any(|device| &device.module == module && device.roots.is_token(token))
+        self.devices
+            .iter()
+            .any(|device| is_library(&device.module, module) && device.roots.may_be_token(token))
+    }
+
+    /// Whether two devices mean one token, as far as the configuration tells.
+    pub fn is_twice(&self) -> bool {
+        let same = |a: &DeviceConfig, b: &DeviceConfig| {
+            is_library(&a.module, &b.module) && a.roots.may_be_token(&b.roots)
+        };
+        let mut devices = self.devices.iter();
+        std::iter::from_fn(|| devices.next().map(|one| devices.clone().any(|other| same(one, other))))
+            .any(|twice| twice)
     }
 
     /// What may be said of a destruction: the least that holds for any device.
@@ -245,6 +271,18 @@ impl TokenRef {
     pub fn is_token(&self, other: &Self) -> bool {
         self.label == other.label && self.serial == other.serial
     }
+
+    /// The same where one of them may have left the serial number out.
+    fn may_be_token(&self, other: &Self) -> bool {
+        let differ = |one: &String| other.serial.as_ref().is_some_and(|serial| serial != one);
+        self.label == other.label && !self.serial.as_ref().is_some_and(differ)
+    }
+}
+
+/// Whether two paths lead to one library, links followed.
+fn is_library(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    one == other || real(one) == real(other)
 }
 
 #[cfg(test)]
@@ -273,6 +311,7 @@ mod tests {
         assert!(matches!(first.roots.pin, PinSource::File(_)));
         assert!(matches!(config.keys.token.pin, PinSource::Prompt));
         assert!(!config.is_shared());
+        assert_eq!(config.keys.end_after.as_secs(), 300);
         for (old, new) in [
             ("\"softhsm\"", "\"other\""),
             ("[roots]", "security = \"development\"\n[roots]"),
@@ -284,6 +323,8 @@ mod tests {
         let shared: TokenConfig =
             toml::from_str(&TEXT.replace("\"keys\"", "\"roots\"").replace("serial", "# ")).unwrap();
         assert!(shared.is_shared());
+        let named: TokenConfig = toml::from_str(&TEXT.replace("\"keys\"", "\"roots\"")).unwrap();
+        assert!(named.is_shared(), "a serial number that is left out fits any");
         let shown = format!("{:?}", PinSource::Inline("4711".into()));
         assert!(!shown.contains("4711"));
     }

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::apart::Hangs;
 use super::config::{DeviceConfig, Security};
+use super::inventory::TokenInfo;
 use super::link::Link;
 use super::module::Module;
 use super::profile::Profile;
@@ -72,6 +73,11 @@ impl RootDevice {
             not_destroyed: Mutex::default(),
             started: Mutex::default(),
         })
+    }
+
+    /// This token is not the device's, whatever the configuration calls it: calls that meet it fail.
+    pub fn never(&self, token: TokenInfo) {
+        self.link.never(token);
     }
 
     /// What the token is and what may be claimed of it.

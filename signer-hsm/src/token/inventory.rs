@@ -99,6 +99,12 @@ impl LibraryInfo {
 }
 
 impl TokenInfo {
+    /// Whether both speak of one token. Firmware may have been renewed.
+    pub fn is_token(&self, other: &Self) -> bool {
+        let names = |of: &Self| [&of.label, &of.manufacturer, &of.model, &of.serial].map(String::clone);
+        names(self) == names(other)
+    }
+
     pub(super) fn read(context: &Pkcs11, slot: Slot) -> Result<Self, TokenError> {
         let info = context.get_token_info(slot).map_err(token_error)?;
         Ok(Self {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
@@ -14,9 +14,11 @@ use spark_signer::vault::TokenError;
 
 use super::config::{Security, TokenRef};
 use super::error::token_error;
+use super::inventory::TokenInfo;
 use super::module::Module;
 use super::objects::Name;
 use super::pin;
+use super::separate::shared;
 
 /// Idle sessions kept. Taken from the front and returned to the back, so consecutive calls differ.
 const MAX_IDLE: usize = 16;
@@ -30,6 +32,7 @@ pub(super) struct Link {
     serial: Option<String>,
     pin: AuthPin,
     pin_refused: AtomicBool,
+    never: OnceLock<TokenInfo>,
     sessions: Mutex<Sessions>,
 }
 
@@ -67,10 +70,22 @@ impl Link {
             serial: token.serial.clone(),
             pin: pin::read(token, security)?,
             pin_refused: AtomicBool::new(false),
+            never: OnceLock::new(),
             sessions: Mutex::default(),
         });
         module.register(&link);
         Ok(link)
+    }
+
+    /// From now on this token is none of its own, whatever its label: a log-in to it is refused.
+    pub(super) fn never(&self, token: TokenInfo) {
+        let _ = self.never.set(token);
+    }
+
+    /// What the token says of itself.
+    pub(super) fn info(&self) -> Result<TokenInfo, TokenError> {
+        let context = self.module.context();
+        TokenInfo::read(&context, self.slot(&context)?)
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -191,6 +206,11 @@ impl Link {
             return Err(TokenError::PinRefused);
         }
         let slot = self.find_slot(context)?;
+        if let Some(never) = self.never.get()
+            && TokenInfo::read(context, slot)?.is_token(never)
+        {
+            return Err(shared("the keys token was named as a device with roots"));
+        }
         let anchor = context.open_ro_session(slot).map_err(token_error)?;
         match anchor.login(UserType::User, Some(&self.pin)) {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
@@ -210,15 +230,7 @@ impl Link {
     }
 
     fn find_slot(&self, context: &Pkcs11) -> Result<Slot, TokenError> {
-        let mut found = Vec::new();
-        for slot in context.get_slots_with_initialized_token().map_err(token_error)? {
-            let info = context.get_token_info(slot).map_err(token_error)?;
-            let serial = self.serial.as_deref().is_none_or(|serial| info.serial_number() == serial);
-            if info.label() == self.label && serial {
-                found.push(slot);
-            }
-        }
-        match found.as_slice() {
+        match find_slots(context, &self.label, self.serial.as_deref())?.as_slice() {
             [slot] => Ok(*slot),
             [] => Err(TokenError::Unavailable(format!("no token with label {}", self.label))),
             _ => {
@@ -226,4 +238,20 @@ impl Link {
             }
         }
     }
+}
+
+/// Where tokens of this label are, and of this serial number, if one is given.
+pub(super) fn find_slots(
+    context: &Pkcs11,
+    label: &str,
+    serial: Option<&str>,
+) -> Result<Vec<Slot>, TokenError> {
+    let mut found = Vec::new();
+    for slot in context.get_slots_with_initialized_token().map_err(token_error)? {
+        let info = context.get_token_info(slot).map_err(token_error)?;
+        if info.label() == label && serial.is_none_or(|serial| info.serial_number() == serial) {
+            found.push(slot);
+        }
+    }
+    Ok(found)
 }

@@ -20,6 +20,7 @@ mod observed;
 mod pin;
 mod profile;
 mod roots;
+mod separate;
 mod signer_keys;
 mod tls;
 mod view;

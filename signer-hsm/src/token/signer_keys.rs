@@ -13,10 +13,12 @@ use zeroize::Zeroizing;
 
 use super::{
     apart::{Apart, DEADLINE, Hangs},
-    config::TokenConfig,
+    config::{Security, TokenConfig},
+    inventory::TokenInfo,
     keys::{IdentityMethod, Keys, PROBE},
     link::Link,
     module::Module,
+    separate,
 };
 
 /// Calls at the same time. The engine makes one after the other.
@@ -34,6 +36,7 @@ pub struct KeysToken {
 struct Inner {
     module: Arc<Module>,
     keys: Keys,
+    info: TokenInfo,
     /// When the library was started anew for this token.
     started: Mutex<Option<Instant>>,
 }
@@ -70,17 +73,26 @@ impl fmt::Debug for KeysToken {
 
 impl KeysToken {
     /// Loads the module (once per process), logs in, finds both keys and asserts their attributes. Makes no object:
-    /// that is the ceremony's business.
+    /// that is the ceremony's business. In production no device with roots is this token.
     pub fn open(config: &TokenConfig) -> Result<Self, TokenError> {
         let module = Module::load(&config.keys.module)?;
         let link = Link::new(&module, &config.keys.token, config.security)?;
+        let info = link.info()?;
+        if config.security == Security::Production {
+            separate::assert_apart(&link, &info, &config.devices)?;
+        }
         let keys = Keys::find(link, config.keys.profile, config.security)?;
-        let inner = Arc::new(Inner { module, keys, started: Mutex::default() });
+        let inner = Arc::new(Inner { module, keys, info, started: Mutex::default() });
         Ok(Self { apart: Apart::start(inner, THREADS, WAITING)? })
     }
 
     fn keys(&self) -> &Keys {
         &self.apart.inner().keys
+    }
+
+    /// What the token said of itself when it was opened.
+    pub fn info(&self) -> &TokenInfo {
+        &self.apart.inner().info
     }
 
     /// How the identity key came into the token.
@@ -91,6 +103,12 @@ impl KeysToken {
     /// Whether it answers: signs with the federation key.
     pub fn probe(&self) -> Result<(), TokenError> {
         self.sign_federation(PROBE).map(drop)
+    }
+
+    /// For how long no thread has been left for calls, since each is inside one that does not come back. Nothing in this
+    /// process can end such a call.
+    pub fn stuck_for(&self) -> Option<Duration> {
+        self.apart.stuck_for()
     }
 
     /// Whether both keys answer, if need be after the library was started anew, which is not done often: it closes the

@@ -32,7 +32,12 @@ pub fn existing() -> TokenConfig {
         retire: false,
     };
     TokenConfig {
-        keys: KeysConfig { module, profile: Profile::SOFTHSM, token: token("keys") },
+        keys: KeysConfig {
+            module,
+            profile: Profile::SOFTHSM,
+            token: token("keys"),
+            end_after: KeysConfig::END_AFTER,
+        },
         devices: vec![first],
         start_without: Vec::new(),
         preload: Vec::new(),

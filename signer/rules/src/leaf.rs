@@ -6,15 +6,15 @@ mod storage;
 pub use status::{LeafStatus, StatusError};
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, Transaction, TxOut};
+use bitcoin::{Amount, OutPoint, Transaction, TxOut};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address::Network;
 use crate::ids::{KeyshareId, LeafId};
 use crate::tx::{
-    Basis, Htlc, INITIAL_TIMELOCK, LEAST_REFUND_STEP, Plan, Planned, Purpose, RawSet, RenewalPath, Rule,
-    SequenceField, Source, Spend, Template, TemplateError, Timelock, p2tr_script,
+    Basis, Connectors, Htlc, INITIAL_TIMELOCK, LEAST_REFUND_STEP, Plan, Planned, Purpose, RawSet,
+    RenewalPath, Rule, SequenceField, Source, Spend, Template, TemplateError, Timelock, p2tr_script,
 };
 
 /// Highest timelock at which a renewal is accepted.
@@ -246,6 +246,30 @@ impl LeafRecord {
         Ok(Plan::htlc(Source::Check(raws), &self.basis()?, htlc, step)?)
     }
 
+    /// The transactions of a send that an exit transaction completes, at [`LeafRecord::next_refund_timelock`], for the
+    /// wallet.
+    pub fn build_exit(&self, connector: &Spend, receiver_identity: &PublicKey) -> Result<Plan, LeafError> {
+        let step = self.next_refund_timelock()?;
+        Ok(Plan::exit(Source::Build, &self.basis()?, connector, receiver_identity, step)?)
+    }
+
+    /// Checks a client's send that an exit transaction completes: its refunds pay the receiver's identity key at a
+    /// lower step, and all have one of `connectors`, which is returned.
+    pub fn check_exit(
+        &self,
+        raws: RawSet<'_>,
+        connectors: &Connectors,
+        receiver_identity: &PublicKey,
+    ) -> Result<(Plan, OutPoint), LeafError> {
+        let purpose = Purpose::ConnectorRefund;
+        let refund =
+            raws.get(purpose).ok_or_else(|| TemplateError::new(Rule::Missing(purpose), "one", "none"))?;
+        let step = self.lower_step(refund, purpose)?;
+        let connector = connectors.find(&Template::peek_connector(refund)?)?;
+        let plan = Plan::exit(Source::Check(raws), &self.basis()?, connector, receiver_identity, step)?;
+        Ok((plan, connector.outpoint))
+    }
+
     /// The transactions of a send at [`LeafRecord::next_refund_timelock`], for the wallet.
     pub fn build_send(&self, receiver_identity: &PublicKey) -> Result<Plan, LeafError> {
         let step = self.next_refund_timelock()?;
@@ -369,10 +393,13 @@ fn planned(plan: &Plan, purpose: Purpose) -> Result<&Planned, TemplateError> {
 }
 
 fn refunds_of(plan: &Plan) -> Result<(Refunds, Timelock), TemplateError> {
-    let [cpfp, direct, direct_from_cpfp] = match plan.get(Purpose::HtlcRefund) {
-        Some(_) => [Purpose::HtlcRefund, Purpose::HtlcDirectRefund, Purpose::HtlcDirectFromCpfpRefund],
-        None => [Purpose::Refund, Purpose::DirectRefund, Purpose::DirectFromCpfpRefund],
-    };
+    let sets = [
+        [Purpose::HtlcRefund, Purpose::HtlcDirectRefund, Purpose::HtlcDirectFromCpfpRefund],
+        [Purpose::ConnectorRefund, Purpose::ConnectorDirectRefund, Purpose::ConnectorDirectFromCpfpRefund],
+    ];
+    let conditional = sets.into_iter().find(|[cpfp, ..]| plan.get(*cpfp).is_some());
+    let [cpfp, direct, direct_from_cpfp] =
+        conditional.unwrap_or([Purpose::Refund, Purpose::DirectRefund, Purpose::DirectFromCpfpRefund]);
     let cpfp = planned(plan, cpfp)?;
     let refunds = Refunds {
         cpfp: cpfp.tx.clone(),

@@ -1,10 +1,12 @@
 //! The second decision of a conditional operation (OPERATION.md D8): deciders' words, and what all of them prove.
 //!
 //! Deciders are the operators that the first decision names. All of them must say the same, so that one honest decider
-//! excludes the other outcome: both proofs never exist. A preimage makes COMMIT the only honest word; time alone makes
-//! none, since ABORT needs every decider.
+//! excludes the other outcome: both proofs never exist. A preimage makes COMMIT the only honest word, and so does an
+//! exit transaction at its depth on the decider's own chain; time alone makes none, since ABORT needs every decider.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use bitcoin::Txid;
 
 use spark_proto::peer::v1 as wire;
 
@@ -41,13 +43,44 @@ pub fn expiry_height(tip: u32, now: i64, expires: i64) -> Option<u32> {
 /// What must happen for a conditional operation to complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
-    /// SHA-256 of the preimage that completes it.
-    pub payment_hash: [u8; 32],
-    /// From this height on no operator takes a preimage from a client.
+    /// What completes it.
+    pub completes: Completion,
+    /// From this height on no operator takes a preimage from a client. An exit transaction that a block has completes
+    /// it at any height, as long as nothing was returned.
     pub expiry_height: u32,
 }
 
+/// What completes a conditional operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    /// A preimage.
+    Preimage {
+        /// SHA-256 of it.
+        payment_hash: [u8; 32],
+    },
+    /// The exit transaction of a cooperative exit.
+    Exit {
+        /// Which.
+        txid: Txid,
+        /// Confirmations that it needs on each decider's own chain, at least 1.
+        depth: u32,
+    },
+}
+
 impl Condition {
+    /// A preimage completes it.
+    pub const fn preimage(payment_hash: [u8; 32], expiry_height: u32) -> Self {
+        Self { completes: Completion::Preimage { payment_hash }, expiry_height }
+    }
+
+    /// SHA-256 of the preimage that completes it, if one does.
+    pub const fn payment_hash(&self) -> Option<&[u8; 32]> {
+        match &self.completes {
+            Completion::Preimage { payment_hash } => Some(payment_hash),
+            Completion::Exit { .. } => None,
+        }
+    }
+
     /// First tip height at which a decider may say ABORT.
     pub const fn returnable_at(&self) -> u32 {
         self.expiry_height.saturating_add(RETURN_MARGIN)
@@ -60,11 +93,21 @@ impl Condition {
 
     /// The ruling, if this condition admits it.
     pub fn check(&self, ruling: &Ruling) -> Result<(), VoteError> {
-        match ruling {
-            Ruling::Commit { preimage } if tx::opens(&self.payment_hash, preimage) => Ok(()),
-            Ruling::Commit { .. } => Err(VoteError::Disagree("payment hash")),
-            Ruling::Abort { height } if *height >= self.returnable_at() => Ok(()),
-            Ruling::Abort { .. } => Err(VoteError::Disagree("expiry")),
+        match (ruling, &self.completes) {
+            (Ruling::Commit { preimage }, Completion::Preimage { payment_hash })
+                if tx::opens(payment_hash, preimage) =>
+            {
+                Ok(())
+            }
+            (Ruling::Confirmed { tip, block }, Completion::Exit { depth, .. })
+                if block.confirmations(*tip) >= (*depth).max(1) =>
+            {
+                Ok(())
+            }
+            (Ruling::Abort { height }, _) if *height >= self.returnable_at() => Ok(()),
+            (Ruling::Commit { .. }, _) => Err(VoteError::Disagree("payment hash")),
+            (Ruling::Confirmed { .. }, _) => Err(VoteError::Disagree("depth")),
+            (Ruling::Abort { .. }, _) => Err(VoteError::Disagree("expiry")),
         }
     }
 }
@@ -77,6 +120,13 @@ pub enum Ruling {
         /// Opens the payment hash.
         preimage: [u8; 32],
     },
+    /// It completes: the exit transaction is confirmed.
+    Confirmed {
+        /// The decider's own tip.
+        tip: u32,
+        /// The block that has the exit transaction.
+        block: Block,
+    },
     /// The leaves go back.
     Abort {
         /// The decider's own tip.
@@ -84,19 +134,40 @@ pub enum Ruling {
     },
 }
 
+/// A block of a decider's own chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Its height.
+    pub height: u32,
+    /// Its hash, internal order. Deciders may see different ones.
+    pub hash: [u8; 32],
+}
+
+impl Block {
+    /// 1 where it is the tip itself; 0 where it is above.
+    pub const fn confirmations(&self, tip: u32) -> u32 {
+        match tip.checked_sub(self.height) {
+            Some(above) => above.saturating_add(1),
+            None => 0,
+        }
+    }
+}
+
 impl Ruling {
-    /// True for both of the same kind.
+    /// True for both of the same end.
     pub const fn agrees(&self, other: &Self) -> bool {
-        matches!(
-            (self, other),
-            (Self::Commit { .. }, Self::Commit { .. }) | (Self::Abort { .. }, Self::Abort { .. })
-        )
+        self.completes() == other.completes()
+    }
+
+    /// The operation completes; otherwise the leaves go back.
+    pub const fn completes(&self) -> bool {
+        !matches!(self, Self::Abort { .. })
     }
 
     /// Name in errors and logs.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Commit { .. } => "committed",
+            Self::Commit { .. } | Self::Confirmed { .. } => "committed",
             Self::Abort { .. } => "returned",
         }
     }
@@ -110,6 +181,12 @@ impl Ruling {
             .try_into()
             .map(|preimage| Self::Commit { preimage })
             .map_err(|_| VoteError::Malformed("preimage"))
+    }
+
+    /// From a request that names the block of an exit transaction, as seen at `tip`.
+    pub fn confirmed(tip: u32, height: u32, hash: &[u8]) -> Result<Self, VoteError> {
+        let hash = hash.try_into().map_err(|_| VoteError::Malformed("block_hash"))?;
+        Ok(Self::Confirmed { tip, block: Block { height, hash } })
     }
 }
 
@@ -136,6 +213,12 @@ impl SettlementVote {
         t.bytes(self.operation.as_bytes()).u64(self.attempt.into()).bytes(&self.digest);
         match &self.ruling {
             Ruling::Commit { preimage } => t.u64(wire::Ruling::Commit as u64).bytes(preimage),
+            Ruling::Confirmed { tip, block } => t
+                .u64(wire::Ruling::Commit as u64)
+                .bytes(b"confirmed")
+                .u64((*tip).into())
+                .u64(block.height.into())
+                .bytes(&block.hash),
             Ruling::Abort { height } => t.u64(wire::Ruling::Abort as u64).u64((*height).into()),
         };
         t.finish()
@@ -148,9 +231,10 @@ impl SettlementVote {
 
     /// To the wire, with its signature.
     pub fn into_wire(self, signature: Vec<u8>) -> wire::SettlementVote {
-        let (ruling, preimage, height) = match self.ruling {
-            Ruling::Commit { preimage } => (wire::Ruling::Commit, preimage.to_vec(), 0),
-            Ruling::Abort { height } => (wire::Ruling::Abort, Vec::new(), height),
+        let (ruling, preimage, height, block) = match self.ruling {
+            Ruling::Commit { preimage } => (wire::Ruling::Commit, preimage.to_vec(), 0, None),
+            Ruling::Confirmed { tip, block } => (wire::Ruling::Commit, Vec::new(), tip, Some(block)),
+            Ruling::Abort { height } => (wire::Ruling::Abort, Vec::new(), height, None),
         };
         wire::SettlementVote {
             position: Some(self.position.to_wire()),
@@ -161,6 +245,8 @@ impl SettlementVote {
             preimage,
             height,
             signature,
+            block_height: block.map_or(0, |block| block.height),
+            block_hash: block.map(|block| block.hash.to_vec()).unwrap_or_default(),
         }
     }
 
@@ -174,6 +260,9 @@ impl SettlementVote {
     /// Parses one of one's own records, of whatever federation file. Nothing is verified.
     pub fn stored(vote: &wire::SettlementVote) -> Result<Self, VoteError> {
         let ruling = match vote.ruling() {
+            wire::Ruling::Commit if !vote.block_hash.is_empty() => {
+                Ruling::confirmed(vote.height, vote.block_height, &vote.block_hash)?
+            }
             wire::Ruling::Commit => Ruling::Commit {
                 preimage: vote
                     .preimage
@@ -246,7 +335,7 @@ impl Pending {
     }
 }
 
-/// The same word of every decider: a preimage of one, or everybody's expiry.
+/// The same word of every decider: a preimage of one, an exit transaction on everybody's chain, or everybody's expiry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProofOfSettlement {
     /// How it ends.

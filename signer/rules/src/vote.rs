@@ -160,6 +160,8 @@ pub enum Kind {
     Refresh,
     /// A send that a preimage completes (D8).
     Htlc,
+    /// A send that a transaction on chain completes (D8).
+    CoopExit,
 }
 
 impl Kind {
@@ -172,6 +174,7 @@ impl Kind {
             Self::Renew => 4,
             Self::Refresh => 9,
             Self::Htlc => 8,
+            Self::CoopExit => 7,
         }
     }
 
@@ -184,6 +187,7 @@ impl Kind {
             Self::Renew => "renew",
             Self::Refresh => "refresh",
             Self::Htlc => "htlc",
+            Self::CoopExit => "coop-exit",
         }
     }
 
@@ -196,6 +200,7 @@ impl Kind {
             4 => Self::Renew,
             9 => Self::Refresh,
             8 => Self::Htlc,
+            7 => Self::CoopExit,
             _ => return Err(VoteError::Malformed("kind")),
         })
     }

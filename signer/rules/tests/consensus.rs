@@ -66,6 +66,7 @@ fn every_template_is_valid_when_signed() {
     plans.push(leaf.build_send(&public(RECEIVER)).unwrap());
     let htlc = Htlc::new([6; 32], public(RECEIVER), public(NEW_OWNER));
     plans.push(leaf.build_htlc(&htlc).unwrap());
+    plans.push(leaf.build_exit(&deposit_output(9, 354), &public(RECEIVER)).unwrap());
     leaf.refund_timelock = Timelock::new(100).unwrap();
     plans.push(leaf.renew(Source::Build, RenewalPath::Refund).unwrap());
     for planned in plans.into_iter().flatten() {
@@ -73,7 +74,7 @@ fn every_template_is_valid_when_signed() {
         let name = planned.purpose();
         assert_eq!(accepted(&planned), Ok(()), "{name}");
     }
-    assert_eq!(purposes.len(), 11, "all purposes are covered: {purposes:?}");
+    assert_eq!(purposes.len(), 14, "all purposes are covered: {purposes:?}");
 }
 
 #[test]
@@ -161,4 +162,32 @@ fn spends_of_other_terms_are_refused() {
     let all = htlc.spend(&output, HtlcPath::Preimage, destination(), output.txout.value);
     assert_eq!(all, Err(HtlcError::Fee));
     assert_eq!(htlc.preimage_witness([0; 64], &[7; 32]), Err(HtlcError::Preimage));
+}
+
+/// X27: a refund's signature covers its connector. It is void without it, with another one, and with one of another value.
+#[test]
+fn x27_an_exit_refund_is_void_without_its_connector() {
+    let connector = deposit_output(9, 354);
+    let plan = leaf(100_000).build_exit(&connector, &public(RECEIVER)).unwrap();
+    for planned in plan.transactions() {
+        let signed = sign(&planned.template, &planned.tx);
+        let prevouts = planned.template.prevouts();
+        assert_eq!(interpret(&signed, &prevouts), Ok(()));
+        assert_eq!(signed.input[1].sequence, Sequence::MAX);
+        assert_eq!(signed.output[0].value, planned.template.build().output[0].value);
+        // The leaf's own input, in everything that is not this transaction over these outputs.
+        let void = |change: &dyn Fn(&mut Transaction, &mut Vec<TxOut>)| {
+            let (mut tx, mut prevouts) = (signed.clone(), prevouts.clone());
+            change(&mut tx, &mut prevouts);
+            verify_input(&tx, &prevouts, 0).is_err()
+        };
+        assert!(void(&|tx, prevouts| {
+            tx.input.pop();
+            prevouts.pop();
+        }));
+        assert!(void(&|tx, _| tx.input[1].previous_output.vout = 2));
+        assert!(void(&|_, prevouts| prevouts[1].value = Amount::from_sat(355)));
+        assert!(void(&|_, prevouts| prevouts[1] = prevouts[0].clone()));
+        assert!(void(&|tx, _| tx.input[1].sequence = Sequence::ENABLE_RBF_NO_LOCKTIME));
+    }
 }

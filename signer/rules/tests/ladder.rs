@@ -10,13 +10,17 @@ use bitcoin::Txid;
 use common::{NEW_OWNER, OWNER, RECEIVER, leaf, public};
 use proptest::prelude::*;
 use spark_rules::leaf::{LeafError, LeafRecord};
-use spark_rules::tx::{HTLC_OFFSET, Htlc, INTERVAL, LEAST_REFUND_STEP, Maturity, Plan, RawSet, Source};
+use spark_rules::tx::{
+    Connectors, HTLC_OFFSET, Htlc, INTERVAL, LEAST_REFUND_STEP, Maturity, Plan, RawSet, Source,
+};
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Send,
     /// A send that a preimage completes.
     Htlc,
+    /// A send that an exit transaction completes.
+    Exit,
     /// No preimage came.
     Return,
     Claim,
@@ -27,6 +31,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => Just(Step::Send),
         3 => Just(Step::Htlc),
+        2 => Just(Step::Exit),
         2 => Just(Step::Return),
         4 => Just(Step::Claim),
         2 => Just(Step::Renew),
@@ -91,6 +96,8 @@ proptest! {
         let mut record = leaf(value);
         let mut ledger = Ledger::default();
         let htlc = Htlc::new([6; 32], public(RECEIVER), public(OWNER));
+        // Any transaction with one input and more than one output.
+        let connectors = Connectors::parse(&bitcoin::consensus::serialize(&leaf(1_000).node_tx)).unwrap();
         let mut in_flight = false;
         // The record to return to, and what is on its way.
         let mut pending: Option<(LeafRecord, Plan)> = None;
@@ -136,6 +143,23 @@ proptest! {
                         prop_assert!(refund.blocks() < 2 * INTERVAL);
                     }
                 },
+                Step::Exit if !in_flight => {
+                    let Ok(plan) = record.build_exit(&connectors.outputs()[0], &public(RECEIVER)) else {
+                        prop_assert!(refund.blocks() < 2 * INTERVAL);
+                        continue;
+                    };
+                    checked(&plan, |source| match source {
+                        Source::Check(raws) => {
+                            record.check_exit(raws, &connectors, &public(RECEIVER)).map(|(plan, _)| plan)
+                        }
+                        Source::Build => record.build_exit(&connectors.outputs()[0], &public(RECEIVER)),
+                    });
+                    ledger.file(&plan, false);
+                    record = settled(record.with_refunds(&plan).unwrap());
+                    in_flight = true;
+                    prop_assert!(record.refund_timelock.blocks() + INTERVAL <= refund.blocks());
+                    prop_assert_eq!(record.claim_timelock().unwrap(), record.refund_timelock);
+                }
                 Step::Return => if let Some((before, plan)) = pending.take() {
                     ledger.free(&plan);
                     record = before;

@@ -18,7 +18,8 @@ use spark_rules::hash::StructuredHash;
 use spark_rules::leaf::LeafRecord;
 use spark_rules::package::{self, PackageError};
 use spark_rules::tx::{
-    Htlc, HtlcPath, Plan, Purpose, RawSet, RenewalPath, Source, Spend, Timelock, p2tr_script,
+    Connectors, Htlc, HtlcPath, Plan, Purpose, RawSet, RenewalPath, Source, Spend, Timelock, p2tr_script,
+    sighash,
 };
 
 fn vectors() -> Value {
@@ -47,10 +48,13 @@ fn name(purpose: Purpose) -> &'static str {
         Purpose::HtlcRefund => "htlc_refund",
         Purpose::HtlcDirectRefund => "htlc_direct_refund",
         Purpose::HtlcDirectFromCpfpRefund => "htlc_direct_from_cpfp_refund",
+        Purpose::ConnectorRefund => "connector_refund",
+        Purpose::ConnectorDirectRefund => "connector_direct_refund",
+        Purpose::ConnectorDirectFromCpfpRefund => "connector_direct_from_cpfp_refund",
     }
 }
 
-const PURPOSES: [Purpose; 8] = [
+const PURPOSES: [Purpose; 11] = [
     Purpose::Root,
     Purpose::Node,
     Purpose::DirectNode,
@@ -59,6 +63,9 @@ const PURPOSES: [Purpose; 8] = [
     Purpose::Refund,
     Purpose::DirectRefund,
     Purpose::DirectFromCpfpRefund,
+    Purpose::ConnectorRefund,
+    Purpose::ConnectorDirectRefund,
+    Purpose::ConnectorDirectFromCpfpRefund,
 ];
 
 fn raws(case: &Value) -> BTreeMap<Purpose, Vec<u8>> {
@@ -258,5 +265,29 @@ fn htlc_outputs_are_the_sdks() {
     for (path, script, control) in paths {
         assert_eq!(htlc.script(path).to_hex_string(), script);
         assert_eq!(hex::encode(htlc.control_block(path).unwrap()), control);
+    }
+}
+
+/// X27: refunds with a connector, and what is signed of them: over both outputs.
+#[test]
+fn exit_refunds_are_the_sdks() {
+    let vectors = vectors();
+    let connectors = Connectors::parse(&bytes(&vectors["connector_tx"])).unwrap();
+    assert_eq!(connectors.exit().to_string(), format!("{}:1", "07".repeat(32)));
+    for case in vectors["cases"].as_array().unwrap() {
+        let funding: Transaction = deserialize_hex(text(&case["funding"])).unwrap();
+        let input = vec![Spend::of(&funding, 0).unwrap()];
+        let leaf = deposited(&Plan::deposit(Source::Build, input, &public(OWNER)).unwrap());
+        let theirs = raws(&case["exit"]);
+        let (plan, connector) = leaf.check_exit(raw_set(&theirs), &connectors, &public(RECEIVER)).unwrap();
+        assert_eq!(connector.vout, 1);
+        assert_eq!(plan, leaf.build_exit(&connectors.outputs()[1], &public(RECEIVER)).unwrap());
+        let signed: Vec<_> = plan
+            .transactions()
+            .iter()
+            .map(|p| hex::encode(sighash(&p.tx, &p.template.prevouts(), 0).unwrap()))
+            .collect();
+        let expected: Vec<_> = case["exit"]["sighashes"].as_array().unwrap().iter().map(text).collect();
+        assert_eq!(signed, expected);
     }
 }

@@ -13,10 +13,10 @@ use common::{NEW_OWNER, OWNER, RECEIVER, VERIFYING, deposit_output, leaf, public
 use spark_rules::address::Network;
 use spark_rules::leaf::{LeafError, LeafRecord, LeafStatus};
 use spark_rules::package::{self, PackageError};
-use spark_rules::settlement::{Condition, RETURN_MARGIN, Ruling, expiry_height};
+use spark_rules::settlement::{Completion, Condition, RETURN_MARGIN, Ruling, expiry_height};
 use spark_rules::tx::{
-    Htlc, Maturity, Plan, Purpose, RawSet, Rule, Source, StaticRefund, Template, TemplateError, Timelock,
-    Variant, anchor, maybe_fee, p2tr_script,
+    Connectors, Htlc, Maturity, Plan, Purpose, RawSet, Rule, Source, StaticRefund, Template, TemplateError,
+    Timelock, Variant, anchor, maybe_fee, p2tr_script,
 };
 use spark_rules::vote::VoteError;
 
@@ -482,7 +482,7 @@ fn a_claim_after_an_htlc_takes_the_step_below() {
 #[test]
 fn rulings_need_their_condition() {
     let payment_hash = bitcoin::hashes::sha256::Hash::hash(&[9; 32]).to_byte_array();
-    let condition = Condition { payment_hash, expiry_height: 100 };
+    let condition = Condition::preimage(payment_hash, 100);
     assert_eq!(condition.returnable_at(), 100 + RETURN_MARGIN);
     let commit = |preimage: &[u8]| Ruling::asked(preimage, 0).and_then(|r| condition.check(&r).map(|()| r));
     assert_eq!(commit(&[9; 32]), Ok(Ruling::Commit { preimage: [9; 32] }));
@@ -492,7 +492,7 @@ fn rulings_need_their_condition() {
     assert_eq!(abort(100 + RETURN_MARGIN), Ok(()));
     assert_eq!(abort(99 + RETURN_MARGIN), Err(VoteError::Disagree("expiry")));
     assert_eq!(abort(0), Err(VoteError::Disagree("expiry")));
-    let never = Condition { payment_hash, expiry_height: u32::MAX };
+    let never = Condition::preimage(payment_hash, u32::MAX);
     assert_eq!(never.returnable_at(), u32::MAX);
 }
 
@@ -507,9 +507,143 @@ fn a_time_becomes_a_height_once() {
         assert_eq!(expiry_height(100, 1_000, expires), None, "{expires}");
     }
     assert_eq!(expiry_height(u32::MAX, 1_000, 2_000), None);
-    let condition = Condition { payment_hash: [0; 32], expiry_height: 200 };
+    let condition = Condition::preimage([0; 32], 200);
     for (view, fits) in [(197, true), (203, true), (196, false), (204, false), (0, false), (u32::MAX, false)]
     {
         assert_eq!(condition.fits(view), fits, "{view}");
     }
+}
+
+/// A connector transaction with outputs for two leaves and one for its fee.
+fn connector_tx() -> Transaction {
+    let mut tx = leaf(1_000).node_tx;
+    tx.input[0].previous_output.vout = 4;
+    tx.output = (0..3)
+        .map(|_| TxOut { value: Amount::from_sat(354), script_pubkey: p2tr_script(&public(9)) })
+        .collect();
+    tx
+}
+
+#[test]
+fn connectors_are_all_outputs_but_the_last() {
+    let tx = connector_tx();
+    let connectors = Connectors::parse(&serialize(&tx)).unwrap();
+    assert_eq!(connectors.exit(), tx.input[0].previous_output);
+    let found: Vec<_> = connectors.outputs().iter().map(|c| (c.outpoint.txid, c.outpoint.vout)).collect();
+    assert_eq!(found, [(tx.compute_txid(), 0), (tx.compute_txid(), 1)]);
+    let refused = |change: &dyn Fn(&mut Transaction)| {
+        let mut tx = connector_tx();
+        change(&mut tx);
+        Connectors::parse(&serialize(&tx)).unwrap_err().rule.tag()
+    };
+    assert_eq!(refused(&|tx| tx.input.push(tx.input[0].clone())), "connector.tx");
+    assert_eq!(refused(&|tx| tx.output.truncate(1)), "connector.tx");
+    assert_eq!(refused(&|tx| tx.input[0].previous_output = bitcoin::OutPoint::null()), "connector.tx");
+    assert_eq!(refused(&|tx| tx.output = vec![tx.output[0].clone(); 500]), "connector.tx");
+    assert_eq!(Connectors::parse(&[]).unwrap_err().rule.tag(), "connector.tx");
+    // What signed it does not matter.
+    let mut signed = tx.clone();
+    signed.input[0].witness = Witness::from_slice(&[[7; 64]]);
+    assert_eq!(Connectors::parse(&serialize(&signed)), Ok(connectors));
+}
+
+/// The tag of an exit whose transactions were changed.
+fn changed_exit(record: &LeafRecord, change: impl Fn(&mut [Transaction])) -> Option<String> {
+    let connectors = Connectors::parse(&serialize(&connector_tx())).unwrap();
+    let plan = record.build_exit(&connectors.outputs()[0], &public(RECEIVER)).unwrap();
+    let mut txs: Vec<_> = plan.transactions().iter().map(|p| p.tx.clone()).collect();
+    change(&mut txs);
+    let raws: Vec<_> =
+        plan.transactions().iter().zip(&txs).map(|(p, tx)| (p.purpose(), serialize(tx))).collect();
+    let set = raws.iter().fold(RawSet::new(), |set, (purpose, raw)| set.with(*purpose, raw).unwrap());
+    let checked = record.check_exit(set, &connectors, &public(RECEIVER));
+    checked.is_err().then(|| tag(checked))
+}
+
+#[test]
+fn x27_exit_refunds_are_held_to_their_connector() {
+    let record = leaf(100_000);
+    assert_eq!(changed_exit(&record, |_| {}), None);
+    let refused = |change: &dyn Fn(&mut [Transaction])| changed_exit(&record, change).unwrap();
+    // Without a connector, with two, with another one, with the fee's, with one of another transaction.
+    assert_eq!(refused(&|txs| txs[0].input.truncate(1)), "tx.inputs");
+    assert_eq!(refused(&|txs| txs[0].input.push(txs[0].input[1].clone())), "tx.inputs");
+    assert_eq!(refused(&|txs| txs[1].input.truncate(1)), "tx.inputs");
+    assert_eq!(refused(&|txs| txs[0].input[1].previous_output.vout = 2), "connector.outpoint");
+    assert_eq!(refused(&|txs| txs[0].input[1].previous_output.vout = 3), "connector.outpoint");
+    let elsewhere = record.node_tx.compute_txid();
+    assert_eq!(refused(&|txs| txs[0].input[1].previous_output.txid = elsewhere), "connector.outpoint");
+    // All variants have the same one.
+    assert_eq!(refused(&|txs| txs[1].input[1].previous_output.vout = 1), "tx.outpoint");
+    assert_eq!(refused(&|txs| txs[0].input.swap(0, 1)), "tx.sequence");
+    for raw in [0, 1900, 0xffff_fffd] {
+        assert_eq!(refused(&|txs| txs[0].input[1].sequence = Sequence::from_consensus(raw)), "tx.sequence");
+    }
+    assert_eq!(refused(&|txs| txs[0].input[1].witness = Witness::from_slice(&[[0; 64]])), "tx.unsigned");
+    // Everything else as in a plain send; the connector's value is not the refund's.
+    assert_eq!(refused(&|txs| sequence(1950)(&mut txs[0])), "refund.timelock.step");
+    assert_eq!(refused(&|txs| sequence(1800)(&mut txs[0])), "connector-direct-from-cpfp.timelock");
+    assert_eq!(refused(&|txs| txs[0].output[0].value += Amount::from_sat(354)), "connector-refund.value");
+    let theirs = p2tr_script(&public(OWNER));
+    assert_eq!(
+        refused(&|txs| txs[0].output[0].script_pubkey = theirs.clone()),
+        "connector-refund.destination"
+    );
+}
+
+/// D5: a refund with a connector is no plain one, and the other way round.
+#[test]
+fn plain_and_exit_refunds_do_not_mix() {
+    let record = leaf(100_000);
+    let connectors = Connectors::parse(&serialize(&connector_tx())).unwrap();
+    let exit = record.build_exit(&connectors.outputs()[0], &public(RECEIVER)).unwrap();
+    let plain = record.build_send(&public(RECEIVER)).unwrap();
+    let raw = |plan: &Plan, purpose| serialize(&plan.get(purpose).unwrap().tx);
+    let (refund, direct) =
+        (raw(&exit, Purpose::ConnectorRefund), raw(&exit, Purpose::ConnectorDirectFromCpfpRefund));
+    let set = |a, b| RawSet::new().with(a, &refund).unwrap().with(b, &direct).unwrap();
+    let as_plain = set(Purpose::Refund, Purpose::DirectFromCpfpRefund);
+    assert_eq!(tag(record.check_send(as_plain, &public(RECEIVER))), "tx.inputs");
+    let (refund, direct) = (raw(&plain, Purpose::Refund), raw(&plain, Purpose::DirectFromCpfpRefund));
+    let as_exit = RawSet::new()
+        .with(Purpose::ConnectorRefund, &refund)
+        .unwrap()
+        .with(Purpose::ConnectorDirectFromCpfpRefund, &direct)
+        .unwrap();
+    assert_eq!(tag(record.check_exit(as_exit, &connectors, &public(RECEIVER))), "tx.inputs");
+    // They share a maturity, which the ledger gives to one of them.
+    let of =
+        |plan: &Plan| plan.transactions().iter().flat_map(|p| p.template.maturities()).collect::<Vec<_>>();
+    assert_eq!(of(&exit), of(&plain));
+    let node = record.node_spend().unwrap();
+    let same = Template::connector_refund(
+        Purpose::ConnectorRefund,
+        node.clone(),
+        node.clone(),
+        &public(RECEIVER),
+        Timelock::new(1900).unwrap(),
+    );
+    assert_eq!(same.unwrap_err().rule.tag(), "connector-refund.parameters");
+}
+
+/// D8: an exit is completed by its depth, whatever the height of its expiry, and by nothing else.
+#[test]
+fn an_exit_needs_its_depth() {
+    let completes = Completion::Exit { txid: connector_tx().compute_txid(), depth: 3 };
+    let condition = Condition { completes, expiry_height: 100 };
+    let seen = |tip, height| condition.check(&Ruling::confirmed(tip, height, &[7; 32]).unwrap());
+    assert_eq!(seen(52, 50), Ok(()));
+    assert_eq!(seen(500, 50), Ok(()));
+    for (tip, height) in [(51, 50), (50, 50), (49, 50), (0, u32::MAX)] {
+        assert_eq!(seen(tip, height), Err(VoteError::Disagree("depth")), "{tip} {height}");
+    }
+    assert!(Ruling::confirmed(52, 50, &[7; 31]).is_err());
+    let preimage = Ruling::asked(&[9; 32], 0).unwrap();
+    assert_eq!(condition.check(&preimage), Err(VoteError::Disagree("payment hash")));
+    let hash = bitcoin::hashes::sha256::Hash::hash(&[9; 32]).to_byte_array();
+    let mined = Ruling::confirmed(52, 50, &[7; 32]).unwrap();
+    assert_eq!(Condition::preimage(hash, 100).check(&mined), Err(VoteError::Disagree("depth")));
+    let abort = |tip| condition.check(&Ruling::asked(&[], tip).unwrap());
+    assert_eq!((abort(106), abort(105)), (Ok(()), Err(VoteError::Disagree("expiry"))));
+    assert!(!mined.agrees(&Ruling::asked(&[], 106).unwrap()) && mined.agrees(&preimage));
 }

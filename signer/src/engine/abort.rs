@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 use spark_proto::{
-    peer::v1::{Receipt, Vote},
+    peer::v1::{self as peer, Receipt, Vote},
     signer::v1 as wire,
 };
 use spark_rules::{
@@ -14,7 +14,9 @@ use spark_rules::{
 };
 
 use super::{
-    EngineError, Shared, deletion_log, journal,
+    EngineError, Shared,
+    contradiction::{remember_jobs, without_reasons},
+    deletion_log, journal,
     ledger::{self, Attempt, Holder, Phase},
     prepare::{entry, leaf_resource, read_scalar, tweak_id},
     release::forget_finals,
@@ -107,7 +109,8 @@ impl Shared {
                 if let Some(proof) = &request.proof
                     && ProofOfAbort::verify(proof, &self.federation, id, request.attempt, &named).is_ok()
                 {
-                    self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
+                    let evidence = peer::ProofOfAbort { votes: without_reasons(&proof.votes) };
+                    self.alarms.raise_over("both_proofs", self.now, evidence.encode_to_vec());
                 }
                 return Err(EngineError::Decided(attempt.phase.name()));
             }
@@ -136,6 +139,7 @@ impl Shared {
                 ledger::unclaim(txn, resource, &holder)?;
             }
             forget_finals(txn, &id, request.attempt, operation.jobs.len());
+            remember_jobs(txn, &operation);
             dropped = self.dropped(txn, &operation)?;
             self.end_package_key(txn, &operation)?;
         }

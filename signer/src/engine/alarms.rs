@@ -22,6 +22,8 @@ const DISTRUST: &str = "log_distrusted";
 const RAISED: &[u8] = b"alarm/";
 const EVIDENCE: &[u8] = b"alarm-evidence/";
 const ACKNOWLEDGED: &[u8] = b"alarm-acknowledged/";
+/// Most bytes of evidence that are kept of one alarm: a proof of commit with the most leaves is smaller.
+const MOST_EVIDENCE: usize = 512 << 10;
 /// Most bytes of a name and of a reason that a person gives.
 const MOST_NAME: usize = 128;
 const MOST_REASON: usize = 1024;
@@ -30,7 +32,7 @@ fn raised_key(kind: &str) -> Vec<u8> {
     [RAISED, kind.as_bytes()].concat()
 }
 
-/// The last evidence of a kind; it outlives the acknowledgement.
+/// The evidence of a kind, while its alarm is active.
 fn evidence_key(kind: &str) -> Vec<u8> {
     [EVIDENCE, kind.as_bytes()].concat()
 }
@@ -115,14 +117,16 @@ impl Alarms {
         self.raise_over(kind, now, Vec::new());
     }
 
-    /// With the message that shows it, encoded; none if empty.
+    /// With the message that shows it, encoded; none if empty. The first one is kept while the alarm is active, and none
+    /// that is larger than [`MOST_EVIDENCE`].
     pub(super) fn raise_over(&mut self, kind: &'static str, now: u64, evidence: Vec<u8>) {
         if self.active.contains_key(kind) {
             return;
         }
         self.active.insert(kind, now);
         if KEPT.contains(&kind) {
-            self.unwritten.insert(kind, evidence);
+            let kept = if evidence.len() <= MOST_EVIDENCE { evidence } else { Vec::new() };
+            self.unwritten.insert(kind, kept);
         }
     }
 
@@ -144,7 +148,10 @@ impl Alarms {
             if let Some(since) = self.active.get(kind) {
                 txn.put_record(&raised_key(kind), since.to_be_bytes().to_vec());
             }
-            if !evidence.is_empty() {
+            // What an earlier alarm of the kind left is not evidence of this one.
+            if evidence.is_empty() {
+                txn.delete_record(&evidence_key(kind));
+            } else {
                 txn.put_record(&evidence_key(kind), evidence.clone());
             }
         }
@@ -254,6 +261,7 @@ impl Engine {
         let name = [ACKNOWLEDGED, &now.to_be_bytes(), b"/", kind.as_bytes(), b"/", record.id.as_bytes()];
         txn.put_record(&name.concat(), record.encode_to_vec());
         txn.delete_record(&raised_key(kind));
+        txn.delete_record(&evidence_key(kind));
         txn.commit().map_err(|error| EngineError::Commit(error.to_string()))?;
         self.shared.alarms.count(&record);
         if found.operator.is_none() || self.shared.distrusted(&self.vault.begin())?.is_empty() {

@@ -2,14 +2,13 @@
 //! staged secrets destroyed, receipts written; one store commit (D2, S6, D14).
 
 use bitcoin::secp256k1::PublicKey;
-use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::{LeafId, OperationId},
     leaf::{LeafRecord, LeafStatus},
     operation::{Keys, Operation, OperationError, Outcome, TransferRecord, TweakedKey},
     settlement::Pending,
-    vote::{Certificate, Kind},
+    vote::Kind,
 };
 use zeroize::Zeroizing;
 
@@ -40,16 +39,11 @@ impl Shared {
             });
         }
         let proof = request.proof.as_ref().ok_or(EngineError::Malformed("proof"))?;
-        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
         if attempt.phase == Phase::Aborted {
-            // Both proofs exist only if t operators lie.
-            let certified = Certificate::verify(certificate, &self.federation)?;
-            let ballot = certified.ballot();
-            if (ballot.operation, ballot.attempt) == (id, request.attempt) {
-                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
-            }
+            self.committed_after_abort(txn, &id, request.attempt, &attempt, proof)?;
             return Err(EngineError::Decided("aborted"));
         }
+        let certificate = proof.certificate.as_ref().ok_or(EngineError::Malformed("certificate"))?;
         if attempt.request.is_empty() {
             return Err(EngineError::Unknown("canonical request"));
         }
@@ -269,10 +263,10 @@ fn store_signed(txn: &mut Txn<'_>, outcome: &Outcome) {
     }
 }
 
-/// What a receipt calls it: a settled HTLC did to the key what a send does.
+/// What a receipt calls it: a settled HTLC or exit did to the key what a send does.
 const fn phase(kind: Kind) -> &'static str {
     match kind {
-        Kind::Htlc => Kind::Send.as_str(),
+        Kind::Htlc | Kind::CoopExit => Kind::Send.as_str(),
         kind => kind.as_str(),
     }
 }

@@ -21,6 +21,8 @@ const TILE_HEIGHT: u8 = 8;
 pub(super) const MAX_ENTRIES: u64 = 4096;
 /// An answer ends with the entry that reaches this many bytes: what carries it on is bounded in bytes.
 const MAX_BYTES: usize = 1 << 20;
+/// Most receipts of a leaf in one answer; each comes with a proof.
+pub(super) const MAX_RECEIPTS: usize = 256;
 /// Every root of an earlier epoch than this is destroyed, independently confirmed.
 const DESTROYED_BEFORE: &[u8] = b"destroyed-before";
 
@@ -95,18 +97,21 @@ fn read<'a>(
     indexes: impl Iterator<Item = &'a [u8]>,
 ) -> Result<Vec<peer::Receipt>, EngineError> {
     let destroyed_before = destroyed_before(txn)?;
-    let mut receipts = Vec::new();
-    for index in indexes {
-        let index =
-            u64::from_be_bytes(index.try_into().map_err(|_| EngineError::Malformed("receipt index"))?);
-        let bytes = txn.record(&receipt_key(index))?.ok_or(EngineError::Unknown("receipt"))?;
-        let mut receipt = peer::Receipt::decode(bytes.as_slice())?;
-        if receipt::is_confirmed(&receipt, destroyed_before) {
-            receipt.state = "confirmed".to_owned();
-        }
-        receipts.push(receipt);
+    indexes.map(|index| entry(txn, place(index)?, destroyed_before)).collect()
+}
+
+fn place(bytes: &[u8]) -> Result<u64, EngineError> {
+    bytes.try_into().map(u64::from_be_bytes).map_err(|_| EngineError::Malformed("receipt index"))
+}
+
+/// One entry, under the knowledge of what is destroyed.
+fn entry(txn: &Txn<'_>, index: u64, destroyed_before: u64) -> Result<peer::Receipt, EngineError> {
+    let bytes = txn.record(&receipt_key(index))?.ok_or(EngineError::Unknown("receipt"))?;
+    let mut receipt = peer::Receipt::decode(bytes.as_slice())?;
+    if receipt::is_confirmed(&receipt, destroyed_before) {
+        receipt.state = "confirmed".to_owned();
     }
-    Ok(receipts)
+    Ok(receipt)
 }
 
 /// Members, and the epoch before which every root is confirmed to be gone from each; the greatest number when it
@@ -252,7 +257,8 @@ impl Shared {
         String::from_utf8(note.to_bytes()).map_err(|_| malformed())
     }
 
-    /// All receipts of a leaf with inclusion proofs into the present head, or into the one that is asked for.
+    /// Receipts of a leaf with inclusion proofs into the present head, or into the one that is asked for. A leaf that is
+    /// sent to and fro has as many as its owners like, so an answer is a page.
     pub(super) fn receipts(
         &self,
         txn: &Txn<'_>,
@@ -264,20 +270,36 @@ impl Shared {
             asked => within(txn, asked)?,
         };
         let prefix = [b"receipts-leaf/".as_slice(), leaf.as_bytes()].concat();
-        let keys = txn.scan_records(&prefix)?;
-        let mut receipts = read(txn, keys.iter().filter_map(|record| record.0.get(prefix.len()..)))?;
-        receipts.retain(|receipt| receipt.log_index < size);
-        let mut proofs = Vec::with_capacity(receipts.len());
-        for receipt in &receipts {
-            let proof = tlog_tiles::prove_record(size, receipt.log_index, &Hashes(txn)).map_err(broken)?;
-            proofs.push(wire::InclusionProof {
-                index: receipt.log_index,
+        let after = request.from.checked_sub(1).map(|last| [&prefix, last.to_be_bytes().as_slice()].concat());
+        // One more shows whether there is another page.
+        let keys = txn.scan_records_after(&prefix, after.as_deref(), MAX_RECEIPTS.saturating_add(1))?;
+        let destroyed_before = destroyed_before(txn)?;
+        let mut answer = wire::GetReceiptsResponse::default();
+        let mut bytes = 0usize;
+        for (key, _) in &keys {
+            let index = place(key.get(prefix.len()..).unwrap_or_default())?;
+            if index >= size {
+                break;
+            }
+            if answer.receipts.len() >= MAX_RECEIPTS || bytes >= MAX_BYTES {
+                answer.next = index;
+                break;
+            }
+            let receipt = entry(txn, index, destroyed_before)?;
+            let proof = tlog_tiles::prove_record(size, index, &Hashes(txn)).map_err(broken)?;
+            let proof = wire::InclusionProof {
+                index,
                 tree_size: size,
                 hashes: proof.iter().map(|h| h.0.to_vec()).collect(),
-            });
+            };
+            bytes = bytes.saturating_add(receipt.encoded_len()).saturating_add(proof.encoded_len());
+            answer.receipts.push(receipt);
+            answer.proofs.push(proof);
         }
-        let checkpoint = if request.tree_size == 0 { self.head(txn, size)? } else { String::new() };
-        Ok(wire::GetReceiptsResponse { receipts, proofs, checkpoint })
+        if request.tree_size == 0 {
+            answer.checkpoint = self.head(txn, size)?;
+        }
+        Ok(answer)
     }
 
     /// Entries in order, and the head of the log as it was after them.
@@ -287,14 +309,15 @@ impl Shared {
         request: &wire::ReadLogRequest,
     ) -> Result<wire::ReadLogResponse, EngineError> {
         let until = within(txn, request.until)?.min(request.from.saturating_add(MAX_ENTRIES));
+        let destroyed_before = destroyed_before(txn)?;
         let (mut entries, mut bytes) = (Vec::new(), 0usize);
         for index in request.from..until {
             if bytes >= MAX_BYTES {
                 break;
             }
-            let entry = read(txn, std::iter::once(index.to_be_bytes().as_slice()))?;
-            bytes = entry.iter().fold(bytes, |bytes, entry| bytes.saturating_add(entry.encoded_len()));
-            entries.extend(entry);
+            let entry = entry(txn, index, destroyed_before)?;
+            bytes = bytes.saturating_add(entry.encoded_len());
+            entries.push(entry);
         }
         let until = request.from.saturating_add(entries.len() as u64).min(until);
         Ok(wire::ReadLogResponse { entries, checkpoint: self.head(txn, until)? })

@@ -329,10 +329,12 @@ pub(super) struct Released {
 pub(super) enum Terms {
     /// For good.
     Plain,
-    /// A preimage completes it: pending or settled.
+    /// A preimage or an exit transaction completes it: pending or settled.
     Htlc,
     /// A preimage would have completed it, but the deciders gave the leaf back.
     Returned,
+    /// An exit transaction would have completed it, but the deciders gave the leaf back.
+    ExitReturned,
 }
 
 impl Terms {
@@ -342,6 +344,7 @@ impl Terms {
             Self::Plain => &[],
             Self::Htlc => &[1],
             Self::Returned => &[2],
+            Self::ExitReturned => &[3],
         }
     }
 
@@ -350,6 +353,7 @@ impl Terms {
             [] => Ok(Self::Plain),
             [1] => Ok(Self::Htlc),
             [2] => Ok(Self::Returned),
+            [3] => Ok(Self::ExitReturned),
             _ => Err(EngineError::Malformed("stored maturity")),
         }
     }

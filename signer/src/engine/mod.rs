@@ -8,6 +8,7 @@ mod abort;
 mod alarms;
 mod apply;
 mod bind;
+mod contradiction;
 mod cosign;
 mod deletion_log;
 mod devices;

@@ -1,11 +1,12 @@
 //! What is pending between the decisions of a conditional operation (D8), as a record that a repaired signer can take
 //! over: enough to give a decider's word and to hear of the end, without leaves and secrets.
 
+use bitcoin::{Txid, hashes::Hash as _};
 use prost::Message as _;
 use spark_proto::signer::v1 as wire;
 use spark_rules::{
     ids::{OperationId, OperatorIndex},
-    settlement::{Condition, Pending},
+    settlement::{Completion, Condition, Pending},
 };
 
 use super::EngineError;
@@ -21,9 +22,15 @@ fn key(prefix: &[u8], id: &OperationId, attempt: u32) -> Vec<u8> {
 }
 
 fn encode(pending: &Pending) -> Vec<u8> {
+    let (payment_hash, exit_txid, exit_depth) = match &pending.condition.completes {
+        Completion::Preimage { payment_hash } => (payment_hash.to_vec(), Vec::new(), 0),
+        Completion::Exit { txid, depth } => (Vec::new(), txid.to_byte_array().to_vec(), *depth),
+    };
     let record = wire::PendingSettlement {
         digest: pending.digest.to_vec(),
-        payment_hash: pending.condition.payment_hash.to_vec(),
+        payment_hash,
+        exit_txid,
+        exit_depth,
         expiry_height: pending.condition.expiry_height,
         deciders: pending.deciders.iter().map(|index| index.get().into()).collect(),
     };
@@ -33,15 +40,18 @@ fn encode(pending: &Pending) -> Vec<u8> {
 fn decode(id: &OperationId, attempt: u32, bytes: &[u8]) -> Result<Pending, EngineError> {
     let malformed = |_| EngineError::Malformed("stored condition");
     let record = wire::PendingSettlement::decode(bytes)?;
+    let completes = if record.exit_txid.is_empty() {
+        Completion::Preimage { payment_hash: record.payment_hash.as_slice().try_into().map_err(malformed)? }
+    } else {
+        let txid = record.exit_txid.as_slice().try_into().map_err(malformed)?;
+        Completion::Exit { txid: Txid::from_byte_array(txid), depth: record.exit_depth }
+    };
     let deciders = record.deciders.iter().map(|index| OperatorIndex::from_wire(*index));
     Ok(Pending {
         operation: *id,
         attempt,
         digest: record.digest.as_slice().try_into().map_err(malformed)?,
-        condition: Condition {
-            payment_hash: record.payment_hash.as_slice().try_into().map_err(malformed)?,
-            expiry_height: record.expiry_height,
-        },
+        condition: Condition { completes, expiry_height: record.expiry_height },
         deciders: deciders.collect::<Result<_, _>>()?,
     })
 }

@@ -250,13 +250,14 @@ impl Shared {
                 && same_owner
                 && part.map(|part| part.record.version) == Some(released.version.saturating_add(1));
             // Exception D6 (a): what a returned HTLC was signed for may be signed for once more, for the same receiver
-            // with a preimage, or for anybody without one, whose refund matures 70 blocks earlier.
-            let after_return = released.terms == Terms::Returned
-                && match operation.kind {
-                    Kind::Send => true,
-                    Kind::Htlc => same_owner,
-                    _ => false,
-                };
+            // with a preimage, or for anybody without one, whose refund matures 70 blocks earlier. What a returned exit
+            // was signed for matures as a plain refund does, should its exit transaction come after all: nobody but its
+            // receiver gets another one.
+            let after_return = match (released.terms, operation.kind) {
+                (Terms::Returned, Kind::Send | Kind::CoopExit) => true,
+                (Terms::Returned, Kind::Htlc) | (Terms::ExitReturned, Kind::CoopExit) => same_owner,
+                _ => false,
+            };
             if !next_of_same_owner && !after_return {
                 return Err(EngineError::Maturity(index));
             }

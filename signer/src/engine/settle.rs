@@ -1,10 +1,11 @@
 //! The second decision of a conditional operation (D8): a decider's word, and what the words of all deciders lead to.
 //!
 //! After its first decision an operation is pending: its conditional refunds are complete and stored, its leaves are
-//! held, its tweaks are staged. A preimage and the COMMIT of every decider apply the tweaks; the ABORT of every decider,
+//! held, its tweaks are staged. A preimage, or an exit transaction at its depth, and the COMMIT of every decider apply the
+//! tweaks; the ABORT of every decider,
 //! each on a tip beyond the expiry, destroys them and gives the leaves back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
@@ -13,7 +14,7 @@ use spark_rules::{
     leaf::LeafRecord,
     operation::{Keys, Operation, PAYMENT},
     settlement::{Pending, ProofOfSettlement, Ruling, SettlementVote},
-    vote::VoteError,
+    vote::{Kind, VoteError},
 };
 
 use super::{
@@ -39,7 +40,9 @@ fn own_word(
 }
 
 impl Shared {
-    /// Signs how the operation ends, as one of its deciders: COMMIT for a preimage, ABORT for a tip beyond the expiry.
+    /// Signs how the operation ends, as one of its deciders: COMMIT for a preimage or a confirmed exit transaction, ABORT
+    /// for a tip beyond the expiry. What the chain says is the own operator's word: it counts because all deciders give
+    /// theirs (D18).
     /// The first word is the last: the other one is refused from then on. A word that was given under an earlier
     /// federation file counts no more, so it is given again, the same one, also after the end: who has not heard of the
     /// end needs it.
@@ -50,7 +53,11 @@ impl Shared {
     ) -> Result<wire::SignSettlementResponse, EngineError> {
         self.unlocked()?;
         let id = OperationId::parse(&request.operation_id)?;
-        let ruling = Ruling::asked(&request.preimage, request.tip_height)?;
+        let ruling = match (request.preimage.as_slice(), request.block_hash.as_slice()) {
+            (preimage, []) => Ruling::asked(preimage, request.tip_height)?,
+            ([], hash) => Ruling::confirmed(request.tip_height, request.block_height, hash)?,
+            _ => return Err(EngineError::Malformed("preimage and block_hash")),
+        };
         if let Some(given) = own_word(txn, &id, request.attempt)? {
             let word = SettlementVote::stored(&given)?;
             if !word.ruling.agrees(&ruling) {
@@ -126,7 +133,9 @@ impl Shared {
         let verified = self.verified(txn, proof, &pending)?;
         pending::end(txn, &id, request.attempt);
         match verified.ruling {
-            Ruling::Commit { .. } => self.complete(txn, attempt, &operation, proof),
+            Ruling::Commit { .. } | Ruling::Confirmed { .. } => {
+                self.complete(txn, attempt, &operation, proof)
+            }
             Ruling::Abort { .. } => self.give_back(txn, attempt, &operation, pending.return_hash(), proof),
         }
     }
@@ -160,7 +169,7 @@ impl Shared {
         };
         if let Some((pending, committed)) = pending::ended(txn, id, attempt)? {
             let verified = ProofOfSettlement::verify(proof, &self.federation, &pending)?;
-            if matches!(verified.ruling, Ruling::Commit { .. }) == committed {
+            if verified.ruling.completes() == committed {
                 return Ok(answer);
             }
             self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
@@ -168,7 +177,7 @@ impl Shared {
         }
         let pending = pending::get(txn, id, attempt)?.ok_or(EngineError::Unknown("operation"))?;
         let verified = self.verified(txn, proof, &pending)?;
-        pending::end_unknown(txn, &pending, matches!(verified.ruling, Ruling::Commit { .. }));
+        pending::end_unknown(txn, &pending, verified.ruling.completes());
         Ok(answer)
     }
 
@@ -182,18 +191,20 @@ impl Shared {
         proof: &peer::ProofOfSettlement,
     ) -> Result<wire::ApplyResponse, EngineError> {
         let ended = if attempt.phase == Phase::Applied { peer::Ruling::Commit } else { peer::Ruling::Abort };
-        let mut others = BTreeSet::new();
+        // One of each, or a long proof would be long evidence.
+        let mut others = BTreeMap::new();
         for wire in &proof.votes {
             let vote = SettlementVote::verify(wire, &self.federation)?;
             let about = (vote.operation, vote.attempt) == (*id, number)
                 && vote.digest.as_slice() == attempt.vote.digest;
             if about && wire.ruling() != ended {
-                others.insert(u32::from(vote.position.signer.get()));
+                others.entry(u32::from(vote.position.signer.get())).or_insert_with(|| wire.clone());
             }
         }
         if !others.is_empty() {
-            if attempt.vote.named.iter().all(|decider| others.contains(decider)) {
-                self.alarms.raise_over("both_proofs", self.now, proof.encode_to_vec());
+            if attempt.vote.named.iter().all(|decider| others.contains_key(decider)) {
+                let evidence = peer::ProofOfSettlement { votes: others.into_values().collect() };
+                self.alarms.raise_over("both_proofs", self.now, evidence.encode_to_vec());
             }
             return Err(EngineError::Decided(attempt.phase.name()));
         }
@@ -217,7 +228,8 @@ impl Shared {
     }
 
     /// The staged tweaks are destroyed; the leaves are the sender's again, at the version and with the refunds that they
-    /// had. The completed HTLC refunds stay valid for the chain: their maturities are shared as D6 (a) says.
+    /// had. The completed refunds stay valid for the chain, with a preimage or with the exit transaction: their maturities
+    /// are shared as D6 (a) says.
     fn give_back(
         &mut self,
         txn: &mut Txn<'_>,
@@ -244,7 +256,9 @@ impl Shared {
             if let Some(released) = ledger::released(txn, job.maturity)?
                 && released.sighash == *job.session.message()
             {
-                let returned = ledger::Released { terms: Terms::Returned, ..released };
+                let terms =
+                    if operation.kind == Kind::CoopExit { Terms::ExitReturned } else { Terms::Returned };
+                let returned = ledger::Released { terms, ..released };
                 ledger::put_released(txn, job.maturity, &returned);
             }
         }

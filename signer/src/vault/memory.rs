@@ -2,6 +2,7 @@
 //! disks and devices, without the disks.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bitcoin::secp256k1::{Keypair, Message, PublicKey, SECP256K1, SecretKey, ecdh, ecdsa};
@@ -199,7 +200,7 @@ impl Disk {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MemoryStore(Arc<Mutex<Disk>>);
+pub(crate) struct MemoryStore(Arc<Mutex<Disk>>, Arc<AtomicUsize>);
 
 impl MemoryStore {
     pub(crate) fn snapshot(&self) -> Disk {
@@ -208,6 +209,11 @@ impl MemoryStore {
 
     pub(crate) fn restore(&self, disk: Disk) {
         *lock(&self.0) = disk;
+    }
+
+    /// How many records were read since the last question.
+    pub(crate) fn reads(&self) -> usize {
+        self.1.swap(0, Ordering::Relaxed)
     }
 
     /// What a disk does that is full, or whose computer loses power: see [`Disk::torn_after`].
@@ -227,6 +233,7 @@ impl SealedStore for MemoryStore {
     }
 
     fn record(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         Ok(lock(&self.0).records.get(key).cloned())
     }
 
@@ -241,7 +248,11 @@ impl SealedStore for MemoryStore {
             if !key.starts_with(prefix) {
                 break;
             }
-            if after.is_none_or(|after| key.as_slice() > after) && !visit(key, value) {
+            if after.is_some_and(|after| key.as_slice() <= after) {
+                continue;
+            }
+            self.1.fetch_add(1, Ordering::Relaxed);
+            if !visit(key, value) {
                 break;
             }
         }

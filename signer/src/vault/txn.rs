@@ -172,6 +172,31 @@ impl<'v> Txn<'v> {
         Ok(found.into_iter().collect())
     }
 
+    /// Up to `limit` records with this prefix and a key above `after`, as this batch leaves them, ascending.
+    pub fn scan_records_after(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Record>, VaultError> {
+        let changed = self.changes.records.range(prefix.to_vec()..);
+        let changed: Vec<_> = changed
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after))
+            .collect();
+        // So many that those which this batch removed do not count.
+        let most = limit.saturating_add(changed.len());
+        let mut found: BTreeMap<Vec<u8>, Vec<u8>> =
+            self.vault.scan_records(prefix, after, most)?.into_iter().collect();
+        for (key, value) in changed {
+            match value {
+                Some(value) => found.insert(key.clone(), value.clone()),
+                None => found.remove(key),
+            };
+        }
+        Ok(found.into_iter().take(limit).collect())
+    }
+
     /// Marks a point to fall back to.
     pub fn savepoint(&self) -> Savepoint {
         Savepoint(self.undo.len())

@@ -8,6 +8,7 @@ mod htlc;
 mod receive;
 mod send;
 mod setup;
+mod withdraw;
 
 use std::{
     io::{self, Write as _},
@@ -81,6 +82,7 @@ async fn with_wallet(wallet: Wallet, command: Command, printer: Printer) -> Done
         Command::Send(arguments) => send::run(&wallet, arguments, printer).await?,
         Command::Invoice(arguments) => send::invoice(&wallet, arguments, printer)?,
         Command::Htlc(command) => htlc::run(&wallet, command, printer).await?,
+        Command::Withdraw(command) => withdraw::run(&wallet, command, printer).await?,
         Command::Resume => printer.show(&List { items: resume(&wallet).await? })?,
         Command::Receive { wait, until_final, timeout } => {
             return receive::run(

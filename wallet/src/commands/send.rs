@@ -1,7 +1,11 @@
 //! `send` and `invoice`.
 
 use spark_rules::address::SparkAddress;
-use spark_wallet::{Wallet, amount::Sats, flow::InvoiceTerms};
+use spark_wallet::{
+    Wallet,
+    amount::Sats,
+    flow::{InvoiceTerms, Sent},
+};
 
 use super::{Printer, qr_code};
 use crate::{
@@ -71,14 +75,19 @@ pub(super) async fn run(wallet: &Wallet, arguments: Send, printer: Printer) -> R
         },
         Payment::Invoice(text, sats) => wallet.pay_invoice(&text, sats, arguments.id).await?,
     };
+    printer.show(&describe(sent))
+}
+
+/// What is shown of a transfer.
+pub(super) fn describe(sent: Sent) -> SentInfo {
     let payees = sent.payees.into_iter().map(|(receiver, amount_sats)| Payee { receiver, amount_sats });
-    printer.show(&SentInfo {
+    SentInfo {
         transfer_id: sent.transfer_id,
         amount_sats: sent.amount,
         receiver: sent.receiver,
         leaves: sent.leaves,
         payees: payees.collect(),
-    })
+    }
 }
 
 pub(super) fn invoice(wallet: &Wallet, arguments: Invoice, printer: Printer) -> Result<(), CommandError> {

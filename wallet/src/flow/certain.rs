@@ -60,7 +60,9 @@ pub(super) fn committed(record: &SendRecord, sender: &[u8], transfer: &Transfer)
         && leaves == Some(record.leaves.iter().map(String::as_str).collect());
     same.then(|| match transfer.status() {
         // Decided: what is left to decide is the receiver's and the chain's.
-        TransferStatus::SenderKeyTweakPending | TransferStatus::Returned if record.htlc.is_some() => {
+        TransferStatus::SenderKeyTweakPending | TransferStatus::Returned
+            if record.htlc.is_some() || record.exit.is_some() =>
+        {
             Committed::Yes
         }
         TransferStatus::SenderInitiated

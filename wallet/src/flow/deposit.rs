@@ -8,7 +8,7 @@ use spark_rules::{
     ids::LeafId,
     leaf::LeafStatus,
     point,
-    tx::{Plan, Purpose, Source, Spend},
+    tx::{Plan, Purpose, Source, Spend, without_witnesses},
 };
 use uuid::Uuid;
 
@@ -314,7 +314,7 @@ impl Wallet {
             )?))
         };
         let utxo = |(spend, tx): &Funded| Utxo {
-            raw_tx: encode::serialize(tx),
+            raw_tx: without_witnesses(tx),
             vout: spend.outpoint.vout,
             network: self.config().network.to_wire() as i32,
             txid: Vec::new(),

@@ -74,7 +74,7 @@ impl Wallet {
         let terms =
             HtlcTerms { payment_hash: hex::encode(payment_hash), expires: now().saturating_add(expires_in) };
         let payees = vec![(to.identity.to_string(), amount)];
-        let order = Order { payees, invoice: String::new(), htlc: Some(terms) };
+        let order = Order { payees, invoice: String::new(), htlc: Some(terms), exit: None };
         Ok(SentHtlc { sent: self.start_send(order, Some(id)).await?, payment_hash })
     }
 

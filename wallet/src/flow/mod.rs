@@ -26,6 +26,7 @@ mod static_deposit;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod withdraw;
 
 pub use addresses::Restored;
 pub use deposit::ClaimedDeposit;
@@ -39,3 +40,4 @@ pub use renew::Renewed;
 pub use send::Sent;
 pub use static_deposit::{RefundedDeposit, StaticOutput};
 pub use sync::{Balance, LeafView};
+pub use withdraw::{ExitOffer, Withdrawal};

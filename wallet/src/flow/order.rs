@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Wallet, WalletError, select,
-    state::{HtlcTerms, SendRecord, SendShare, SendState, Wire},
+    state::{ExitTerms, HtlcTerms, SendRecord, SendShare, SendState, Wire},
     wallet::now,
 };
 
@@ -23,15 +23,21 @@ pub(super) struct Order {
     pub(super) invoice: String,
     /// What completes it, where a preimage does.
     pub(super) htlc: Option<HtlcTerms>,
+    /// What completes it, where a payment on chain does.
+    pub(super) exit: Option<ExitTerms>,
 }
 
 impl Order {
     /// Whether a stored send is this one. A repeat may name another expiry: the first one counts.
     pub(super) fn is_of(&self, record: &SendRecord) -> bool {
         let hash = |terms: &Option<HtlcTerms>| terms.as_ref().map(|terms| terms.payment_hash.clone());
+        let paid = |terms: &Option<ExitTerms>| {
+            terms.as_ref().map(|t| (t.exit_txid.clone(), t.connector_tx.clone(), t.destination.clone()))
+        };
         record.payees() == self.payees
             && record.invoice == self.invoice
             && hash(&record.htlc) == hash(&self.htlc)
+            && paid(&record.exit) == paid(&self.exit)
     }
 
     /// The record of a send with these leaves; its request is still to be built.
@@ -54,6 +60,8 @@ impl Order {
             many: None,
             htlc: self.htlc,
             swap: None,
+            exit: self.exit,
+            coop: None,
             attempt: 0,
             state: SendState::Pending,
             created: now(),

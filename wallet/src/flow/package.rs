@@ -1,25 +1,28 @@
 //! The package of a send: refunds to the receivers, secrets for them, tweaks for the operators.
 
-use bitcoin::secp256k1::PublicKey;
+use std::collections::BTreeMap;
+
+use bitcoin::{hashes::Hash as _, secp256k1::PublicKey};
 use rand::rngs::OsRng;
 use spark_proto::spark::{
-    HashVariant, InitiatePreimageSwapRequest, InvoiceAmount, SenderTransferPackage, StartTransferRequest,
-    StartTransferV3Request, TransferPackage,
+    CooperativeExitRequest, HashVariant, InitiatePreimageSwapRequest, InvoiceAmount, SenderTransferPackage,
+    StartTransferRequest, StartTransferV3Request, TransferPackage,
 };
 use spark_rules::{
     ids::TransferId,
     package, point,
-    tx::{Basis, Htlc, LEAST_REFUND_STEP, Plan, Purpose as Of, Source, TimelockError},
+    tx::{Basis, Connectors, Htlc, LEAST_REFUND_STEP, Plan, Purpose as Of, Source, Spend, TimelockError},
     vote::Kind,
 };
 use spark_signer::secret::SecretScalar;
+use uuid::Uuid;
 
 use crate::{
     Wallet, WalletError,
     recipients::Purpose,
     seal,
     signing::{CommitmentSets, job},
-    state::{SendRecord, Wire},
+    state::{SendRecord, SendState, Wire},
     tweak::{LeafTweak, seal_send},
     verify::{Node, VerifyError},
     wallet::now,
@@ -35,8 +38,20 @@ impl Wallet {
             to.extend(part.leaves.into_iter().map(|leaf| (leaf, receiver)));
         }
         let htlc = self.htlc_of(record)?;
-        let package =
-            self.transfer_package(&record.transfer_id, &to, htlc.as_ref(), record.step_over).await?;
+        let connectors = match &record.exit {
+            Some(terms) => {
+                let raw = hex::decode(&terms.connector_tx).unwrap_or_default();
+                Some((Connectors::parse(&raw).map_err(VerifyError::from)?, raw))
+            }
+            None => None,
+        };
+        let shape = match (&htlc, &connectors) {
+            (Some(htlc), _) => Shape::Htlc(htlc),
+            (None, Some((connectors, _))) => Shape::Exit(connectors.outputs()),
+            (None, None) => Shape::Plain,
+        };
+        let (package, steps) =
+            self.transfer_package(&record.transfer_id, &to, shape, record.step_over).await?;
         let transfer_id = record.transfer_id.clone();
         let owner = self.keys().identity().public_key().serialize().to_vec();
         if record.shares.is_empty() {
@@ -59,6 +74,19 @@ impl Wallet {
                     receiver_identity_public_key: receiver,
                     transfer_request: Some(request),
                     ..Default::default()
+                }));
+            } else if let (Some(terms), Some((connectors, raw))) = (&mut record.exit, connectors) {
+                let seconds = i64::try_from(terms.expires).unwrap_or(i64::MAX);
+                request.expiry_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+                terms.steps = steps;
+                // In the order in which it is shown.
+                let mut exit_txid = connectors.exit().txid.to_byte_array().to_vec();
+                exit_txid.reverse();
+                record.coop = Some(Wire::of(&CooperativeExitRequest {
+                    transfer: Some(request),
+                    exit_id: Uuid::now_v7().as_hyphenated().to_string(),
+                    exit_txid,
+                    connector_tx: raw,
                 }));
             } else {
                 record.request = Wire::of(&request);
@@ -89,30 +117,37 @@ impl Wallet {
         Ok(Some(Htlc::new(hash, receiver, self.keys().identity().public_key())))
     }
 
-    /// A package that gives each leaf to its receiver, or to whoever `htlc` says.
+    /// A package that gives each leaf to its receiver, or to whoever its shape says, and the steps of its refunds.
     async fn transfer_package(
         &self,
         id: &str,
         to: &[(String, PublicKey)],
-        htlc: Option<&Htlc>,
+        shape: Shape<'_>,
         step_over: bool,
-    ) -> Result<TransferPackage, WalletError> {
+    ) -> Result<(TransferPackage, Vec<u16>), WalletError> {
         let leaves: Vec<String> = to.iter().map(|(leaf, _)| leaf.clone()).collect();
         let federation = &self.config().federation;
         let nodes = self.agreed_nodes(&leaves).await?;
         let (sets, recipients) = tokio::try_join!(self.commitments(leaves.clone(), 3, 0), self.recipients())?;
         let mut package = TransferPackage { hash_variant: HashVariant::V2 as i32, ..Default::default() };
         let mut tweaks = Vec::with_capacity(leaves.len());
-        for ((leaf_id, receiver), mut sets) in to.iter().zip(CommitmentSets::by_leaf(sets, 3, leaves.len())?)
+        let mut steps = Vec::with_capacity(leaves.len());
+        let used = self.used_steps()?;
+        for (position, ((leaf_id, receiver), mut sets)) in
+            to.iter().zip(CommitmentSets::by_leaf(sets, 3, leaves.len())?).enumerate()
         {
             let node = Node::parse(nodes.get(leaf_id).ok_or(WalletError::Answer("a leaf"))?)?;
             let old = self.keys().leaf(&node.id)?;
-            let plan = send_plan(&node, receiver, htlc, step_over)?;
+            let used = used.get(leaf_id).map(Vec::as_slice).unwrap_or_default();
+            let plan = send_plan(&node, receiver, shape, position, used, step_over)?;
+            steps.extend(plan.transactions().first().map(|planned| planned.template.step().blocks()));
             for planned in plan.transactions() {
                 let job = job(leaf_id, planned, &old, &node.verifying_key, &mut sets, federation)?;
                 match planned.purpose() {
-                    Of::Refund | Of::HtlcRefund => package.leaves_to_send.push(job),
-                    Of::DirectRefund | Of::HtlcDirectRefund => package.direct_leaves_to_send.push(job),
+                    Of::Refund | Of::HtlcRefund | Of::ConnectorRefund => package.leaves_to_send.push(job),
+                    Of::DirectRefund | Of::HtlcDirectRefund | Of::ConnectorDirectRefund => {
+                        package.direct_leaves_to_send.push(job);
+                    }
                     _ => package.direct_from_cpfp_leaves_to_send.push(job),
                 }
             }
@@ -128,20 +163,49 @@ impl Wallet {
         let uuid = package::parse_transfer_id(id).map_err(VerifyError::from)?;
         let (transfer, owner) =
             (TransferId::from_bytes(*uuid.as_bytes()), self.keys().identity().public_key());
-        let kind = if htlc.is_some() { Kind::Htlc } else { Kind::Send };
+        let kind = match shape {
+            Shape::Plain => Kind::Send,
+            Shape::Htlc(_) => Kind::Htlc,
+            Shape::Exit(_) => Kind::CoopExit,
+        };
         let purpose = Purpose { kind, transfer, owner };
         package.key_tweak_package = seal_send(&tweaks, federation, &recipients, &purpose)?;
         let digest = package::transfer_payload(&uuid, &package.key_tweak_package);
         package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
-        Ok(package)
+        Ok((package, steps))
+    }
+
+    /// Steps at which exits of a leaf were signed that may have come back: no signer signs another refund at them.
+    fn used_steps(&self) -> Result<BTreeMap<String, Vec<u16>>, WalletError> {
+        let mut used: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+        for send in self.state().all::<SendRecord>()?.into_iter().filter(|s| s.state == SendState::Done) {
+            for (leaf, step) in send.leaves.iter().zip(send.exit.iter().flat_map(|terms| &terms.steps)) {
+                used.entry(leaf.clone()).or_default().push(*step);
+            }
+        }
+        Ok(used)
     }
 }
 
-/// Refunds one step below the present ones, or two with `step_over` if there are two, to the receiver's identity key, or to whom a preimage or time says.
+/// What completes a send.
+#[derive(Debug, Clone, Copy)]
+enum Shape<'a> {
+    /// Nothing else.
+    Plain,
+    /// A preimage.
+    Htlc(&'a Htlc),
+    /// A payment on chain; leaf by leaf a connector.
+    Exit(&'a [Spend]),
+}
+
+/// Refunds one step below the present ones, or below those in `used`, one more with `step_over` if there is one, to the receiver's identity key, or to whom a
+/// preimage or time says.
 fn send_plan(
     node: &Node,
     receiver: &PublicKey,
-    htlc: Option<&Htlc>,
+    shape: Shape<'_>,
+    position: usize,
+    used: &[u16],
     step_over: bool,
 ) -> Result<Plan, VerifyError> {
     let present = node.refund_timelock()?;
@@ -149,12 +213,19 @@ fn send_plan(
     if step_over {
         step = step.step_down().ok().filter(|lower| *lower >= LEAST_REFUND_STEP).unwrap_or(step);
     }
+    while used.contains(&step.blocks()) {
+        step = step.step_down()?;
+    }
     if step < LEAST_REFUND_STEP {
         return Err(TimelockError::Exhausted(present.blocks()).into());
     }
     let basis = Basis { node: node.spend()?, direct_node: node.direct_spend()? };
-    Ok(match htlc {
-        Some(htlc) => Plan::htlc(Source::Build, &basis, htlc, step)?,
-        None => Plan::refunds(Source::Build, &basis, receiver, step)?,
+    Ok(match shape {
+        Shape::Plain => Plan::refunds(Source::Build, &basis, receiver, step)?,
+        Shape::Htlc(htlc) => Plan::htlc(Source::Build, &basis, htlc, step)?,
+        Shape::Exit(connectors) => {
+            let connector = connectors.get(position).ok_or(VerifyError::Field("connector_tx"))?;
+            Plan::exit(Source::Build, &basis, connector, receiver, step)?
+        }
     })
 }

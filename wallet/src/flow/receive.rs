@@ -1,5 +1,5 @@
 use spark_proto::spark::{
-    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer,
+    ClaimPackage, ClaimTransferRequest, HashVariant, SubscribeToEventsRequest, Transfer, TransferType,
     subscribe_to_events_response::Event,
 };
 use spark_rules::{
@@ -116,7 +116,7 @@ impl Wallet {
             record.problem = Some(error.to_string());
             self.state().put(&record)?;
         }
-        if htlc.is_none() {
+        if htlc.is_none() && transfer.r#type() != TransferType::CooperativeExit {
             // Even where the sender left garbage, the refund to the identity key may stand (D23).
             self.keep_exit(transfer).await?;
         }

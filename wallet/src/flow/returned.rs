@@ -112,7 +112,8 @@ impl Wallet {
             let own = self.keys().identity().public_key().to_string();
             let amount = to_move.iter().fold(0u64, |sum, view| sum.saturating_add(view.value_sats));
             let leaves = to_move.iter().map(|view| view.leaf_id.clone()).collect();
-            let order = Order { payees: vec![(own.clone(), amount)], invoice: String::new(), htlc: None };
+            let order =
+                Order { payees: vec![(own.clone(), amount)], invoice: String::new(), htlc: None, exit: None };
             let mut record =
                 order.record(id.to_string(), vec![SendShare { receiver: own, amount, leaves }])?;
             record.step_over = true;

@@ -53,7 +53,7 @@ impl Wallet {
             return Err(WalletError::Refused("this is an invoice: pay it as its text says".into()));
         }
         let payees = vec![(to.identity.to_string(), amount)];
-        self.start_send(Order { payees, invoice: String::new(), htlc: None }, id).await
+        self.start_send(Order { payees, invoice: String::new(), htlc: None, exit: None }, id).await
     }
 
     /// Sends to several receivers in one transfer: all get theirs or none does.
@@ -70,7 +70,7 @@ impl Wallet {
         if payees.is_empty() || receivers.len() > MAX_RECEIVERS {
             return Err(WalletError::Refused(format!("1 to {MAX_RECEIVERS} receivers")));
         }
-        self.start_send(Order { payees, invoice: String::new(), htlc: None }, id).await
+        self.start_send(Order { payees, invoice: String::new(), htlc: None, exit: None }, id).await
     }
 
     /// Pays a Spark invoice, which operators let happen once. `amount` is for invoices that leave it open.
@@ -85,7 +85,7 @@ impl Wallet {
         let amount = payable(&to, amount, &self.keys().identity().public_key(), now())
             .map_err(|why| WalletError::Refused(why.into()))?;
         let payees = vec![(to.identity.to_string(), amount)];
-        self.start_send(Order { payees, invoice: text.to_owned(), htlc: None }, id).await
+        self.start_send(Order { payees, invoice: text.to_owned(), htlc: None, exit: None }, id).await
     }
 
     pub(super) fn check_receiver(&self, to: &SparkAddress) -> Result<(), WalletError> {
@@ -159,8 +159,8 @@ impl Wallet {
             }
             self.state().put(&record)?;
         }
-        if record.htlc.is_none() {
-            // What a preimage completes may come back.
+        if record.htlc.is_none() && record.exit.is_none() {
+            // What something else completes may come back.
             self.forget_sent(&record)?;
         }
         Ok(sent(record))
@@ -201,32 +201,41 @@ impl Wallet {
         loop {
             let (coordinator, identity) = (self.operators().coordinator(), self.keys().identity());
             let unreadable = |_| WalletError::Answer("the stored request");
-            let answer =
-                match (&record.many, &record.swap) {
-                    (_, Some(request)) => {
-                        let request = request.decode().map_err(unreadable)?;
-                        coordinator
-                            .spark(identity, request, |mut c, r| async move {
-                                c.initiate_preimage_swap_v3(r).await
-                            })
-                            .await
-                            .map(|answer| answer.transfer)
-                    }
-                    (None, None) => {
-                        let request = record.request.decode().map_err(unreadable)?;
-                        coordinator
-                            .spark(identity, request, |mut c, r| async move { c.start_transfer_v2(r).await })
-                            .await
-                            .map(|answer| answer.transfer)
-                    }
-                    (Some(request), None) => {
-                        let request = request.decode().map_err(unreadable)?;
-                        coordinator
-                            .spark(identity, request, |mut c, r| async move { c.start_transfer_v3(r).await })
-                            .await
-                            .map(|answer| answer.transfer)
-                    }
-                };
+            let answer = match (&record.many, &record.swap) {
+                _ if record.coop.is_some() => {
+                    let request = record.coop.as_ref().map(|stored| stored.decode().map_err(unreadable));
+                    let request = request.transpose()?.unwrap_or_default();
+                    coordinator
+                        .spark(identity, request, |mut c, r| async move { c.cooperative_exit_v2(r).await })
+                        .await
+                        .map(|answer| answer.transfer)
+                }
+                (_, Some(request)) => {
+                    let request = request.decode().map_err(unreadable)?;
+                    coordinator
+                        .spark(
+                            identity,
+                            request,
+                            |mut c, r| async move { c.initiate_preimage_swap_v3(r).await },
+                        )
+                        .await
+                        .map(|answer| answer.transfer)
+                }
+                (None, None) => {
+                    let request = record.request.decode().map_err(unreadable)?;
+                    coordinator
+                        .spark(identity, request, |mut c, r| async move { c.start_transfer_v2(r).await })
+                        .await
+                        .map(|answer| answer.transfer)
+                }
+                (Some(request), None) => {
+                    let request = request.decode().map_err(unreadable)?;
+                    coordinator
+                        .spark(identity, request, |mut c, r| async move { c.start_transfer_v3(r).await })
+                        .await
+                        .map(|answer| answer.transfer)
+                }
+            };
             let error = match answer {
                 Ok(answer) => {
                     let transfer = answer.ok_or(WalletError::Answer("the transfer"))?;

@@ -4,6 +4,7 @@
 
 mod clean;
 mod head;
+mod pages;
 mod refreshed;
 mod watch;
 
@@ -18,8 +19,10 @@ use spark_rules::{
 pub use clean::{Step, Verdict, judge};
 pub use refreshed::Refreshed;
 
+use self::head::Head;
 use crate::{
     Wallet, WalletError,
+    client::Operator,
     verify::{Node, VerifyError},
 };
 
@@ -45,6 +48,9 @@ pub enum ReceiptError {
     /// A receipt is for another leaf.
     #[error("receipt {0} is for another leaf")]
     Leaf(usize),
+    /// The operator's pages do not lead to an end.
+    #[error("the pages of receipts do not lead to an end")]
+    Pages,
     /// The operator signed what contradicts itself. Both heads are kept as evidence.
     #[error("{0}: both signed heads are kept in the wallet's state")]
     Contradiction(Contradiction),
@@ -184,17 +190,31 @@ impl Wallet {
         Ok(Verification { ok, needed_witnesses, logs, leaves })
     }
 
+    /// All receipts of a leaf at one operator, with proofs into the head that comes with the first page.
+    async fn all_receipts(
+        &self,
+        operator: &Operator,
+        leaf_id: &str,
+    ) -> Result<(GetReceiptsResponse, Head), WalletError> {
+        let ask = async |tree_size, from| {
+            let request = GetReceiptsRequest { leaf_id: leaf_id.to_owned(), tree_size, from };
+            let key = self.keys().identity();
+            operator.log(key, request, |mut c, r| async move { c.get_receipts(r).await }).await
+        };
+        let first = ask(0, 0).await?;
+        let head = self.head(operator.index().get(), &first.checkpoint)?;
+        let size = head.checkpoint.size;
+        let receipts = pages::follow(first, size, async |from| Ok(ask(size, from).await?)).await?;
+        Ok((receipts, head))
+    }
+
     /// Asks every operator for its receipts of a leaf, checks them, and draws the conclusion of D15.
     pub async fn finality(&self, leaf_id: &str) -> Result<Finality, WalletError> {
         LeafId::parse(leaf_id).map_err(VerifyError::from)?;
         let answers = self
             .operators()
             .each(|o| async move {
-                let request = GetReceiptsRequest { leaf_id: leaf_id.to_owned(), tree_size: 0 };
-                let receipts = o
-                    .log(self.keys().identity(), request, |mut c, r| async move { c.get_receipts(r).await })
-                    .await?;
-                let head = self.head(o.index().get(), &receipts.checkpoint)?;
+                let (receipts, head) = self.all_receipts(o, leaf_id).await?;
                 self.continued(o, &head.checkpoint).await?;
                 let nodes = self.nodes_by_id(o, vec![leaf_id.to_owned()]).await?;
                 Ok::<_, WalletError>((receipts, head, nodes.get(leaf_id).cloned()))

@@ -12,8 +12,9 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
-    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, HtlcExit, HtlcTerms,
-    LeafKeyKind, SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep, UsedPackageKey, Wire,
+    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, ExitTerms, HtlcExit,
+    HtlcTerms, LeafKeyKind, SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep,
+    UsedPackageKey, Wire,
 };
 
 /// Name of the file in the wallet's directory.
@@ -297,6 +298,8 @@ mod tests {
             many: None,
             htlc: None,
             swap: None,
+            exit: None,
+            coop: None,
             request: Wire::of(&spark_proto::spark::StartTransferRequest {
                 transfer_id: id.into(),
                 ..Default::default()

@@ -138,6 +138,12 @@ pub struct SendRecord {
     /// The request as sent, where a preimage completes it.
     #[serde(default)]
     pub swap: Option<Wire<spark::InitiatePreimageSwapRequest>>,
+    /// What completes it, where a payment on chain does.
+    #[serde(default)]
+    pub exit: Option<ExitTerms>,
+    /// The request as sent, where a payment on chain completes it.
+    #[serde(default)]
+    pub coop: Option<Wire<spark::CooperativeExitRequest>>,
     /// Times the request was built anew after a proven abort.
     pub attempt: u32,
     /// How far it is.
@@ -185,6 +191,24 @@ pub struct HtlcExit {
     pub receiver: String,
     /// Hex; the sender has none and waits.
     pub preimage: Option<String>,
+}
+
+/// Terms of a transfer that a payment on chain completes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitTerms {
+    /// The transaction that pays, checked before anything was signed.
+    pub exit_txid: String,
+    /// The transaction that spends it, and whose outputs the refunds need, hex.
+    pub connector_tx: String,
+    /// Where the money goes: a script, hex.
+    pub destination: String,
+    /// Satoshis that come there.
+    pub payout: u64,
+    /// Unix seconds; operators make a height of it.
+    pub expires: u64,
+    /// Steps of the refunds, leaf by leaf: should the leaves come back, no other refund is signed at them.
+    #[serde(default)]
+    pub steps: Vec<u16>,
 }
 
 /// What one receiver of a transfer gets.

@@ -125,6 +125,8 @@ pub(crate) fn send(leaves: &[&str]) -> SendRecord {
         many: None,
         htlc: None,
         swap: None,
+        exit: None,
+        coop: None,
         request: Wire::of(&Default::default()),
         attempt: 0,
         state: SendState::Pending,

@@ -1,6 +1,6 @@
-use bitcoin::{Transaction, secp256k1::PublicKey};
+use bitcoin::{Transaction, TxOut, secp256k1::PublicKey};
 use spark_proto::spark::TransferLeaf;
-use spark_rules::tx::{Basis, Htlc, Plan, Purpose, RawSet, Source, Timelock, verify_input};
+use spark_rules::tx::{Basis, Htlc, Plan, Purpose, RawSet, Source, Spend, Timelock, verify_input};
 
 use super::{
     Node, VerifyError,
@@ -28,6 +28,9 @@ pub enum To<'a> {
     Key(&'a PublicKey),
     /// Whoever has the preimage, or waits long enough.
     Htlc(&'a Htlc),
+    /// A key, with a connector of an exit transaction. What the connector holds is not told, so that their signatures,
+    /// which cover it, are not checked: they are no exit of this wallet.
+    Connector(&'a PublicKey),
 }
 
 /// Checks the refunds of a transfer that is not claimed yet: they pay the receiver's identity key, or what a preimage
@@ -58,9 +61,12 @@ fn check_set(
     let purposes = match to {
         To::Key(_) => [Purpose::Refund, Purpose::DirectRefund, Purpose::DirectFromCpfpRefund],
         To::Htlc(_) => [Purpose::HtlcRefund, Purpose::HtlcDirectRefund, Purpose::HtlcDirectFromCpfpRefund],
+        To::Connector(_) => {
+            [Purpose::ConnectorRefund, Purpose::ConnectorDirectRefund, Purpose::ConnectorDirectFromCpfpRefund]
+        }
     };
     let step = match to {
-        To::Key(_) => timelock("refund_tx", cpfp)?,
+        To::Key(_) | To::Connector(_) => timelock("refund_tx", cpfp)?,
         To::Htlc(_) => timelock("refund_tx", cpfp)?
             .without(Purpose::HtlcRefund.offset())
             .ok_or(VerifyError::Field("refund timelock"))?,
@@ -79,6 +85,12 @@ fn check_set(
     let plan = match to {
         To::Key(destination) => Plan::refunds(Source::Check(set), &basis, destination, step)?,
         To::Htlc(htlc) => Plan::htlc(Source::Check(set), &basis, htlc, step)?,
+        To::Connector(destination) => {
+            let input = cpfp.input.get(1).ok_or(VerifyError::Field("intermediate_refund_tx"))?;
+            let connector = Spend { outpoint: input.previous_output, txout: TxOut::NULL };
+            Plan::exit(Source::Check(set), &basis, &connector, destination, step)?;
+            return Ok(step);
+        }
     };
     for (purpose, tx) in signed {
         if let (Some(tx), Some(planned)) = (tx, plan.get(purpose)) {

@@ -1,5 +1,5 @@
 use bitcoin::secp256k1::{PublicKey, SECP256K1};
-use spark_proto::spark::Transfer;
+use spark_proto::spark::{Transfer, TransferType};
 use spark_rules::{
     package, point,
     tx::{Htlc, Timelock},
@@ -58,7 +58,12 @@ pub fn incoming(
             &sender,
         )?;
         let own = identity.public_key();
-        let step = intermediate_refunds(&node, leaf, htlc.map_or(To::Key(&own), To::Htlc))?;
+        let to = match htlc {
+            Some(htlc) => To::Htlc(htlc),
+            None if transfer.r#type() == TransferType::CooperativeExit => To::Connector(&own),
+            None => To::Key(&own),
+        };
+        let step = intermediate_refunds(&node, leaf, to)?;
         let secret = open(&leaf.secret_cipher, identity)?;
         if !makes(&secret.public_key(), &node) {
             return Err(VerifyError::Garbage("the secret does not belong to the leaf"));

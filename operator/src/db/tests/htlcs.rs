@@ -30,6 +30,11 @@ fn claims(leaf: Uuid, transfer: u8) -> Claims {
 
 /// An HTLC of one leaf after its first decision.
 async fn pending(db: &Db, op: u8) -> HtlcRow {
+    pending_on(db, op, Condition::preimage(payment_hash(), EXPIRY)).await
+}
+
+/// The same on another condition.
+pub(super) async fn pending_on(db: &Db, op: u8, condition: Condition) -> HtlcRow {
     let leaf = with_leaf(db, 1).await;
     let new = NewOperation { kind: 8, ..new_operation(attempt(op, 0)) };
     work::propose(db, &new, &claims(leaf, op)).await.unwrap();
@@ -66,7 +71,7 @@ async fn pending(db: &Db, op: u8) -> HtlcRow {
             operation: new.id.op,
             attempt: 0,
             digest: [3; 32],
-            condition: Condition { payment_hash: payment_hash(), expiry_height: EXPIRY },
+            condition,
             deciders: new.named.clone(),
         },
         transfer_id: transfer.transfer_id,

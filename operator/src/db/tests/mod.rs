@@ -2,6 +2,7 @@
 
 mod claims;
 mod event_cursors;
+mod exits;
 mod htlcs;
 mod package_keys;
 mod payments;

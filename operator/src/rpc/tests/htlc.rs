@@ -76,7 +76,7 @@ async fn waiting(bench: &Bench) -> HtlcRow {
             operation: id.op,
             attempt: 0,
             digest: [3; 32],
-            condition: Condition { payment_hash: hash(), expiry_height: 100 },
+            condition: Condition::preimage(hash(), 100),
             deciders: new.named,
         },
         transfer_id,

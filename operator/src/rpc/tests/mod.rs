@@ -1,5 +1,6 @@
 //! Handlers over a real database, with an engine and signers that only take note.
 
+mod coop_exit;
 mod htlc;
 mod queries;
 mod settings;
@@ -136,11 +137,20 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
-    bench_with(Arc::new(Unreachable), Arc::new(Unreachable)).await
+    bench_of(Arc::new(Unreachable), Arc::new(Unreachable), false).await
+}
+
+/// Where identities are open unless closed.
+async fn open_bench() -> Bench {
+    bench_of(Arc::new(Unreachable), Arc::new(Unreachable), true).await
 }
 
 /// With signers that answer something.
 async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench {
+    bench_of(nonces, refunds, false).await
+}
+
+async fn bench_of(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>, open_reads: bool) -> Bench {
     let db = database().await;
     let federation = Arc::new(testing::federation(3, 2));
     let engine = Arc::new(Engine::default());
@@ -157,6 +167,8 @@ async fn bench_with(nonces: Arc<dyn Nonces>, refunds: Arc<dyn Refunds>) -> Bench
         addresses: Arc::new(Unreachable),
         refunds,
         htlc: true,
+        coop_exit: true,
+        open_reads,
     });
     Bench { api, db, engine }
 }

@@ -3,7 +3,10 @@ use spark_proto::{
         self, query_nodes_request::Source, spark_service_server::SparkService as _,
         transfer_filter::Participant,
     },
-    spark_token::{QueryTokenOutputsRequest, spark_token_service_server::SparkTokenService as _},
+    spark_token::{
+        QueryTokenOutputsRequest, QueryTokenTransactionsRequest,
+        spark_token_service_server::SparkTokenService as _,
+    },
 };
 use spark_rules::leaf::LeafStatus;
 use tonic::{Code, Request};
@@ -299,6 +302,17 @@ async fn operators_tokens_and_what_is_not_offered() {
     assert!(!none.page_response.unwrap().has_next_page);
     assert_eq!(
         bench.api.query_token_outputs(from(2, request)).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+
+    let transactions = QueryTokenTransactionsRequest {
+        owner_public_keys: vec![key(1).serialize().to_vec()],
+        ..QueryTokenTransactionsRequest::default()
+    };
+    let none = bench.api.query_token_transactions(from(1, transactions.clone())).await.unwrap().into_inner();
+    assert!(none.token_transactions_with_status.is_empty() && none.offset == -1);
+    assert_eq!(
+        bench.api.query_token_transactions(from(2, transactions)).await.unwrap_err().code(),
         Code::PermissionDenied
     );
 

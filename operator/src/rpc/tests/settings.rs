@@ -3,9 +3,9 @@ use spark_proto::spark::{
     update_wallet_setting_request::MasterIdentityPublicKey as Master,
 };
 use spark_rules::leaf::LeafStatus;
-use tonic::Code;
+use tonic::{Code, Request};
 
-use super::{Bench, bench, from};
+use super::{Bench, bench, from, open_bench};
 use crate::rpc::testing::{key, leaf_id, put_leaf, put_transfer, record};
 
 fn bytes(identity: u8) -> Vec<u8> {
@@ -52,7 +52,10 @@ async fn seen(bench: &Bench, reader: u8, owner: u8) -> Option<(usize, u64, usize
 
 /// 2 owns a leaf and is to receive another from 1.
 async fn world() -> Bench {
-    let bench = bench().await;
+    world_of(bench().await).await
+}
+
+async fn world_of(bench: Bench) -> Bench {
     put_leaf(&bench.db, &record(1, 2, 0, LeafStatus::Available)).await;
     put_transfer(&bench.db, 9, 7, 1, 2).await;
     bench
@@ -87,6 +90,63 @@ async fn x20_others_read_what_an_owner_opens_and_no_more() {
     assert_eq!(seen(&bench, 2, 2).await, EVERYTHING);
 }
 
+/// What anybody sees of an identity where reads are open: nodes, balance, transfers, pending ones.
+async fn seen_by_anybody(bench: &Bench, owner: u8) -> (usize, u64, usize, usize) {
+    let api = &bench.api;
+    let source = Some(Source::OwnerIdentityPubkey(bytes(owner)));
+    let nodes =
+        api.query_nodes(Request::new(spark::QueryNodesRequest { source, ..Default::default() })).await;
+    let balance = spark::QueryBalanceRequest { identity_public_key: bytes(owner), ..Default::default() };
+    let balance = api.query_balance(Request::new(balance)).await;
+    let participant = Some(Participant::SenderOrReceiverIdentityPublicKey(bytes(owner)));
+    let filter = spark::TransferFilter { participant, ..Default::default() };
+    let all = api.query_all_transfers(Request::new(filter.clone())).await;
+    let pending = api.query_pending_transfers(Request::new(filter)).await;
+    (
+        nodes.unwrap().into_inner().nodes.len(),
+        balance.unwrap().into_inner().balance,
+        all.unwrap().into_inner().transfers.len(),
+        pending.unwrap().into_inner().transfers.len(),
+    )
+}
+
+#[tokio::test]
+async fn x20_where_reads_are_open_an_owner_closes_them() {
+    let bench = world_of(open_bench().await).await;
+    assert_eq!(seen_by_anybody(&bench, 2).await, (1, 1000, 1, 1));
+    assert_eq!(seen(&bench, 3, 2).await, EVERYTHING);
+    let setting = bench.api.query_wallet_setting(from(2, Default::default())).await.unwrap().into_inner();
+    assert!(!setting.wallet_setting.unwrap().private_enabled);
+    // By id, too; but not without any name, and not nodes.
+    let transfer_ids = vec![uuid::Uuid::from_bytes([9; 16]).to_string()];
+    let named = spark::TransferFilter { transfer_ids, ..Default::default() };
+    let by_id = async || {
+        let found = bench.api.query_all_transfers(Request::new(named.clone())).await.unwrap();
+        found.into_inner().transfers.len()
+    };
+    assert_eq!(by_id().await, 1);
+    let refused = bench.api.query_all_transfers(Request::new(Default::default())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let node_ids = vec![leaf_id(1).to_string()];
+    for source in [None, Some(Source::NodeIds(spark::TreeNodeIds { node_ids }))] {
+        let request = spark::QueryNodesRequest { source, ..Default::default() };
+        assert_eq!(
+            bench.api.query_nodes(Request::new(request)).await.unwrap_err().code(),
+            Code::Unauthenticated
+        );
+    }
+    // The other side closes its own: their transfer is gone from sight, the rest stays.
+    bench.api.update_wallet_setting(from(1, private(true))).await.unwrap();
+    assert_eq!((seen_by_anybody(&bench, 2).await, by_id().await), ((1, 1000, 0, 0), 0));
+    // Closed looks like empty, but not to the owner and his master.
+    bench.api.update_wallet_setting(from(2, private(true))).await.unwrap();
+    let set = master(Master::SetMasterIdentityPublicKey(bytes(5)));
+    bench.api.update_wallet_setting(from(2, set)).await.unwrap();
+    assert_eq!(seen_by_anybody(&bench, 2).await, (0, 0, 0, 0));
+    assert_eq!(seen(&bench, 3, 2).await, Some((0, 0, 0, 0)));
+    assert_eq!((seen(&bench, 2, 2).await, seen(&bench, 5, 2).await), (EVERYTHING, EVERYTHING));
+}
+
 #[tokio::test]
 async fn a_master_reads_everything_and_changes_nothing() {
     let bench = world().await;
@@ -118,7 +178,7 @@ async fn settings_are_the_sessions_and_well_formed() {
     let fresh = bench.api.query_wallet_setting(from(1, Default::default())).await.unwrap().into_inner();
     let fresh = fresh.wallet_setting.unwrap();
     assert_eq!((fresh.private_enabled, fresh.master_identity_public_key), (true, None));
-    let refused = bench.api.update_wallet_setting(tonic::Request::new(private(true))).await.unwrap_err();
+    let refused = bench.api.update_wallet_setting(Request::new(private(true))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     for bad in [
         Default::default(),

@@ -358,8 +358,9 @@ async fn s14_a_page_is_bounded_by_the_bytes_of_its_transactions() {
     assert_eq!(pages, expected);
 }
 
-/// Signers whose commitments are sound and whose shares are not.
-struct Wrong;
+/// Signers whose commitments are sound and whose shares are not. They keep what they were asked.
+#[derive(Default)]
+struct Wrong(std::sync::Mutex<Vec<StaticRefund>>);
 
 #[tonic::async_trait]
 impl Nonces for Wrong {
@@ -386,27 +387,48 @@ impl Refunds for Wrong {
     async fn share(
         &self,
         _: OperatorIndex,
-        _: RefundStaticDepositRequest,
+        request: RefundStaticDepositRequest,
     ) -> Result<RefundStaticDepositResponse, Refused> {
+        self.0.lock().unwrap().extend(request.refund);
         Ok(RefundStaticDepositResponse { share: vec![1; 32] })
     }
 }
 
 #[tokio::test]
 async fn an_own_signer_whose_share_is_wrong_ends_a_refund_at_once() {
-    let signers = Arc::new(Wrong);
-    let bench = bench_with(signers.clone(), signers).await;
+    let signers = Arc::new(Wrong::default());
+    let bench = bench_with(signers.clone(), signers.clone()).await;
     let mine = put_address(&bench, 40, 1, true).await;
-    let block = (10, put_block(&bench, 10).await);
-    put_output(&bench, &mine, 1, Some(block)).await;
-    let txid = [vec![1], vec![5; 31]].concat();
-    let spend = Spend {
-        outpoint: bitcoin::OutPoint { txid: bitcoin::Txid::from_slice(&txid).unwrap(), vout: 1 },
-        txout: bitcoin::TxOut {
-            value: bitcoin::Amount::from_sat(10_000),
-            script_pubkey: bitcoin::ScriptBuf::from_bytes(mine.script.clone()),
-        },
+    let (height, block_hash) = (10, put_block(&bench, 10).await);
+    // S14: larger than anything that is relayed, by what its id does not cover.
+    let funding = bitcoin::Transaction {
+        version: bitcoin::transaction::Version::TWO,
+        lock_time: bitcoin::absolute::LockTime::ZERO,
+        input: vec![bitcoin::TxIn {
+            witness: bitcoin::Witness::from_slice(&[vec![7; 500_000]]),
+            ..Default::default()
+        }],
+        output: vec![
+            bitcoin::TxOut {
+                value: bitcoin::Amount::from_sat(10_000),
+                script_pubkey: bitcoin::ScriptBuf::from_bytes(mine.script.clone()),
+            };
+            2
+        ],
     };
+    let spend = Spend::of(&funding, 1).unwrap();
+    let txid = spend.outpoint.txid.to_byte_array().to_vec();
+    let row = DepositRow {
+        txid: txid.clone(),
+        vout: 1,
+        script: mine.script.clone(),
+        amount: 10_000,
+        height: Some(height),
+        block_hash: Some(block_hash),
+        raw_tx: bitcoin::consensus::serialize(&funding),
+    };
+    chain::upsert_deposit(bench.db.pool(), &row).await.unwrap();
+    let spend_of = spend.outpoint;
     let (to, value) = (p2tr_script(&key(3)), bitcoin::Amount::from_sat(9_000));
     let refund = StaticRefundTx::new(spend, to, value, Network::Regtest).unwrap().build();
     let request = spark::InitiateStaticDepositUtxoRefundRequest {
@@ -430,4 +452,8 @@ async fn an_own_signer_whose_share_is_wrong_ends_a_refund_at_once() {
     let refused = bench.api.initiate_static_deposit_utxo_refund(from(1, request));
     let refused = tokio::time::timeout(Duration::from_secs(20), refused).await.expect("it ends").unwrap_err();
     assert_eq!(reason(&refused), "INTERNAL");
+    let asked = signers.0.lock().unwrap();
+    let whole = |refund: &StaticRefund| Spend::of_funding(&refund.funding_tx, 1).map(|spend| spend.outpoint);
+    assert!(!asked.is_empty(), "its share was asked for");
+    assert!(asked.iter().all(|refund| refund.funding_tx.len() < 1000 && whole(refund) == Some(spend_of)));
 }

@@ -2,7 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use crate::support::{address, available, deposit, eventually, network, pay, people, ready, transfer};
+use crate::support::{
+    address, available, deposit, eventually, network, pay, people, ready,
+    rogue::{Rogue, reason},
+    transfer,
+};
 use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use spark_devnet::{
@@ -311,23 +315,31 @@ async fn s8_restored_operator_database_cannot_spend() -> anyhow::Result<()> {
     let mut devnet = network().await?;
     let alice = WalletCommand::create(&devnet, "alice", 0).await?;
     let bob = WalletCommand::create(&devnet, "bob", 1).await?;
-    deposit(&devnet, &alice, 40_000).await?;
+    let leaf = deposit(&devnet, &alice, 40_000).await?;
     devnet.process("operator-0")?.kill()?;
     devnet.cluster().copy_database("operator_0", "operator_0_old")?;
     devnet.process("operator-0")?.restart()?;
     ready(&mut devnet).await?;
+    // What the old owner keeps: a complete request from while the leaf was hers, with nonces that still live.
+    let kept = {
+        let rogue = Rogue::of(&alice)?;
+        rogue.next_send(&leaf, &rogue.id()).await?.request
+    };
     transfer(&alice, &bob, 40_000).await?;
 
     devnet.process("operator-0")?.kill()?;
     let old = devnet.cluster().url("operator_0_old");
     devnet.start_operator(0, &old)?;
-    // It follows its signer's journal before it serves, or it does not serve.
-    let back = tokio::time::timeout(Duration::from_secs(40), devnet.wait_ready()).await;
-    let target = address(&bob).await.unwrap_or_default();
-    let spent = alice.run(&["send", &target, "40000sat"]).await;
-    ensure!(spent.is_err(), "the old owner spent the leaf again ({back:?})");
+    // It follows its signer's journal before it serves.
+    tokio::time::timeout(Duration::from_secs(40), devnet.wait_ready()).await.context("not ready")??;
+    {
+        let rogue = Rogue::of(&alice)?;
+        let refused = rogue.start(kept).await.err().context("the old owner spent the leaf again")?;
+        ensure!(reason(&refused) == "NOT_OWNER", "refused for another reason: {refused:?}");
+    }
     ensure!(available(&bob).await? == 40_000, "the new owner lost it");
-    Ok(())
+    // That operator serves what is so.
+    transfer(&bob, &alice, 40_000).await
 }
 
 /// S8: a signer's store from before a transfer does not start.

@@ -5,6 +5,7 @@
 mod admin;
 mod certs;
 mod chain;
+mod coop_exits;
 mod crashes;
 mod deposits;
 mod devices;

@@ -26,6 +26,7 @@ const ZERO_IN_GOOD_TIMES: &[&str] = &[
     "spark_signer_alarms_active",
     "spark_signer_alarms_acknowledged",
     "spark_signer_locked",
+    "spark_signer_keys_token_stuck_seconds",
 ];
 
 async fn scrape(url: &str) -> anyhow::Result<Exposition> {

@@ -216,6 +216,10 @@ async fn refreshed_by_all(devnet: &mut Devnet, carol: &WalletCommand, leaf: &str
     devnet.refresh_after_repair(LOST, true);
     devnet.process(&format!("operator-{LOST}"))?.kill()?;
     let database = devnet.database_url(u16::try_from(LOST)?);
+    // S14: it leaves one undecided, with all votes in. The others end it, and nothing is held.
+    fs::write(devnet.members()[LOST].fail_file("operator"), "Voted")?;
+    devnet.start_operator(LOST, &database)?;
+    ends_without_it(devnet).await?;
     devnet.start_operator(LOST, &database)?;
     ready(devnet).await?;
     let devnet = &*devnet;
@@ -239,6 +243,21 @@ async fn refreshed_by_all(devnet: &mut Devnet, carol: &WalletCommand, leaf: &str
     })
     .await?;
     auditors_agree(devnet).await
+}
+
+/// The other operators abort every refresh that they know of.
+async fn ends_without_it(devnet: &Devnet) -> anyhow::Result<()> {
+    eventually("what it leaves undecided ends without it", || async {
+        let mut ended = true;
+        for operator in (0..devnet.members().len()).filter(|operator| *operator != LOST) {
+            let mut database = rows::connect(devnet, operator).await?;
+            let states = "SELECT state FROM operation WHERE kind = 9";
+            let states: Vec<String> = sqlx::query_scalar(states).fetch_all(&mut database).await?;
+            ended &= !states.is_empty() && states.iter().all(|state| state == "ABORTED");
+        }
+        Ok(ended)
+    })
+    .await
 }
 
 /// Runs a program that prints one JSON object or lines; returns whether it succeeded, and what it printed.

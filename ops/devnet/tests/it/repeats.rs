@@ -32,6 +32,7 @@ const WRITES: &[&str] = &[
     "start_transfer_v3",
     "initiate_preimage_swap_v3",
     "provide_preimage",
+    "cooperative_exit_v2",
     "claim_transfer",
     "renew_leaf",
     "generate_static_deposit_address",
@@ -71,6 +72,7 @@ const READS: &[&str] = &[
     "query_spark_invoices",
     "query_static_deposit_addresses",
     "query_token_outputs",
+    "query_token_transactions",
     "query_unused_deposit_addresses",
     "query_wallet_setting",
     "subscribe_to_events",
@@ -82,6 +84,7 @@ const SEND: &str = "/spark.SparkService/start_transfer_v2";
 const SEND_MANY: &str = "/spark.SparkService/start_transfer_v3";
 const HTLC: &str = "/spark.SparkService/initiate_preimage_swap_v3";
 const PREIMAGE: &str = "/spark.SparkService/provide_preimage";
+const EXIT: &str = "/spark.SparkService/cooperative_exit_v2";
 const CLAIM: &str = "/spark.SparkService/claim_transfer";
 const RENEW: &str = "/spark.SparkService/renew_leaf";
 const STATIC: &str = "/spark.SparkService/generate_static_deposit_address";
@@ -123,6 +126,7 @@ async fn d7_repeats_of_every_write() -> anyhow::Result<()> {
     story.a_renewal(&leaf).await.context("renewal")?;
     story.a_send_to_several().await.context("send to several")?;
     story.an_htlc().await.context("send for a preimage")?;
+    story.an_exit().await.context("cooperative exit")?;
     let done: BTreeSet<&str> = story.repeated.iter().copied().collect();
     let all: BTreeSet<&str> = WRITES.iter().copied().collect();
     ensure!(done == all, "writes without a case: {:?}", all.difference(&done).collect::<Vec<_>>());
@@ -517,6 +521,22 @@ impl Story {
         let first = self.call(PREIMAGE, &caught).await?;
         self.again(PREIMAGE, &caught, &first).await?;
         self.bob.claim_htlc(&preimage, 13_000).await?;
+        Ok(())
+    }
+
+    async fn an_exit(&mut self) -> anyhow::Result<()> {
+        people::deposit(&self.devnet, &self.alice, 14_000).await?;
+        let offer = crate::coop_exits::offer(&self.devnet, &self.bob, 14_000, 1).await?;
+        self.tap.hold(EXIT);
+        ensure!(self.alice.withdraw(&offer, None).await.is_err(), "held back, and answered");
+        let caught = self.tap.take(EXIT)?;
+        let first = self.call(EXIT, &caught).await?;
+        self.again(EXIT, &caught, &first).await?;
+        let done = (Code::AlreadyExists, "DUPLICATE_OPERATION");
+        let mut other = spark::CooperativeExitRequest::decode(caught.message.as_slice())?;
+        other.exit_id = uuid::Uuid::now_v7().to_string();
+        self.changed("another exit id", EXIT, &caught.authorization, other.encode_to_vec(), done).await?;
+        self.alice.resume_sends().await?;
         Ok(())
     }
 

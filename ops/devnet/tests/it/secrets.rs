@@ -229,7 +229,8 @@ async fn receipts(devnet: &Devnet, index: usize, owner: &Wallet, leaf: &str) -> 
     let url = devnet.members().get(index).context("member")?.mutual_url();
     let channel = Door::of(devnet, &url).open(Some(&wallet_card(devnet)))?;
     let session = format!("Bearer {}", people::login(&channel, owner).await?);
-    let request = signer::GetReceiptsRequest { leaf_id: leaf.to_owned(), tree_size: 0 }.encode_to_vec();
+    let request =
+        signer::GetReceiptsRequest { leaf_id: leaf.to_owned(), tree_size: 0, from: 0 }.encode_to_vec();
     let answer = call(&channel, "/log.v1.DeletionLog/GetReceipts", request, Some(session.as_bytes())).await?;
     Ok(signer::GetReceiptsResponse::decode(answer)?.receipts)
 }

@@ -18,8 +18,9 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{
     call::{Door, call, reason, wallet_card},
+    eventually,
     methods::{self, LOGIN, Method, NOT_OFFERED},
-    network, people, ready,
+    network, pay, people, ready,
     web::{Form, Web},
 };
 
@@ -128,7 +129,16 @@ async fn victim(devnet: &Devnet, dir: &Path, alice: &Wallet, thief: &Wallet) -> 
     let deposit = deposits.iter().find(|d| d.leaf_id == moved).and_then(|d| d.request.as_ref());
     let sends = alice.state().all::<state::SendRecord>()?;
     let claims = alice.state().all::<state::ClaimRecord>()?;
+    pay(devnet, &alice.static_address().await?.address, 40_000).await?;
+    devnet.faucet().mine(1).await?;
+    eventually("the static deposit counts", || async {
+        Ok(alice.static_outputs().await?.iter().any(|output| output.confirmed))
+    })
+    .await?;
+    let static_output = alice.static_outputs().await?.pop().context("static deposit")?.spend;
     Ok(Victim {
+        static_output,
+        static_key: alice.keys().static_deposit(0)?.public_key().serialize().to_vec(),
         invoice,
         identity: alice.keys().identity().public_key().serialize().to_vec(),
         thief: thief.keys().identity().public_key().serialize().to_vec(),
@@ -232,6 +242,9 @@ async fn what_a_thief_gets(
                 match (&gets, answer) {
                     (Gets::Refusal(code), Err(status)) => {
                         ensure!(status.code() == *code, "{}: {status:?}", at());
+                    }
+                    (Gets::Because(expected), Err(status)) => {
+                        ensure!(reason(&status) == *expected, "{}: {status:?}", at());
                     }
                     (Gets::Nothing(is_empty), Ok(answer)) => {
                         ensure!(is_empty(&answer)?, "{}: something", at())

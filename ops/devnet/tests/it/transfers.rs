@@ -12,6 +12,7 @@ use spark_wallet::{
     flow::{InvoiceTerms, Sent},
 };
 use tonic::transport::Channel;
+use uuid::Uuid;
 
 use crate::support::{
     address, available,
@@ -101,7 +102,49 @@ async fn receivers_of_one_transfer_see_only_their_own() -> anyhow::Result<()> {
     ensure!(status(&alice).await? == spark::TransferStatus::SenderKeyTweaked, "alice");
     people::claim(&carol, &sent.transfer_id).await?;
     ensure!(status(&alice).await? == spark::TransferStatus::Completed, "alice, later");
-    rows::agree(&devnet).await
+    rows::agree(&devnet).await?;
+    // Last: what holds the leaf stands in one operator's tables only.
+    nobody_is_paid_with_half_of_it(&devnet, &bob, [&alice, &carol]).await
+}
+
+/// One of two leaves is held at one operator that does not coordinate: all or none are paid.
+async fn nobody_is_paid_with_half_of_it(
+    devnet: &Devnet,
+    bob: &Wallet,
+    [alice, carol]: [&Wallet; 2],
+) -> anyhow::Result<()> {
+    let held = people::deposit(devnet, bob, 20_000).await?;
+    let held = Uuid::parse_str(&held)?;
+    let mut database = rows::connect(devnet, 1).await?;
+    let hold = "INSERT INTO leaf_claim (leaf_id, leaf_version, op_id, attempt) \
+                SELECT l.leaf_id, l.version, o.op_id, o.attempt FROM leaf l, operation o \
+                WHERE l.leaf_id = $1 AND o.kind = 2 LIMIT 1";
+    ensure!(
+        sqlx::query(hold).bind(held).execute(&mut database).await?.rows_affected() == 1,
+        "nothing is held"
+    );
+    let to = [(people::address(alice)?, 10_000), (people::address(carol)?, 20_000)];
+    let refused = bob.send_many(&to, None).await;
+    ensure!(refused.is_err(), "paid with a leaf that is held");
+    // It was the operators that refused it, not the wallet.
+    let mut coordinator = rows::connect(devnet, 0).await?;
+    let aborted = "SELECT count(*) FROM operation WHERE kind = 2 AND state = 'ABORTED'";
+    let aborted: i64 = sqlx::query_scalar(aborted).fetch_one(&mut coordinator).await?;
+    ensure!(aborted > 0, "no operator was asked: {refused:?}");
+    let release = "UPDATE leaf_claim SET state = 'RELEASED' WHERE leaf_id = $1 AND state = 'LOCKED'";
+    ensure!(
+        sqlx::query(release).bind(held).execute(&mut database).await?.rows_affected() == 1,
+        "it was taken"
+    );
+    for operator in 0..devnet.members().len() {
+        let mut database = rows::connect(devnet, operator).await?;
+        let moved = "SELECT count(*) FROM transfer_leaf WHERE leaf_id = $1";
+        let moved: i64 = sqlx::query_scalar(moved).bind(held).fetch_one(&mut database).await?;
+        let locked = "SELECT count(*) FROM leaf_claim WHERE state = 'LOCKED'";
+        let locked: i64 = sqlx::query_scalar(locked).fetch_one(&mut database).await?;
+        ensure!((moved, locked) == (0, 0), "operator {operator}: half of it");
+    }
+    Ok(())
 }
 
 fn channel(devnet: &Devnet, operator: usize) -> anyhow::Result<Channel> {

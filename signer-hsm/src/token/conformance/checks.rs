@@ -12,23 +12,18 @@ use rand_core::{OsRng, RngCore as _};
 use sha2::{Digest as _, Sha256};
 use spark_rules::federation_key::low_s;
 use spark_signer::vault::TokenError;
-use zeroize::Zeroizing;
 
+use super::cmac;
 use super::report::{Outcome, Report};
 use super::scratch::Scratch;
 use crate::token::keys::federation_key;
-use crate::token::{
-    error::token_error,
-    kdf,
-    objects::{
-        ED25519, SECP256K1 as SECP256K1_OID, bare_point, confined, read_flags, root_key, without_policies,
-    },
-    profile::RootMechanism,
+use crate::token::objects::{
+    ED25519, SECP256K1 as SECP256K1_OID, bare_point, confined, read_flags, without_policies,
 };
 
 /// DER of the object identifier 1.2.840.10045.3.1.7, P-256 (RFC 5480).
 const P256_OID: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-const CONTEXT: &[u8] = b"spark/conformance/v1";
+pub(super) const CONTEXT: &[u8] = b"spark/conformance/v1";
 /// Signatures made to see whether the token normalises S.
 const SIGNATURES: usize = 16;
 
@@ -81,7 +76,7 @@ pub(super) fn root(scratch: &Scratch, report: &mut Report) -> Result<(), TokenEr
     };
     report.add("hmac-root", Outcome::of(made.map(|_| "generated in the token".into())));
     if !report.is_yes("hmac-root") {
-        return cmac(scratch, report);
+        return cmac::check(scratch, report);
     }
     // The key is looked up anew in each session, as after a restart.
     let with = |body: &dyn Fn(&Session, ObjectHandle) -> Outcome| {
@@ -156,7 +151,7 @@ pub(super) fn root(scratch: &Scratch, report: &mut Report) -> Result<(), TokenEr
         })?,
     );
     report.add("wrap-refused", with(&|session, key| wrap(session, key))?);
-    cmac(scratch, report)
+    cmac::check(scratch, report)
 }
 
 /// Tries to carry the root out under a key that wraps. Another key that may leave is wrapped first: a token
@@ -184,61 +179,6 @@ fn wrap(session: &Session, root: ObjectHandle) -> Outcome {
         Ok(_) => Outcome::No("C_WrapKey carries the root out".into()),
         Err(error) => Outcome::Yes(format!("{control}: refused: {error}")),
     }
-}
-
-fn cmac(scratch: &Scratch, report: &mut Report) -> Result<(), TokenError> {
-    let label = scratch.label("cmac");
-    let result = scratch.session(|session| {
-        let template = without_policies(&root_key(RootMechanism::AesCmac, &label, b"cmac"));
-        let key = session.generate_key(&Mechanism::AesKeyGen, &template)?;
-        let derive = || kdf::derive(session, RootMechanism::AesCmac, key, CONTEXT);
-        let (one, two) = (derive(), derive());
-        session.destroy_object(key)?;
-        Ok(match (one, two) {
-            (Ok(one), Ok(two)) if one == two => Outcome::Yes("derives 32 bytes, twice the same".into()),
-            (Ok(_), Ok(_)) => Outcome::No("derives something else each time".into()),
-            (Err(error), _) | (_, Err(error)) => Outcome::No(error.to_string()),
-        })
-    })?;
-    report.add("aes-cmac", result.unwrap_or_else(|error| Outcome::No(error.to_string())));
-    report.add("aes-cmac-known", cmac_known(scratch)?);
-    Ok(())
-}
-
-/// A known answer (NIST CAVP, KDF in counter mode, CMAC_AES256), with a key that is brought in for it.
-fn cmac_known(scratch: &Scratch) -> Result<Outcome, TokenError> {
-    const KEY: [u8; 32] = [
-        0xd0, 0xb1, 0xb3, 0xb7, 0x0b, 0x23, 0x93, 0xc4, 0x8c, 0xa0, 0x51, 0x59, 0xe7, 0xe2, 0x8c, 0xbe, 0xad,
-        0xea, 0x93, 0xf2, 0x8a, 0x7c, 0xda, 0xe9, 0x64, 0xe5, 0x13, 0x60, 0x70, 0xc4, 0x5d, 0x5c,
-    ];
-    const FIXED: [u8; 60] = [
-        0xdd, 0x2f, 0x15, 0x1a, 0x3f, 0x17, 0x34, 0x92, 0xa6, 0xfb, 0xbb, 0x60, 0x21, 0x89, 0xd5, 0x1d, 0xdf,
-        0x8e, 0xf7, 0x9f, 0xc8, 0xe9, 0x6b, 0x8f, 0xcb, 0xe6, 0xda, 0xbe, 0x73, 0xa3, 0x5b, 0x48, 0x10, 0x4f,
-        0x9d, 0xff, 0x2d, 0x63, 0xd4, 0x87, 0x86, 0xd2, 0xb3, 0xaf, 0x17, 0x70, 0x91, 0xd6, 0x46, 0xa9, 0xef,
-        0xae, 0x00, 0x5b, 0xdf, 0xac, 0xb6, 0x1a, 0x12, 0x14,
-    ];
-    const FIRST: [u8; 16] =
-        [0x8c, 0x44, 0x9f, 0xb4, 0x74, 0xd1, 0xc1, 0xd4, 0xd2, 0xa3, 0x38, 0x27, 0x10, 0x3b, 0x65, 0x6a];
-    let result = scratch.session(|session| {
-        let key = session.create_object(&[
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::AES),
-            Attribute::Token(false),
-            Attribute::Sign(true),
-            Attribute::Value(KEY.to_vec()),
-        ])?;
-        let derived = kdf::counter_mode(&FIXED, |message| {
-            session.sign(&Mechanism::AesCMac, key, message).map(Zeroizing::new).map_err(token_error)
-        });
-        session.destroy_object(key)?;
-        Ok(derived)
-    })?;
-    Ok(match result {
-        Ok(Ok(derived)) if derived.starts_with(&FIRST) => Outcome::Yes("as NIST computes it".into()),
-        Ok(Ok(_)) => Outcome::No("not as NIST computes it".into()),
-        Ok(Err(error)) => Outcome::No(error.to_string()),
-        Err(error) => Outcome::No(format!("no key can be brought in: {error}")),
-    })
 }
 
 struct Pair {

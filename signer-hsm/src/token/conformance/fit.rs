@@ -110,7 +110,15 @@ fn cells(profile: &Profile, report: &Report) -> Vec<CellFit> {
             RootMechanism::HmacSha256 => {
                 told(report.is_yes("hmac-root") && report.is_yes("hmac-repeats"), "hmac-root")
             }
-            RootMechanism::AesCmac => told(report.is_yes("aes-cmac"), "aes-cmac"),
+            // Repeatable is not enough: it must be CMAC.
+            RootMechanism::AesCmac => match report.finding("aes-cmac-known") {
+                _ if !report.is_yes("aes-cmac") => told(false, "aes-cmac"),
+                Some(Outcome::Yes(_)) => told(true, "aes-cmac-known"),
+                Some(Outcome::No(_)) => told(false, "aes-cmac-known"),
+                Some(Outcome::Unknown(_)) | None => {
+                    (Verdict::Open, "unverified: no known answer could be asked for".to_owned())
+                }
+            },
         },
         "policies" => match profile.policies {
             Policies::Required => told(report.is_yes("policies"), "policies"),
@@ -151,4 +159,56 @@ fn cells(profile: &Profile, report: &Report) -> Vec<CellFit> {
             CellFit { cell, value, mark, verdict, why }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use crate::token::inventory::{LibraryInfo, TokenInfo};
+
+    fn report(findings: &[(&'static str, Outcome)]) -> Report {
+        let name = || "Some Vendor".to_owned();
+        let mut report = Report {
+            library: LibraryInfo {
+                manufacturer: name(),
+                description: name(),
+                version: name(),
+                cryptoki: name(),
+            },
+            token: TokenInfo {
+                label: name(),
+                manufacturer: name(),
+                model: name(),
+                serial: name(),
+                firmware: name(),
+            },
+            mechanisms: Vec::new(),
+            findings: Vec::new(),
+            latencies: Vec::new(),
+            growth: None,
+            fits: Vec::new(),
+        };
+        for (name, outcome) in findings {
+            report.add(name, outcome.clone());
+        }
+        report
+    }
+
+    #[test]
+    fn a_wrong_cmac_refutes_and_an_unverified_one_confirms_nothing() {
+        let profile = Profile::SOFTHSM.with_root_mechanism(RootMechanism::AesCmac);
+        let verdict = |repeats: Outcome, known: Option<Outcome>| {
+            let mut findings = vec![("aes-cmac", repeats)];
+            findings.extend(known.map(|known| ("aes-cmac-known", known)));
+            let cells = cells(&profile, &report(&findings));
+            cells.iter().find(|cell| cell.cell == "root_mechanism").unwrap().verdict
+        };
+        let (yes, no) = (|| Outcome::Yes(String::new()), || Outcome::No(String::new()));
+        assert_eq!(verdict(yes(), Some(yes())), Verdict::Confirmed);
+        assert_eq!(verdict(yes(), Some(no())), Verdict::Refuted);
+        assert_eq!(verdict(yes(), Some(Outcome::Unknown(String::new()))), Verdict::Open);
+        assert_eq!(verdict(yes(), None), Verdict::Open);
+        assert_eq!(verdict(no(), Some(yes())), Verdict::Refuted);
+    }
 }

@@ -4,6 +4,7 @@
 //! destroyed at the end; a token that holds a signer's objects is refused.
 
 mod checks;
+mod cmac;
 mod destroy;
 mod fit;
 mod report;

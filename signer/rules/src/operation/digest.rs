@@ -1,10 +1,10 @@
 //! The voted digest: everything that the operation is, as each signer derived it (D4).
 
-use bitcoin::consensus::encode;
+use bitcoin::{consensus::encode, hashes::Hash as _};
 use sha2::{Digest as _, Sha256};
 
 use super::{Keys, Operation};
-use crate::transcript::Transcript;
+use crate::{settlement::Completion, transcript::Transcript};
 
 impl Operation {
     /// Digest over claims with keyshare, version and last proof; resources; invoice and expiry; owner keys and identities before and after; every
@@ -74,7 +74,13 @@ impl Operation {
             }
         }
         if let Some(condition) = &self.condition {
-            t.bytes(b"preimage").bytes(&condition.payment_hash).u64(condition.expiry_height.into());
+            match &condition.completes {
+                Completion::Preimage { payment_hash } => t.bytes(b"preimage").bytes(payment_hash),
+                Completion::Exit { txid, depth } => {
+                    t.bytes(b"exit").bytes(&txid.to_byte_array()).u64((*depth).into())
+                }
+            };
+            t.u64(condition.expiry_height.into());
         }
         t.finish()
     }

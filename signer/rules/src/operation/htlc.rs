@@ -52,7 +52,9 @@ pub(super) fn derive(
     let package = request.transfer_package.as_ref().ok_or(OperationError::Malformed("transfer_package"))?;
     let sealed = context.sealed(transfer, &package.key_tweak_package)?;
     package::verify_transfer_package(&transfer.uuid(), package, &sender)?;
-    let htlc = Htlc::new(condition.payment_hash, receiver, sender);
+    let payment_hash = swap.payment_hash.as_slice().try_into();
+    let payment_hash: [u8; 32] = payment_hash.map_err(|_| OperationError::Malformed("payment_hash"))?;
+    let htlc = Htlc::new(payment_hash, receiver, sender);
     let mut work = Work::default();
     let mut total = 0u64;
     for (leaf, mut jobs) in group([
@@ -75,7 +77,7 @@ pub(super) fn derive(
     if swap.invoice_amount.as_ref().is_some_and(|a| a.value_sats != 0 && a.value_sats != total) {
         return Err(OperationError::Malformed("invoice_amount"));
     }
-    let payment = [condition.payment_hash.as_slice(), &receiver.serialize(), &sender.serialize()].concat();
+    let payment = [payment_hash.as_slice(), &receiver.serialize(), &sender.serialize()].concat();
     let resources = vec![
         Resource { kind: "transfer", key: transfer.as_bytes().to_vec() },
         Resource { kind: PAYMENT, key: payment },
@@ -132,5 +134,5 @@ fn condition(
     if !expires || wire.expiry_height == 0 {
         return Err(OperationError::Malformed("expiry_time"));
     }
-    Ok(Condition { payment_hash, expiry_height: wire.expiry_height })
+    Ok(Condition::preimage(payment_hash, wire.expiry_height))
 }

@@ -118,6 +118,12 @@ pub fn commitment_sets(request: &Request) -> Vec<&spark::SigningCommitments> {
             .into_iter()
             .flat_map(sent)
             .collect(),
+        Request::CoopExit(exit) => super::coop_exit::transfer(exit)
+            .ok()
+            .and_then(|r| r.transfer_package.as_ref())
+            .into_iter()
+            .flat_map(sent)
+            .collect(),
         Request::Claim(r) => r
             .claim_package
             .iter()
@@ -183,7 +189,7 @@ impl<'a> LeafJobs<'a> {
         Ok(crate::point::parse("signing_public_key", first)?)
     }
 
-    /// Every input of every planned transaction, with the user's share verified.
+    /// Every input of every planned transaction that is the owner's and the operators', with the user's share verified.
     pub(super) fn sign(
         &self,
         federation: &Federation,
@@ -196,7 +202,7 @@ impl<'a> LeafJobs<'a> {
             let wire = self.0.get(&planned.purpose()).ok_or(OperationError::Incomplete(record.leaf_id))?;
             let inputs = std::iter::once(UserInput::first(wire))
                 .chain(wire.additional_inputs.iter().map(UserInput::additional));
-            if wire.additional_inputs.len().saturating_add(1) != planned.tx.input.len() {
+            if wire.additional_inputs.len().saturating_add(1) != planned.template.inputs().len() {
                 return Err(OperationError::Malformed("additional_inputs"));
             }
             for (input, user) in inputs.enumerate() {

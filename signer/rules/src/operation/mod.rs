@@ -6,6 +6,7 @@
 //! sealed packages.
 
 mod claim;
+mod coop_exit;
 mod deposit;
 mod digest;
 mod error;
@@ -24,6 +25,7 @@ use std::collections::BTreeSet;
 use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1 as wire;
 
+pub use coop_exit::{CONNECTOR, MAX_DEPTH};
 pub use error::OperationError;
 pub use htlc::PAYMENT;
 pub use jobs::{Job, commitment_sets, parse_commitment, parse_commitments};
@@ -143,6 +145,7 @@ impl Operation {
             wire::operation::Request::Renew(renew) => renew::derive(context, renew, records),
             wire::operation::Request::Refresh(refresh) => refresh::derive(context, refresh, records),
             wire::operation::Request::Htlc(htlc) => htlc::derive(context, htlc, records),
+            wire::operation::Request::CoopExit(exit) => coop_exit::derive(context, exit, records),
         }
     }
 
@@ -217,6 +220,7 @@ pub fn identify(
         wire::operation::Request::Renew(renew) => (renew::operation_id(renew, records)?, Kind::Renew),
         wire::operation::Request::Refresh(refresh) => (refresh::operation_id(refresh)?, Kind::Refresh),
         wire::operation::Request::Htlc(htlc) => (htlc::operation_id(htlc)?, Kind::Htlc),
+        wire::operation::Request::CoopExit(exit) => (coop_exit::operation_id(exit)?, Kind::CoopExit),
     })
 }
 

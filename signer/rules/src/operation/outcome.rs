@@ -98,7 +98,9 @@ impl Operation {
             let key = keys.get(&part.record.leaf_id).ok_or(OperationError::Opened("leaf missing"))?;
             let mut record = match self.kind {
                 Kind::Deposit => part.record.clone().with_deposit(&plan)?,
-                Kind::Send | Kind::Htlc | Kind::Claim => part.record.clone().with_refunds(&plan)?,
+                Kind::Send | Kind::Htlc | Kind::CoopExit | Kind::Claim => {
+                    part.record.clone().with_refunds(&plan)?
+                }
                 Kind::Refresh => part.record.clone(),
                 Kind::Renew => {
                     outcome.nodes.extend(part.record.inner_node(&plan));
@@ -112,7 +114,7 @@ impl Operation {
             record.last_proof = last_proof;
             record.status = match self.kind {
                 Kind::Deposit => LeafStatus::Creating,
-                Kind::Send | Kind::Htlc => LeafStatus::TransferLocked,
+                Kind::Send | Kind::Htlc | Kind::CoopExit => LeafStatus::TransferLocked,
                 Kind::Claim | Kind::Renew | Kind::Refresh => LeafStatus::Available,
             };
             if self.kind == Kind::Claim {
@@ -124,7 +126,9 @@ impl Operation {
     }
 
     fn transfer(&self) -> Option<TransferRecord> {
-        let (Kind::Send | Kind::Htlc, Some(sealed)) = (self.kind, &self.sealed) else { return None };
+        let (Kind::Send | Kind::Htlc | Kind::CoopExit, Some(sealed)) = (self.kind, &self.sealed) else {
+            return None;
+        };
         let share = |receiver: PublicKey| TransferShare {
             receiver,
             leaves: self

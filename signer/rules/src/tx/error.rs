@@ -35,6 +35,10 @@ pub enum Rule {
     Outpoint,
     /// No script and no witness yet.
     Unsigned,
+    /// The second input: an output of the connector transaction, but the last, and no other leaf's.
+    Connector,
+    /// The connector transaction itself.
+    ConnectorTx,
     /// Bits of the sequence (BIP 68).
     Sequence,
     /// Blocks of the sequence.
@@ -72,6 +76,8 @@ impl Rule {
             Self::Sequence => ("tx", "sequence"),
             Self::Outputs => ("tx", "outputs"),
             Self::Anchor => ("tx", "anchor"),
+            Self::Connector => ("connector", "outpoint"),
+            Self::ConnectorTx => ("connector", "tx"),
             Self::Bytes => ("tx", "bytes"),
             Self::Step => ("refund", "timelock.step"),
             Self::Timelock(purpose) => (purpose.tag(), "timelock"),

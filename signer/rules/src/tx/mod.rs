@@ -4,6 +4,7 @@
 //! sign what they rebuilt. A [`Plan`] lays out all transactions of a deposit, transfer, claim or renewal.
 //! Amounts are in satoshis, timelocks in blocks.
 
+mod connector;
 mod error;
 mod htlc;
 mod maturity;
@@ -13,6 +14,7 @@ mod static_refund;
 mod template;
 mod timelock;
 
+pub use connector::{Connectors, MAX_CONNECTOR_TX};
 pub use error::{Rule, TemplateError};
 pub use htlc::{HTLC_BLOCKS, Htlc, HtlcError, HtlcPath, opens};
 pub use maturity::{Maturity, MaturityError};
@@ -36,8 +38,11 @@ pub const DIRECT_HTLC_OFFSET: u16 = 85;
 pub const FEE: u64 = 955;
 /// Most outputs of one address that one deposit may collect.
 pub const MAX_ROOT_INPUTS: usize = 11;
-/// Most bytes of a funding transaction: the relay limit of 400,000 weight units.
+/// Most bytes of a funding transaction that a deposit brings: the relay limit of 400,000 weight units.
 pub const MAX_FUNDING: usize = 400_000;
+/// Most bytes of a transaction without its witnesses: each weighs four units, and a block 4,000,000 (BIP 141). What a
+/// static address got may be as large, whoever made it.
+pub const MAX_BASE: usize = 1_000_000;
 /// Script of the pay-to-anchor output, `OP_1 <4e73>` (BIP 433).
 pub const ANCHOR_SCRIPT: [u8; 4] = [0x51, 0x02, 0x4e, 0x73];
 
@@ -52,6 +57,15 @@ pub fn maybe_fee(value: Amount) -> Amount {
 /// The ephemeral anchor: nothing, spendable by anyone.
 pub fn anchor() -> TxOut {
     TxOut { value: Amount::ZERO, script_pubkey: ScriptBuf::from_bytes(ANCHOR_SCRIPT.to_vec()) }
+}
+
+/// A transaction as its id covers it (BIP 141), serialized.
+pub fn without_witnesses(tx: &Transaction) -> Vec<u8> {
+    let mut tx = tx.clone();
+    for input in &mut tx.input {
+        input.witness.clear();
+    }
+    encode::serialize(&tx)
 }
 
 /// The script that pays to `key` as internal key without a script tree (BIP 341).
@@ -77,9 +91,10 @@ impl Spend {
         Some(Self { outpoint: OutPoint { txid: tx.compute_txid(), vout }, txout })
     }
 
-    /// Output `vout` of a serialized transaction of at most [`MAX_FUNDING`] bytes, if it is one and has it.
+    /// Output `vout` of a serialized transaction of at most [`MAX_BASE`] bytes, if it is one and has it. Who passes one
+    /// on leaves its witnesses away ([`without_witnesses`]): no output and no id depends on them, and they may be large.
     pub fn of_funding(raw: &[u8], vout: u32) -> Option<Self> {
-        let tx = (raw.len() <= MAX_FUNDING).then(|| encode::deserialize(raw).ok()).flatten()?;
+        let tx = (raw.len() <= MAX_BASE).then(|| encode::deserialize(raw).ok()).flatten()?;
         Self::of(&tx, vout)
     }
 }

@@ -136,6 +136,27 @@ impl Plan {
         layout.finish()
     }
 
+    /// The refunds of a transfer that an exit transaction completes, each with the leaf's `connector`; the same set as
+    /// [`Plan::refunds`].
+    pub fn exit(
+        source: Source<'_>,
+        basis: &Basis,
+        connector: &Spend,
+        destination: &PublicKey,
+        step: Timelock,
+    ) -> Result<Self, TemplateError> {
+        let mut layout = Layout::new(source);
+        let refund =
+            |purpose, spend| Template::connector_refund(purpose, spend, connector.clone(), destination, step);
+        let node = || basis.node.clone();
+        layout.add(refund(Purpose::ConnectorRefund, node())?, 0)?;
+        if let Some(direct_node) = basis.direct_node.clone() {
+            layout.add(refund(Purpose::ConnectorDirectRefund, direct_node)?, 0)?;
+        }
+        layout.add(refund(Purpose::ConnectorDirectFromCpfpRefund, node())?, 0)?;
+        layout.finish()
+    }
+
     /// [`RenewalPath::Node`] under `parent`.
     pub fn renew_node(
         source: Source<'_>,

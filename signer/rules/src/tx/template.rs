@@ -2,7 +2,7 @@ use bitcoin::absolute::LockTime;
 use bitcoin::consensus::encode;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::transaction::Version;
-use bitcoin::{Amount, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -51,6 +51,12 @@ pub enum Purpose {
     HtlcDirectRefund,
     /// [`Purpose::DirectFromCpfpRefund`] to an output that a preimage opens.
     HtlcDirectFromCpfpRefund,
+    /// [`Purpose::Refund`] that only counts with a connector of an exit transaction.
+    ConnectorRefund,
+    /// [`Purpose::DirectRefund`] with a connector.
+    ConnectorDirectRefund,
+    /// [`Purpose::DirectFromCpfpRefund`] with a connector.
+    ConnectorDirectFromCpfpRefund,
 }
 
 impl Purpose {
@@ -69,20 +75,30 @@ impl Purpose {
             Self::HtlcRefund => "htlc-refund",
             Self::HtlcDirectRefund => "htlc-direct-refund",
             Self::HtlcDirectFromCpfpRefund => "htlc-direct-from-cpfp-refund",
+            Self::ConnectorRefund => "connector-refund",
+            Self::ConnectorDirectRefund => "connector-direct-refund",
+            Self::ConnectorDirectFromCpfpRefund => "connector-direct-from-cpfp",
         }
     }
 
     /// Anchor or fee.
     pub const fn variant(self) -> Variant {
         match self {
-            Self::Root | Self::Node | Self::Split | Self::Refund | Self::HtlcRefund => Variant::Cpfp,
+            Self::Root
+            | Self::Node
+            | Self::Split
+            | Self::Refund
+            | Self::HtlcRefund
+            | Self::ConnectorRefund => Variant::Cpfp,
             Self::DirectNode
             | Self::DirectSplit
             | Self::DirectRefund
             | Self::DirectFromCpfpRefund
             | Self::StaticRefund
             | Self::HtlcDirectRefund
-            | Self::HtlcDirectFromCpfpRefund => Variant::Direct,
+            | Self::HtlcDirectFromCpfpRefund
+            | Self::ConnectorDirectRefund
+            | Self::ConnectorDirectFromCpfpRefund => Variant::Direct,
         }
     }
 
@@ -101,9 +117,19 @@ impl Purpose {
         matches!(self, Self::HtlcRefund | Self::HtlcDirectRefund | Self::HtlcDirectFromCpfpRefund)
     }
 
+    /// Has a connector of an exit transaction as its last input.
+    pub const fn has_connector(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectorRefund | Self::ConnectorDirectRefund | Self::ConnectorDirectFromCpfpRefund
+        )
+    }
+
     /// Pays out of the tree.
     pub const fn is_refund(self) -> bool {
-        self.is_htlc() || matches!(self, Self::Refund | Self::DirectRefund | Self::DirectFromCpfpRefund)
+        self.is_htlc()
+            || self.has_connector()
+            || matches!(self, Self::Refund | Self::DirectRefund | Self::DirectFromCpfpRefund)
     }
 }
 
@@ -118,6 +144,8 @@ impl std::fmt::Display for Purpose {
 pub struct Template {
     purpose: Purpose,
     inputs: Vec<Spend>,
+    /// The last input, which is not the operators' to sign.
+    connector: Option<Spend>,
     step: Timelock,
     output: TxOut,
     sequence: SequenceField,
@@ -218,6 +246,26 @@ impl Template {
         Self::assemble(purpose, vec![spend], step, script)
     }
 
+    /// A refund to `destination` that is valid only with `connector`, which comes as its second input: its value adds
+    /// nothing, and whoever holds it signs it. `spend` and the timelock are those of the plain refund.
+    pub fn connector_refund(
+        purpose: Purpose,
+        spend: Spend,
+        connector: Spend,
+        destination: &PublicKey,
+        step: Timelock,
+    ) -> Result<Self, TemplateError> {
+        let refuse = |expected: &str| TemplateError::new(Rule::Parameters(purpose), expected, purpose);
+        if !purpose.has_connector() {
+            return Err(refuse("a refund with a connector"));
+        }
+        if connector.outpoint == spend.outpoint {
+            return Err(refuse("two different inputs"));
+        }
+        let this = Self::single(purpose, spend, destination, step)?;
+        Ok(Self { connector: Some(connector), ..this })
+    }
+
     fn single(
         purpose: Purpose,
         input: Spend,
@@ -246,7 +294,8 @@ impl Template {
             Variant::Direct => maybe_fee(sum),
         };
         let sequence = SequenceField { timelock, marker: false };
-        Ok(Self { purpose, inputs, step, output: TxOut { value, script_pubkey }, sequence })
+        let output = TxOut { value, script_pubkey };
+        Ok(Self { purpose, inputs, connector: None, step, output, sequence })
     }
 
     /// The same transaction with the client's marker bit.
@@ -261,14 +310,14 @@ impl Template {
         self.purpose
     }
 
-    /// The outputs it spends, in order of its inputs.
+    /// The outputs that it spends and owner and operators sign for, in order of its inputs.
     pub fn inputs(&self) -> &[Spend] {
         &self.inputs
     }
 
-    /// The spent outputs, as sighashes take them.
+    /// The spent outputs of all inputs, as sighashes take them.
     pub fn prevouts(&self) -> Vec<TxOut> {
-        self.inputs.iter().map(|input| input.txout.clone()).collect()
+        self.inputs.iter().chain(&self.connector).map(|input| input.txout.clone()).collect()
     }
 
     /// Timelock of its inputs.
@@ -290,7 +339,8 @@ impl Template {
     /// The unsigned transaction.
     pub fn build(&self) -> Transaction {
         let sequence = self.sequence.encode();
-        let input = self.inputs.iter().map(|spend| unsigned(spend, sequence)).collect();
+        let connector = self.connector.iter().map(|spend| unsigned(spend, Sequence::MAX));
+        let input = self.inputs.iter().map(|spend| unsigned(spend, sequence)).chain(connector).collect();
         let mut output = vec![self.output.clone()];
         if self.purpose.variant() == Variant::Cpfp {
             output.push(anchor());
@@ -317,14 +367,16 @@ impl Template {
         same(Rule::Version, &ours.version.0, &theirs.version.0)?;
         same(Rule::Locktime, &ours.lock_time.to_consensus_u32(), &theirs.lock_time.to_consensus_u32())?;
         same(Rule::Inputs, &ours.input.len(), &theirs.input.len())?;
-        for (a, b) in ours.input.iter().zip(&theirs.input) {
+        for (i, (a, b)) in ours.input.iter().zip(&theirs.input).enumerate() {
             same(Rule::Outpoint, &a.previous_output, &b.previous_output)?;
             if !b.script_sig.is_empty() || !b.witness.is_empty() {
                 return Err(TemplateError::new(Rule::Unsigned, "no script and no witness", "some"));
             }
-            let theirs = SequenceField::parse(b.sequence)
-                .map_err(|e| TemplateError::new(Rule::Sequence, self.sequence.timelock, e))?;
-            same(Rule::Timelock(self.purpose), &self.sequence.timelock, &theirs.timelock)?;
+            if i < self.inputs.len() {
+                let theirs = SequenceField::parse(b.sequence)
+                    .map_err(|e| TemplateError::new(Rule::Sequence, self.sequence.timelock, e))?;
+                same(Rule::Timelock(self.purpose), &self.sequence.timelock, &theirs.timelock)?;
+            }
             same(Rule::Sequence, &a.sequence, &b.sequence)?;
         }
         same(Rule::Outputs, &ours.output.len(), &theirs.output.len())?;
@@ -337,6 +389,14 @@ impl Template {
             }
         }
         Ok(())
+    }
+
+    /// Which connector a client's refund has: its second and last input.
+    pub(crate) fn peek_connector(raw: &[u8]) -> Result<OutPoint, TemplateError> {
+        match decode(raw)?.input.as_slice() {
+            [_, connector] => Ok(connector.previous_output),
+            inputs => Err(TemplateError::new(Rule::Inputs, 2, inputs.len())),
+        }
     }
 
     /// Blocks of a client's transaction, before its template is known. Only the sequence of input 0 is read.

@@ -46,7 +46,11 @@ fn d20_another_output_replaces_the_first() {
     let Reply::Receipts(log) = quorum
         .call(
             0,
-            Request::GetReceipts(wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 }),
+            Request::GetReceipts(wire::GetReceiptsRequest {
+                leaf_id: leaf.id.to_string(),
+                tree_size: 0,
+                from: 0,
+            }),
         )
         .unwrap()
     else {

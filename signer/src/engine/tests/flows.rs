@@ -56,7 +56,7 @@ fn round(t: u16, n: u16) {
 
 /// Four versions retired, one live; every receipt is in the log under the signed head.
 fn check_receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) {
-    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
     let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else {
         panic!()
     };
@@ -95,7 +95,7 @@ fn check_confirmation(quorum: &mut Quorum, member: usize, leaf: &Leaf, receipts:
     let now = quorum.members[member].engine.vault().root();
     let at = |epoch| RootId { epoch, ..now };
     let confirmed = |quorum: &mut Quorum| {
-        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
         let Reply::Receipts(reply) = quorum.call(member, Request::GetReceipts(request)).unwrap() else {
             panic!()
         };

@@ -117,6 +117,7 @@ impl Pending {
             attempt: self.request.attempt,
             preimage: preimage.to_vec(),
             tip_height: tip,
+            ..wire::SignSettlementRequest::default()
         };
         match self.quorum.call(member, Request::SignSettlement(request))? {
             Reply::SignSettlement(reply) => Ok(reply.vote.unwrap()),
@@ -192,7 +193,7 @@ impl Pending {
     }
 
     fn phases(&mut self, member: usize) -> Vec<String> {
-        let request = wire::GetReceiptsRequest { leaf_id: self.leaf.id.to_string(), tree_size: 0 };
+        let request = wire::GetReceiptsRequest { leaf_id: self.leaf.id.to_string(), tree_size: 0, from: 0 };
         let Reply::Receipts(reply) = self.quorum.call(member, Request::GetReceipts(request)).unwrap() else {
             panic!()
         };

@@ -3,10 +3,12 @@
 
 mod admin;
 mod attacks;
+mod coop_exit;
 mod deposits;
 mod flows;
 mod htlc;
 mod invoices;
+mod log_pages;
 mod logs;
 mod one_time;
 mod packages;
@@ -232,20 +234,26 @@ fn package_request(
     });
     let user_signature =
         wallet.sign(package::transfer_payload(&package::parse_transfer_id(transfer).unwrap(), &packages));
-    let mut jobs = |plain, htlc| {
-        plan.get(plain)
-            .or_else(|| plan.get(htlc))
+    let mut jobs = |purposes: [Purpose; 3]| {
+        purposes
+            .into_iter()
+            .find_map(|purpose| plan.get(purpose))
             .map(|p| user_job(quorum, &leaf.id.to_string(), record.verifying_key, &leaf.key, p, wallet.id()))
             .into_iter()
             .collect::<Vec<_>>()
     };
     let transfer_package = spark::TransferPackage {
-        leaves_to_send: jobs(Purpose::Refund, Purpose::HtlcRefund),
-        direct_leaves_to_send: jobs(Purpose::DirectRefund, Purpose::HtlcDirectRefund),
-        direct_from_cpfp_leaves_to_send: jobs(
+        leaves_to_send: jobs([Purpose::Refund, Purpose::HtlcRefund, Purpose::ConnectorRefund]),
+        direct_leaves_to_send: jobs([
+            Purpose::DirectRefund,
+            Purpose::HtlcDirectRefund,
+            Purpose::ConnectorDirectRefund,
+        ]),
+        direct_from_cpfp_leaves_to_send: jobs([
             Purpose::DirectFromCpfpRefund,
             Purpose::HtlcDirectFromCpfpRefund,
-        ),
+            Purpose::ConnectorDirectFromCpfpRefund,
+        ]),
         key_tweak_package: packages,
         user_signature,
         hash_variant: spark::HashVariant::V2.into(),

@@ -232,7 +232,7 @@ fn d14_an_abort_destroys_the_key() {
         let abort = wire::AbortRequest { operation_id: operation_id.clone(), attempt, proof };
         quorum.call(member, Request::Abort(abort)).unwrap();
         assert!(!lives(&mut quorum, member, key));
-        let asked = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+        let asked = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
         match quorum.call(member, Request::GetReceipts(asked)).unwrap() {
             Reply::Receipts(reply) => {
                 let last = reply.receipts.last().unwrap();

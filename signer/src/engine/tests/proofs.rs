@@ -14,7 +14,7 @@ use spark_rules::{
 
 use super::{deposit, derive, operation, prepared::Prepared, send_request};
 use crate::{
-    engine::{EngineError, Reply, Request, ledger},
+    engine::{Acknowledge, EngineError, Reply, Request, ledger},
     vault::Token as _,
 };
 
@@ -83,7 +83,8 @@ fn only_a_proof_of_abort_unlocks() {
         let log_size = prepared.quorum.members[member].engine.log_size().unwrap();
         prepared.abort(member, votes.clone()).unwrap();
         assert_eq!(prepared.quorum.members[member].engine.log_size().unwrap(), log_size);
-        let request = wire::GetReceiptsRequest { leaf_id: prepared.leaf.id.to_string(), tree_size: 0 };
+        let request =
+            wire::GetReceiptsRequest { leaf_id: prepared.leaf.id.to_string(), tree_size: 0, from: 0 };
         let Reply::Receipts(reply) = prepared.quorum.call(member, Request::GetReceipts(request)).unwrap()
         else {
             panic!()
@@ -155,15 +156,41 @@ fn both_proofs_are_evidence_only_if_they_hold() {
             prost::Message::encode_to_vec(&peer::ProofOfAbort { votes: honest })
         } else {
             prepared.abort(2, honest).unwrap();
-            prepared.apply(2, &wrong).unwrap_err();
-            assert!(kinds(&prepared).is_empty());
-            prepared.apply(2, &proof).unwrap_err();
+            // What anybody can make up beside a certificate that holds.
+            let mut junk = proof.clone();
+            junk.signatures[0].signature = vec![7; 64];
+            let mut repeated = proof.clone();
+            let last = repeated.signatures.len() - 1;
+            repeated.signatures[last] = repeated.signatures[0].clone();
+            let mut commits = proof.clone();
+            commits.commits = proof.certificate.clone().unwrap().votes;
+            let bare = peer::ProofOfCommit { certificate: proof.certificate.clone(), ..Default::default() };
+            for wrong in [wrong, junk, repeated, commits, bare] {
+                prepared.apply(2, &wrong).unwrap_err();
+                assert!(kinds(&prepared).is_empty(), "{wrong:?}");
+            }
+            let mut long = proof.clone();
+            long.certificate.as_mut().unwrap().votes[0].reason = "long".repeat(1 << 20);
+            prepared.apply(2, &long).unwrap_err();
             prost::Message::encode_to_vec(&proof)
         };
         prepared.quorum.restart(2);
         assert_eq!(kinds(&prepared), ["both_proofs"]);
         let [alarm] = &prepared.quorum.members[2].engine.list_alarms().unwrap()[..] else { panic!() };
         assert_eq!(alarm.statements, [hex::encode(evidence)]);
+        let said = Acknowledge {
+            kind: alarm.kind.to_owned(),
+            id: alarm.id.clone(),
+            operator: None,
+            by: "Ada".to_owned(),
+            uid: 1,
+            reason: "told all".to_owned(),
+        };
+        prepared.quorum.witness(2).unwrap();
+        prepared.quorum.members[2].engine.acknowledge(said, 9).unwrap();
+        let kept =
+            prepared.quorum.members[2].engine.vault().scan_records(b"alarm-evidence/", None, 9).unwrap();
+        assert!(kept.is_empty(), "what is dealt with is not evidence of the next one");
     }
 }
 

@@ -10,7 +10,7 @@ use spark_proto::{
 use spark_rules::{
     frost::{Coefficients, to_secp},
     ids::OperatorIndex,
-    operation::{Deal, deal_payload},
+    operation::{Deal, Resource, deal_payload},
     point,
     vote::{Position, VoteError},
 };
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     ecies,
-    engine::{ApprovedRepair, EngineError, Reply, Request, prepare},
+    engine::{ApprovedRepair, EngineError, Reply, Request, ledger, prepare},
     secret::SecretScalar,
     vault::{SecretKind, Token as _},
 };
@@ -86,7 +86,7 @@ impl Session {
         let refresh = peer::Refresh {
             session_id: self.request.session_id.clone(),
             leaf_ids: self.request.leaf_ids.clone(),
-            deciders: (0..quorum.threshold()).map(u32::from).collect(),
+            deciders: (1..=quorum.threshold()).map(u32::from).collect(),
             deals,
         };
         operation(quorum, Kind::Refresh(refresh))
@@ -125,7 +125,7 @@ pub(super) fn combined(shares: &BTreeMap<usize, PublicKey>) -> PublicKey {
 }
 
 pub(super) fn receipts(quorum: &mut Quorum, member: usize, leaf: &Leaf) -> Vec<peer::Receipt> {
-    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+    let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
     match quorum.call(member, Request::GetReceipts(request)).unwrap() {
         Reply::Receipts(reply) => reply.receipts,
         _ => panic!(),
@@ -501,7 +501,7 @@ fn d1_a_refresh_is_decided_by_all_its_deciders() {
         certificate: Some(certificate.clone()),
         ..wire::ReleaseRequest::default()
     };
-    assert!(matches!(quorum.call(2, Request::Release(release)), Err(EngineError::NotNamed)));
+    assert!(matches!(quorum.call(0, Request::Release(release)), Err(EngineError::NotNamed)));
     let proof = quorum.proof(&request, &derived, &certificate, &opened);
     let commits = proof.commits.clone();
     let with = |commits: Vec<peer::Vote>| peer::ProofOfCommit { commits, ..proof.clone() };
@@ -569,4 +569,92 @@ fn s14_nobody_refreshes_unasked() {
     for member in 1..3 {
         open(&mut quorum, member, &request).unwrap();
     }
+}
+
+/// D1: a coordinator that could be a decider could hold any leaf by a refresh that it leaves undecided.
+#[test]
+fn s14_the_others_end_a_refresh_without_its_coordinator() {
+    let mut quorum = Quorum::new(2, 3);
+    let alice = Wallet::new();
+    let leaf = deposit(&mut quorum, &alice, 50_000);
+    let mut request = Session::open(&mut quorum, &[&leaf]).unwrap().dealt(&mut quorum);
+    let deciders = |request: &mut peer::Operation, deciders: &[u32]| match &mut request.request {
+        Some(Kind::Refresh(refresh)) => refresh.deciders = deciders.to_vec(),
+        _ => panic!(),
+    };
+    deciders(&mut request, &[0, 1]);
+    let vote = quorum.prepare(1, &request).vote.unwrap();
+    assert_eq!((vote.choice(), vote.reason.as_str()), (peer::Choice::No, "SIGNER_SET"));
+
+    let request = Session::open(&mut quorum, &[&leaf]).unwrap().dealt(&mut quorum);
+    quorum.certify(&request).unwrap();
+    // The coordinator is silent from here on.
+    let mut votes = Vec::new();
+    for member in 1..3 {
+        let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+        match quorum.call(member, Request::SignAbort(abort)).unwrap() {
+            Reply::SignAbort(reply) => votes.push(reply.vote.unwrap()),
+            _ => panic!(),
+        }
+    }
+    for member in 1..3 {
+        let proof = Some(peer::ProofOfAbort { votes: votes.clone() });
+        let abort = wire::AbortRequest { operation_id: request.operation_id.clone(), attempt: 0, proof };
+        quorum.call(member, Request::Abort(abort)).unwrap();
+        let held = Resource { kind: "leaf", key: leaf.id.as_bytes().to_vec() };
+        assert!(!quorum.read(member, |txn| ledger::is_held(txn, &held)).unwrap());
+    }
+}
+
+/// A person takes the approval back, which restarts a signer: what is not voted for yet comes to nothing, what is voted
+/// for is decided like everything else, and no leaf stays held.
+#[test]
+fn an_approval_that_is_taken_back_holds_nothing() {
+    let mut quorum = Quorum::new(2, 3);
+    let alice = Wallet::new();
+    let leaf = deposit(&mut quorum, &alice, 50_000);
+    let withdraw = |quorum: &mut Quorum| {
+        quorum.restart(2);
+        quorum.witness(2).unwrap();
+        assert!(quorum.members[2].engine.shared.approved.is_empty());
+    };
+    // Between dealing and voting.
+    let request = Session::open(&mut quorum, &[&leaf]).unwrap().dealt(&mut quorum);
+    withdraw(&mut quorum);
+    for member in [0, 1] {
+        assert_eq!(quorum.prepare(member, &request).vote.unwrap().choice(), peer::Choice::Yes);
+    }
+    let no = quorum.prepare(2, &request).vote.unwrap();
+    assert_eq!((no.choice(), no.reason.as_str()), (peer::Choice::No, "REFRESH"));
+    let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+    let yes = match quorum.call(1, Request::SignAbort(abort)).unwrap() {
+        Reply::SignAbort(reply) => reply.vote.unwrap(),
+        _ => panic!(),
+    };
+    for member in 0..3 {
+        let proof = Some(peer::ProofOfAbort { votes: vec![yes.clone(), no.clone()] });
+        let abort = wire::AbortRequest { operation_id: request.operation_id.clone(), attempt: 0, proof };
+        quorum.call(member, Request::Abort(abort)).unwrap();
+    }
+    untouched(&mut quorum, &leaf, 0);
+
+    // After the vote.
+    let request = Session::open(&mut quorum, &[&leaf]).unwrap().dealt(&mut quorum);
+    let (certificate, opened) = quorum.certify(&request).unwrap();
+    let derived = derive(&mut quorum, &request);
+    withdraw(&mut quorum);
+    let proof = quorum.proof(&request, &derived, &certificate, &opened);
+    for member in 0..3 {
+        quorum.apply(member, &request, &proof).unwrap();
+    }
+    untouched(&mut quorum, &leaf, 1);
+    let session = wire::RefreshOpenRequest {
+        session_id: vec![7; 16],
+        coordinator: 0,
+        leaf_ids: vec![leaf.id.to_string()],
+    };
+    assert!(
+        matches!(open(&mut quorum, 2, &session), Err(EngineError::NotApproved(0))),
+        "and no other begins"
+    );
 }

@@ -233,7 +233,7 @@ impl Case {
     }
 
     fn receipts(&mut self, leaf: &Leaf) -> Vec<peer::Receipt> {
-        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0 };
+        let request = wire::GetReceiptsRequest { leaf_id: leaf.id.to_string(), tree_size: 0, from: 0 };
         match self.quorum.call(LOST, Request::GetReceipts(request)).unwrap() {
             Reply::Receipts(reply) => reply.receipts,
             _ => panic!(),

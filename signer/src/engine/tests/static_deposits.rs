@@ -14,7 +14,7 @@ use spark_rules::{
     ids::{KeyshareId, LeafId, OperationId, OperatorIndex},
     operation::{Resource, parse_commitments},
     package, point,
-    tx::{Spend, StaticRefund, attach_signature, p2tr_script, sighash, verify_input},
+    tx::{Spend, StaticRefund, attach_signature, p2tr_script, sighash, verify_input, without_witnesses},
 };
 
 use super::{Wallet, bound, deposit_request, operation, quorum::Quorum};
@@ -257,7 +257,7 @@ fn a_statement_serves_its_transaction_only() {
         (with(&|r| r.vout = 2), "UNKNOWN"),
         (with(&|r| r.funding_tx = encode::serialize(&address.spend(2, 10_000).tx)), "TEMPLATE"),
         (with(&|r| r.funding_tx.truncate(40)), "FIELD_INVALID"),
-        (with(&|r| r.funding_tx.resize(400_001, 0)), "FIELD_INVALID"),
+        (with(&|r| r.funding_tx.resize(1_000_001, 0)), "FIELD_INVALID"),
         (with(&|r| r.user_commitment = None), "FIELD_INVALID"),
         (with(&|r| r.keyshare_id.clone_from(&other.keyshare.keyshare_id)), "UNKNOWN"),
         (with(&|r| r.keyshare_id = vec![7; 16]), "UNKNOWN"),
@@ -268,6 +268,32 @@ fn a_statement_serves_its_transaction_only() {
     // Nothing of this used the nonces up or held the output.
     assert!(!quorum.read(0, |txn| ledger::is_held(txn, &resource(&spend))).unwrap());
     ask(&mut quorum, 0, &good, &raised).unwrap();
+}
+
+/// S14: whoever pays a static address can make the transaction as large as a block takes. Its owner gets what it paid
+/// back all the same.
+#[test]
+fn s14_a_large_payment_goes_back_like_any_other() {
+    let mut quorum = Quorum::new(2, 3);
+    let alice = Wallet::new();
+    let address = Static::new(&mut quorum, &alice);
+    let Paid { tx, .. } = address.spend(1, 10_000);
+    let data = |count: usize| TxOut {
+        value: Amount::ZERO,
+        script_pubkey: ScriptBuf::from_bytes([&[0x6a], vec![7; count].as_slice()].concat()),
+    };
+    let mut witness = tx.clone();
+    witness.input[0].witness.push(vec![7; 3_000_000]);
+    let mut outputs = tx;
+    outputs.output.extend((0..90).map(|_| data(10_000)));
+    for (tx, least) in [(witness, 3_000_000), (outputs, 900_000)] {
+        assert!(encode::serialize(&tx).len() > least);
+        let spend = Spend::of(&tx, 3).unwrap();
+        let (mut wire, _) = refund(&address, &alice, &Paid { tx: tx.clone(), spend }, elsewhere(), 9_000);
+        wire.funding_tx = without_witnesses(&tx);
+        let commitments = quorum.commitments(alice.id(), 1, &[address.id()]).remove(0);
+        ask(&mut quorum, 0, &wire, &commitments).unwrap();
+    }
 }
 
 /// Whoever owns a static address holds what it got, and nothing else: a host that signs over somebody's deposit cannot

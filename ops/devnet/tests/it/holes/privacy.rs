@@ -193,7 +193,7 @@ fn x20_strangers_see_nothing() -> anyhow::Result<()> {
         // The deletion log would tell who owned a leaf and when.
         for operator in thief.wallet.operators().all() {
             for leaf_id in [kept.clone(), moved.clone()] {
-                let request = GetReceiptsRequest { leaf_id, tree_size: 0 };
+                let request = GetReceiptsRequest { leaf_id, tree_size: 0, from: 0 };
                 let told = operator
                     .log(thief.wallet.keys().identity(), request, |mut c, r| async move {
                         c.get_receipts(r).await

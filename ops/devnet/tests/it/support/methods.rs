@@ -17,7 +17,6 @@ pub(crate) const NOT_OFFERED: &[&str] = &[
     "query_preimage",
     "query_user_signed_refunds",
     "exit_single_node_trees",
-    "cooperative_exit_v2",
     "claim_transfer_sign_refunds_v2",
     "finalize_node_signatures_v2",
     "initiate_preimage_swap_v2",
@@ -27,7 +26,6 @@ pub(crate) const NOT_OFFERED: &[&str] = &[
     "start_transaction",
     "commit_transaction",
     "query_token_metadata",
-    "query_token_transactions",
     "freeze_tokens",
     "broadcast_transaction",
 ];

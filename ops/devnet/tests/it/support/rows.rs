@@ -37,6 +37,7 @@ const MOVING: &[&str] = &[
     "deposit_output",
     "deposit_tx",
     "event_cursor",
+    "exit_seen",
     "header",
     "inbox",
     "keyshare",

@@ -1,7 +1,12 @@
 //! What a thief with a session of his own gets when he names what belongs to somebody else: method by method.
 
+use bitcoin::hashes::Hash as _;
 use prost::Message as _;
 use spark_proto::{log::v1::WatchLeavesRequest, signer::v1 as signer, spark, spark_token};
+use spark_rules::{
+    address::Network,
+    tx::{Spend, StaticRefund},
+};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -28,6 +33,10 @@ pub(super) struct Victim {
     pub(super) invoice: String,
     /// By which the victim received something.
     pub(super) claim: spark::ClaimTransferRequest,
+    /// An output of the victim's static address.
+    pub(super) static_output: Spend,
+    /// The victim's key in that address.
+    pub(super) static_key: Vec<u8>,
 }
 
 /// What the thief gets.
@@ -35,6 +44,8 @@ pub(super) struct Victim {
 pub(super) enum Gets {
     /// A refusal with this code.
     Refusal(Code),
+    /// A refusal for this reason, where others come with the same code.
+    Because(&'static str),
     /// An answer that holds nothing.
     Nothing(fn(&[u8]) -> anyhow::Result<bool>),
 }
@@ -48,7 +59,9 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
     vec![
         (
             "GetReceipts",
-            vec![no(signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), tree_size: 0 }.encode_to_vec())],
+            vec![no(
+                signer::GetReceiptsRequest { leaf_id: v.leaf.clone(), ..Default::default() }.encode_to_vec()
+            )],
         ),
         ("WatchLeaves", vec![no(WatchLeavesRequest { leaf_ids: vec![v.leaf.clone()] }.encode_to_vec())]),
         ("generate_deposit_address", vec![no(address(v))]),
@@ -68,6 +81,13 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
                 (htlc(as_thief(v), v), Gets::Refusal(Code::FailedPrecondition)),
             ],
         ),
+        (
+            "cooperative_exit_v2",
+            vec![
+                no(exit(v.send.clone(), v)),
+                (exit(as_thief(v), v), Gets::Refusal(Code::FailedPrecondition)),
+            ],
+        ),
         ("provide_preimage", vec![no(preimage(&v.identity)), unknown(preimage(&v.thief))]),
         ("query_htlc", vec![no(htlcs(v))]),
         ("query_spark_invoices", vec![invoices(v)]),
@@ -85,12 +105,10 @@ pub(super) fn thefts(v: &Victim) -> Vec<(&'static str, Vec<Try>)> {
         ("query_static_deposit_addresses", vec![no(static_addresses(v))]),
         ("get_utxos_for_address", vec![unknown(utxos_of_address(v))]),
         ("get_utxos_for_identity", vec![no(utxos_of_identity(v))]),
-        (
-            "initiate_static_deposit_utxo_refund",
-            vec![(static_refund(v), Gets::Refusal(Code::FailedPrecondition))],
-        ),
+        ("initiate_static_deposit_utxo_refund", vec![(static_refund(v), Gets::Because("DEPOSIT_UNKNOWN"))]),
         ("subscribe_to_events", vec![no(events(v))]),
         ("query_token_outputs", vec![no(tokens(v))]),
+        ("query_token_transactions", vec![no(token_transactions(v))]),
     ]
 }
 
@@ -135,6 +153,30 @@ fn htlc(mut transfer: spark::StartTransferRequest, v: &Victim) -> Vec<u8> {
         receiver_identity_public_key: v.thief.clone(),
         transfer_request: Some(transfer),
         ..Default::default()
+    }
+    .encode_to_vec()
+}
+
+/// The victim's leaves to the thief, for a payment on chain that the thief names.
+fn exit(mut transfer: spark::StartTransferRequest, v: &Victim) -> Vec<u8> {
+    transfer.receiver_identity_public_key.clone_from(&v.thief);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(3_600);
+    transfer.expiry_time = Some(soon.into());
+    let output = bitcoin::TxOut { value: bitcoin::Amount::from_sat(354), script_pubkey: Default::default() };
+    let connectors = bitcoin::Transaction {
+        version: bitcoin::transaction::Version(3),
+        lock_time: bitcoin::absolute::LockTime::ZERO,
+        input: vec![bitcoin::TxIn {
+            previous_output: bitcoin::OutPoint { txid: bitcoin::Txid::from_byte_array([7; 32]), vout: 1 },
+            ..Default::default()
+        }],
+        output: vec![output; 2],
+    };
+    spark::CooperativeExitRequest {
+        transfer: Some(transfer),
+        exit_id: Uuid::now_v7().to_string(),
+        exit_txid: vec![7; 32],
+        connector_tx: bitcoin::consensus::encode::serialize(&connectors),
     }
     .encode_to_vec()
 }
@@ -307,21 +349,26 @@ fn utxos_of_identity(v: &Victim) -> Vec<u8> {
     .encode_to_vec()
 }
 
+/// To the thief's own place, in every other respect as the victim would ask for it: nothing but whose it is stands
+/// against it.
 fn static_refund(v: &Victim) -> Vec<u8> {
-    let (txid, vout) = deposited(v).map(|(txid, _, vout)| (txid, vout)).unzip();
-    let mut bytes: Vec<u8> = txid.map(|txid| AsRef::<[u8]>::as_ref(&txid).to_vec()).unwrap_or_default();
-    bytes.reverse();
+    let outpoint = v.static_output.outpoint;
+    let mut txid = AsRef::<[u8]>::as_ref(&outpoint.txid).to_vec();
+    txid.reverse();
+    let (to, value) = (v.static_output.txout.script_pubkey.clone(), v.static_output.txout.value / 2);
+    let refund = StaticRefund::new(v.static_output.clone(), to, value, Network::Regtest);
+    let raw_tx = refund.map(|refund| bitcoin::consensus::serialize(&refund.build())).unwrap_or_default();
     let pair = spark_proto::common::SigningCommitment { hiding: v.thief.clone(), binding: v.thief.clone() };
     spark::InitiateStaticDepositUtxoRefundRequest {
         on_chain_utxo: Some(spark::Utxo {
-            vout: vout.unwrap_or_default(),
+            vout: outpoint.vout,
             network: spark::Network::Regtest.into(),
-            txid: bytes,
+            txid,
             raw_tx: Vec::new(),
         }),
         refund_tx_signing_job: Some(spark::SigningJob {
-            signing_public_key: v.thief.clone(),
-            raw_tx: vec![0; 100],
+            signing_public_key: v.static_key.clone(),
+            raw_tx,
             signing_nonce_commitment: Some(pair),
         }),
         user_signature: vec![0; 70],
@@ -332,6 +379,14 @@ fn static_refund(v: &Victim) -> Vec<u8> {
 
 fn events(v: &Victim) -> Vec<u8> {
     spark::SubscribeToEventsRequest { identity_public_key: v.identity.clone() }.encode_to_vec()
+}
+
+fn token_transactions(v: &Victim) -> Vec<u8> {
+    spark_token::QueryTokenTransactionsRequest {
+        owner_public_keys: vec![v.identity.clone()],
+        ..Default::default()
+    }
+    .encode_to_vec()
 }
 
 fn tokens(v: &Victim) -> Vec<u8> {

@@ -276,8 +276,13 @@ fn the_other_proof_raises_an_alarm() {
             |pending: &Pending| pending.quorum.members[2].engine.alarms().any(|alarm| alarm == "both_proofs");
         assert!(matches!(pending.settle(2, &forged[..1]), Err(EngineError::Decided(_))));
         assert!(!alarm(&pending), "one liar is no such news");
-        assert!(matches!(pending.settle(2, &forged), Err(EngineError::Decided(_))));
+        let many = [forged.clone(), forged.clone()].concat();
+        assert!(matches!(pending.settle(2, &many), Err(EngineError::Decided(_))));
         assert!(alarm(&pending));
+        pending.quorum.restart(2);
+        let [alarm] = &pending.quorum.members[2].engine.list_alarms().unwrap()[..] else { panic!() };
+        let evidence = prost::Message::encode_to_vec(&peer::ProofOfSettlement { votes: forged });
+        assert_eq!(alarm.statements, [hex::encode(evidence)], "each word once");
         let version = pending.quorum.leaf(2, &pending.leaf.id).version;
         assert_eq!(version, u64::from(settled));
     }
