@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1 as wire;
 
+pub use claim::claim_id;
 pub use error::OperationError;
 pub use htlc::PAYMENT;
 pub use jobs::{Job, commitment_sets, parse_commitment, parse_commitments};
