@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use spark_rules::{
-    feldman::{Proofs, ZeroProofs, is_zero_sharing},
+    feldman::{Proofs, ZeroProofs, is_sharing_of, is_zero_sharing},
     ids::OperatorIndex,
 };
 use spark_signer::{
@@ -56,6 +56,18 @@ proptest! {
         tweaks[usize::from(n) - 1] = secret.public_key();
         prop_assert!(!is_zero_sharing(&tweaks, t));
         prop_assert!(!is_zero_sharing(&before, t), "any sharing passes");
+        for shares in [&before, &after] {
+            prop_assert!(is_sharing_of(&secret.public_key(), shares, t));
+            prop_assert!(!is_sharing_of(&before[0], shares, t), "of another key");
+            // One share, wherever it stands, and a place too few for the threshold.
+            for wrong in 0..shares.len() {
+                let mut shares = shares.clone();
+                shares[wrong] = secret.public_key();
+                prop_assert!(!is_sharing_of(&secret.public_key(), &shares, t));
+            }
+            prop_assert!(!is_sharing_of(&secret.public_key(), &shares[1..], t));
+            prop_assert!(!is_sharing_of(&secret.public_key(), &shares[..usize::from(t) - 1], t));
+        }
         // The commitments of the new sharing: the old constant, the other coefficients moved.
         let mut points = split.proofs.clone();
         for (point, added) in points.iter_mut().skip(1).zip(sum.points()) {

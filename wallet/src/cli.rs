@@ -68,7 +68,8 @@ pub(crate) enum Command {
         /// Wait until something comes.
         #[arg(long)]
         wait: bool,
-        /// Then wait until what was claimed is final, and show how it becomes so.
+        /// Then wait until all operators are clean for what was claimed, and show how it becomes final. It is enough that it
+        /// is final when the time is over.
         #[arg(long)]
         until_final: bool,
         /// Most seconds to wait.
@@ -96,7 +97,8 @@ pub(crate) enum Command {
     Receipts {
         /// Leaf id.
         leaf: Option<String>,
-        /// Wait until all are final, and show how they become so.
+        /// Wait until all operators are clean for all of them, and show how they become final. It is enough that they are
+        /// final when the time is over.
         #[arg(long)]
         wait: bool,
         /// Most seconds to wait.

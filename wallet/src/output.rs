@@ -366,6 +366,8 @@ pub(crate) struct Received {
     pub(crate) amount_sats: Option<u64>,
     pub(crate) sender: Option<String>,
     pub(crate) leaves: Vec<String>,
+    /// "final" if all leaves are, else "claimed"; "received" where the claim failed.
+    pub(crate) state: String,
     /// How final it is, leaf by leaf (empty where the operators did not answer).
     pub(crate) finality: Vec<Finality>,
     pub(crate) error: Option<String>,
@@ -377,7 +379,8 @@ impl Show for Received {
             return format!("transfer {}: {error}", self.transfer_id);
         }
         let mut out = format!(
-            "received {} sat from {} by transfer {}",
+            "{} {} sat from {} by transfer {}",
+            if self.state == "final" { "claimed, final:" } else { "claimed" },
             self.amount_sats.unwrap_or(0),
             self.sender.as_deref().unwrap_or("?"),
             self.transfer_id
@@ -511,12 +514,12 @@ impl Show for Verification {
     fn text(&self) -> String {
         let mut out = String::new();
         for log in &self.logs {
-            let LogView { operator, size, destroyed_before, witnesses, problem } = log;
+            let LogView { operator, size, destroyed_before, witnesses, attestation, problem } = log;
             let state = problem.as_deref().unwrap_or("continues what was seen before");
             let _ = writeln!(
                 out,
                 "deletion log of operator {operator}: {size} receipts, root keys destroyed before epoch \
-                 {destroyed_before}, {witnesses} witnesses of {} needed: {state}",
+                 {destroyed_before}, {witnesses} witnesses of {} needed, attestation: {attestation}: {state}",
                 self.needed_witnesses
             );
         }
@@ -530,7 +533,7 @@ impl Show for Verification {
 
 impl Show for Finality {
     fn text(&self) -> String {
-        let mut out = format!("leaf {}: {}", self.leaf_id, self.statement);
+        let mut out = format!("leaf {}: {}, attestation: {}", self.leaf_id, self.statement, self.attestation);
         for o in &self.by_operator {
             let state = match (&o.problem, o.version) {
                 (Some(problem), _) => problem.clone(),
@@ -538,8 +541,8 @@ impl Show for Finality {
             };
             let _ = write!(
                 out,
-                "\n    operator {}: {} receipts, {} confirmed, {} witnesses: {state}",
-                o.operator, o.receipts, o.confirmed, o.witnesses
+                "\n    operator {}: {} receipts, {} confirmed, {} witnesses, delete_claim {}: {state}",
+                o.operator, o.receipts, o.confirmed, o.witnesses, o.delete_claim
             );
         }
         out

@@ -15,7 +15,10 @@ use spark_signer::{
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::recipients::{Purpose, Recipients};
+use crate::{
+    recipients::{Purpose, Recipients},
+    state::ClaimTweak,
+};
 
 /// A package that cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +79,18 @@ impl LeafTweak {
         self.cipher = cipher;
         self.signature = signature;
         self
+    }
+
+    /// What one operator adds to its share.
+    #[cfg(test)]
+    pub(crate) fn part(&self, operator: usize) -> SecretScalar {
+        SecretScalar::from_bytes(&self.split.shares[operator].to_bytes()).unwrap()
+    }
+
+    /// What receipts of a claim can be held against.
+    pub(crate) fn public_half(&self) -> ClaimTweak {
+        let proofs = self.split.proofs.iter().map(|proof| hex::encode(proof.serialize())).collect();
+        ClaimTweak { leaf_id: self.leaf_id.clone(), proofs }
     }
 
     fn share(&self, operator: usize) -> Option<SecretShare> {

@@ -104,9 +104,12 @@ async fn forgotten(wallet: &WalletCommand, say: &impl Fn(&'static str, String, V
     let first =
         |list: &str| verified.get(list).and_then(|list| list.get(0)).cloned().context("nothing verified");
     let statement = text(&first("leaves")?, "statement")?;
+    let attestation = text(&first("leaves")?, "attestation")?;
     let witnesses = number(&first("logs")?, "witnesses")?;
-    let text =
-        format!("carol verifies the receipts: {statement}; every log is cosigned by {witnesses} others");
+    let text = format!(
+        "carol verifies the receipts: {statement}, attestation: {attestation}; every log is cosigned by {witnesses} \
+         others"
+    );
     say("receipts", text, verified);
     Ok(())
 }

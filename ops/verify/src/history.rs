@@ -57,6 +57,8 @@ pub struct Refresh {
 struct Live {
     version: u64,
     share: HexBytes,
+    /// In which it is sealed, at the earliest: no root of an earlier one takes it along.
+    epoch: u64,
     /// Everything so far is confirmed.
     confirmed: bool,
 }
@@ -93,7 +95,10 @@ impl History {
         let index = receipt.log_index;
         let mut add = |reason, what: String| failures.add(reason, format!("entry {index}: {what}"));
         let (before, after) = (receipt.root_epoch_before, receipt.root_epoch_after);
-        if before < self.epochs.0 || after < self.epochs.1 || after < before {
+        let back = before < self.epochs.0 || after < self.epochs.1 || after < before;
+        // What was staged may have died in the batch that another one's destruction ended.
+        let destroys = !matches!(receipt.phase.as_str(), "dkg" | "repair" | "abort");
+        if back || (destroys && after == before) {
             let (last_before, last_after) = self.epochs;
             add(
                 Reason::EpochBack,
@@ -102,6 +107,17 @@ impl History {
         }
         self.epochs = (before, after);
         let live = self.live.get(&receipt.keyshare_id);
+        if let Some(live) = live
+            && destroys
+            && !back
+            && before < live.epoch
+        {
+            let (version, epoch) = (live.version, live.epoch);
+            add(
+                Reason::EpochBack,
+                format!("version {version}, sealed in epoch {epoch}, would die with the root of {before}"),
+            );
+        }
         let confirmed = confirmed && live.is_none_or(|live| live.confirmed);
         let next = match receipt.phase.as_str() {
             "dkg" => made(live, receipt, &mut add),
@@ -159,7 +175,12 @@ impl History {
 
 /// The version that the receipt leads to; after a finding too, so that one gap is told once.
 fn next(receipt: &Receipt) -> Option<Live> {
-    Some(Live { version: receipt.new_version, share: receipt.new_public_share.clone(), confirmed: false })
+    Some(Live {
+        version: receipt.new_version,
+        share: receipt.new_public_share.clone(),
+        epoch: receipt.root_epoch_after,
+        confirmed: false,
+    })
 }
 
 fn made(live: Option<&Live>, receipt: &Receipt, add: &mut impl FnMut(Reason, String)) -> Option<Live> {

@@ -40,11 +40,11 @@ fn the_totals_are_told() {
     assert!(
         ["dkg", "deposit", "send", "claim", "abort", "renew"].iter().all(|phase| entries.phases[*phase] == 2)
     );
-    // Entries 0 to 5 end in epochs 2, 2, 3, 3, 4, 4 and retire under 1, 1, 2, 2, 3, 3.
-    assert_eq!((entries.confirmed, entries.pending), (6, 6));
+    // Entries 0 to 5 end in epochs 1, 2, 3, 4, 5, 6 and retire, but for the first, under 1, 2, 3, 4, 5.
+    assert_eq!((entries.confirmed, entries.pending), (4, 8));
     assert_eq!(entries.delete_claims["device"], 12);
     let text = report.to_string();
-    for part in ["6 confirmed, 6 pending", "delete_claim: device 12", "This proves:", "This does not prove:"]
+    for part in ["4 confirmed, 8 pending", "delete_claim: device 12", "This proves:", "This does not prove:"]
     {
         assert!(text.contains(part), "{part}");
     }
@@ -52,7 +52,7 @@ fn the_totals_are_told() {
     assert!(proves.contains("from epoch 4 on") && proves.contains("no root copies existed"));
     let not = report.does_not_prove.join("\n");
     for part in
-        ["does not exist any more", "delete_claim seen: device", "does not lie", "2 claims", "6 destructions"]
+        ["does not exist any more", "delete_claim seen: device", "does not lie", "2 claims", "8 destructions"]
     {
         assert!(not.contains(part), "{part}");
     }
@@ -63,7 +63,7 @@ fn what_is_made_needs_no_root_to_be_confirmed() {
     // The making of a key retires nothing: its batch may end in the epoch in which it began.
     let world = World::new();
     let mut receipts = story(2);
-    for (receipt, epochs) in receipts.iter_mut().zip([(4, 4), (4, 4)]) {
+    for (receipt, epochs) in receipts.iter_mut().zip([(4, 4), (4, 5)]) {
         receipt.insert("root_epoch_before".into(), epochs.0.into());
         receipt.insert("root_epoch_after".into(), epochs.1.into());
     }
@@ -334,4 +334,48 @@ fn root_epochs_do_not_go_back() {
         receipts.truncate(7);
         assert_eq!(told(&receipts), [Reason::EpochBack], "{before} {after}");
     }
+}
+
+/// What a root sealed dies with that root: not without any, nor with an earlier one.
+#[test]
+fn root_epochs_rise_where_a_phase_destroys() {
+    let bent = |index: usize, before: u64, after: u64| {
+        let mut receipts = story(index + 1);
+        receipts[index].insert("root_epoch_before".into(), before.into());
+        receipts[index].insert("root_epoch_after".into(), after.into());
+        told(&receipts)
+    };
+    for (index, phase) in [(1, "deposit"), (2, "send"), (3, "claim"), (5, "renew")] {
+        let epoch = index as u64;
+        assert_eq!(bent(index, epoch, epoch + 1), [], "{phase}");
+        assert_eq!(bent(index, epoch, epoch + 4), [], "{phase}: one that comes later");
+        assert_eq!(bent(index, epoch, epoch), [Reason::EpochBack], "{phase}: without a new root");
+    }
+    // One batch for two versions of one key: the second was sealed by the root that the batch made.
+    assert_eq!(bent(2, 1, 2), [Reason::EpochBack]);
+    assert_eq!(bent(3, 2, 4), [Reason::EpochBack]);
+    // Making a key destroys nothing, nor does an aborted attempt by itself.
+    assert_eq!((bent(0, 1, 1), bent(4, 4, 4)), (vec![], vec![]));
+    let with_unused = |after: u64| {
+        let mut receipts = [story(6), vec![unused(&[1])]].concat();
+        place(&mut receipts);
+        receipts[6].insert("root_epoch_after".into(), after.into());
+        told(&receipts)
+    };
+    assert_eq!((with_unused(7), with_unused(6)), (vec![], vec![Reason::EpochBack]));
+    // Two keys may well change in one batch.
+    let mut receipts = [story(2), story(2)].concat();
+    for receipt in &mut receipts[2..] {
+        receipt.insert("keyshare_id".into(), "77".repeat(16).into());
+    }
+    place(&mut receipts);
+    for (receipt, (before, after)) in receipts.iter_mut().zip([(1, 1), (1, 2), (1, 2), (2, 3)]) {
+        receipt.insert("root_epoch_before".into(), before.into());
+        receipt.insert("root_epoch_after".into(), after.into());
+    }
+    receipts.swap(1, 2);
+    for (index, receipt) in (0u64..).zip(&mut receipts) {
+        receipt.insert("log_index".into(), index.into());
+    }
+    assert_eq!(told(&receipts), []);
 }

@@ -172,13 +172,24 @@ impl ZeroProofs {
 /// Whether these points, one for each operator by index, lie on one polynomial of degree `threshold` − 1 whose constant
 /// term is zero: what a refresh adds to public shares, and nothing else does.
 pub fn is_zero_sharing(points: &[PublicKey], threshold: u16) -> bool {
+    shares(points, threshold, None)
+}
+
+/// Whether these public shares, one for each operator by index, are those of `group`: points of one polynomial of degree
+/// `threshold` − 1 whose constant term is that key.
+pub fn is_sharing_of(group: &PublicKey, points: &[PublicKey], threshold: u16) -> bool {
+    shares(points, threshold, Some(group))
+}
+
+/// Whether all points lie on one polynomial with this constant term, or with none.
+fn shares(points: &[PublicKey], threshold: u16, constant: Option<&PublicKey>) -> bool {
     let first = usize::from(threshold.saturating_sub(1));
     let operators: Vec<_> = (0u16..).take(points.len()).map(OperatorIndex::new).collect();
     let (Some((base, others)), Some(base_points)) = (operators.split_at_checked(first), points.get(..first))
     else {
         return false;
     };
-    // The first t − 1 points and any other one interpolate to the point at infinity.
+    // The first t − 1 points and any other one interpolate to the same constant term.
     !base.is_empty()
         && !others.is_empty()
         && others.iter().all(|other| {
@@ -191,7 +202,13 @@ pub fn is_zero_sharing(points: &[PublicKey], threshold: u16) -> bool {
             let last = points.get(other.as_usize()).and_then(|point| part(other, point));
             parts.zip(last).is_some_and(|(parts, last)| {
                 let parts: Vec<_> = parts.iter().collect();
-                PublicKey::combine_keys(&parts) == Ok(last.negate(SECP256K1))
+                // Without the last one they add up to what it lacks of the constant term.
+                let lacking = match constant {
+                    None => Some(last.negate(SECP256K1)),
+                    // Equal points differ by the point at infinity, which no sum is.
+                    Some(constant) => constant.combine(&last.negate(SECP256K1)).ok(),
+                };
+                lacking.is_some_and(|lacking| PublicKey::combine_keys(&parts) == Ok(lacking))
             })
         })
 }

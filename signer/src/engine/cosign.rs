@@ -222,11 +222,12 @@ impl Shared {
         if entry.root_epoch_before < watched.root_epoch || entry.root_epoch_after < entry.root_epoch_before {
             return Ok(Some(Contradiction::EpochWentBack.reason()));
         }
+        let same_root = entry.root_epoch_after == entry.root_epoch_before;
         watched.root_epoch = entry.root_epoch_before;
         if entry.phase == receipt::UNUSED {
             // Names of keys that no keyshare depends on: there is nothing to remember of them.
             return match receipt::is_of_unused_keys(entry) {
-                true => Ok(None),
+                true => Ok(same_root.then_some(Contradiction::EpochWentBack.reason())),
                 false => Err(EngineError::Malformed("entry of unused package keys")),
             };
         }
@@ -238,14 +239,8 @@ impl Shared {
             keyshare.as_bytes(),
         ]
         .concat();
-        let live = match txn.record(&live_key)? {
-            Some(bytes) => {
-                let bytes =
-                    bytes.as_slice().try_into().map_err(|_| EngineError::Malformed("stored version"))?;
-                Some(u64::from_be_bytes(bytes))
-            }
-            None => None,
-        };
+        let known = txn.record(&live_key)?.map(|bytes| decode_live(&bytes)).transpose()?;
+        let (live, sealed) = known.unzip();
         // Every key is made by all signers: what is recorded of others stays in proportion to one's own keys.
         if live.is_none()
             && matches!(entry.phase.as_str(), "dkg" | receipt::REPAIR)
@@ -278,9 +273,33 @@ impl Shared {
         if !fits || entry.live_versions != [new] {
             return Ok(Some(VERSION_REPEATED));
         }
-        txn.put_record(&live_key, new.to_be_bytes().to_vec());
+        // A version dies with the root that sealed it, which is not older than the version. What was staged may have died
+        // in the batch that another one's destruction ended.
+        let destroys = !matches!(entry.phase.as_str(), "dkg" | receipt::REPAIR | "abort");
+        if destroys && (same_root || sealed.is_some_and(|sealed| entry.root_epoch_before < sealed)) {
+            return Ok(Some(Contradiction::EpochWentBack.reason()));
+        }
+        // An aborted attempt seals nothing anew.
+        let sealed = if entry.phase == "abort" { sealed.unwrap_or_default() } else { entry.root_epoch_after };
+        txn.put_record(&live_key, encode_live(new, sealed));
         Ok(None)
     }
+}
+
+/// What is remembered of a key in somebody else's log: its live version, and the epoch that sealed it at the earliest.
+fn encode_live(version: u64, sealed: u64) -> Vec<u8> {
+    [version.to_be_bytes(), sealed.to_be_bytes()].concat()
+}
+
+/// The reverse. Stores that were written before epochs were remembered hold the version alone.
+fn decode_live(bytes: &[u8]) -> Result<(u64, u64), EngineError> {
+    let malformed = || EngineError::Malformed("stored version");
+    let (version, sealed) = bytes.split_first_chunk::<8>().ok_or_else(malformed)?;
+    let sealed = match sealed {
+        [] => 0,
+        sealed => u64::from_be_bytes(sealed.try_into().map_err(|_| malformed())?),
+    };
+    Ok((u64::from_be_bytes(*version), sealed))
 }
 
 /// What no honest signer exceeds: entries of others are hashed, and may be kept as evidence.

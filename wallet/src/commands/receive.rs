@@ -104,7 +104,8 @@ pub(super) async fn run(wallet: &Wallet, until: Until, timeout: u64, printer: Pr
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows how leaves become final until they are.
+/// Shows how leaves become final, until all operators are clean for all of them. Where the time ends before that, it is
+/// enough that they are final.
 pub(super) async fn until_final(
     wallet: &Wallet,
     leaves: &[String],
@@ -119,7 +120,7 @@ pub(super) async fn until_final(
     };
     let leaves = wallet.until_final(leaves, patience(timeout), show).await?;
     failed?;
-    if leaves.iter().all(Finality::is_settled) {
+    if leaves.iter().all(Finality::is_safe) {
         return Ok(());
     }
     Err(CommandError::Unavailable(format!("not final within {timeout} seconds")))
@@ -131,6 +132,7 @@ fn failure(transfer_id: String, error: &WalletError) -> Received {
         amount_sats: None,
         sender: None,
         leaves: Vec::new(),
+        state: "received".to_owned(),
         finality: Vec::new(),
         error: Some(explain(error)),
     }
@@ -144,7 +146,9 @@ pub(super) async fn describe(wallet: &Wallet, claimed: Claimed) -> Received {
             Err(error) => tracing::warn!(leaf, error = explain(&error), "no receipts"),
         }
     }
+    let all = finality.len() == claimed.leaves.len() && finality.iter().all(|leaf| leaf.is_final);
     Received {
+        state: if all { "final" } else { "claimed" }.to_owned(),
         transfer_id: claimed.transfer_id,
         amount_sats: Some(claimed.amount),
         sender: Some(claimed.sender),

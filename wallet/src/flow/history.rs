@@ -34,8 +34,20 @@ pub struct Entry {
     pub amount_sats: Option<u64>,
     /// Identity key or address on the other side.
     pub counterparty: Option<String>,
-    /// "pending", "done", "doubtful", "failed", or what went wrong.
+    /// "pending", "done", "doubtful", "failed", or what went wrong. Of what came from another wallet: "received", then
+    /// "claimed", then "final, …" as far as the operators were asked (D15).
     pub status: String,
+}
+
+/// How far an incoming transfer is: with several leaves, the one that is the least final counts.
+fn received(claim: &ClaimRecord) -> String {
+    let of = |leaf: &String| claim.finals.iter().find(|is_final| is_final.leaf_id == *leaf);
+    let finals: Option<Vec<_>> = claim.leaves.iter().map(of).collect();
+    match finals.and_then(|finals| finals.into_iter().min_by_key(|is_final| is_final.clean)) {
+        _ if !claim.done => "received".to_owned(),
+        Some(least) => least.statement.clone(),
+        None => "claimed".to_owned(),
+    }
 }
 
 impl Wallet {
@@ -72,7 +84,7 @@ impl Wallet {
             });
         }
         for c in self.state().all::<ClaimRecord>()? {
-            let status = c.problem.unwrap_or_else(|| if c.done { "done" } else { "pending" }.into());
+            let status = c.problem.clone().unwrap_or_else(|| received(&c));
             entries.push(Entry {
                 time: c.created,
                 direction: Direction::Received,

@@ -16,7 +16,7 @@ use crate::{
     client::ClientError,
     recipients::Purpose,
     signing::{CommitmentSets, job},
-    state::{ClaimRecord, LeafKeyKind, Wire},
+    state::{ClaimRecord, ClaimTweak, LeafKeyKind, Wire},
     tweak::{LeafTweak, seal_claim},
     verify::{Agreement, Incoming, Node, VerifyError, check_claimed, incoming},
     wallet::now,
@@ -105,6 +105,8 @@ impl Wallet {
                     .map(|l| l.id.clone())
                     .collect(),
                 request: None,
+                tweaks: Vec::new(),
+                finals: Vec::new(),
                 done: false,
                 problem: None,
                 created: now(),
@@ -145,8 +147,10 @@ impl Wallet {
             let request = match &record.request {
                 Some(stored) => stored.decode().map_err(|_| WalletError::Answer("the stored claim"))?,
                 None => {
-                    let request = self.claim_request(&record.transfer_id, leaves).await?;
+                    let (request, tweaks) = self.claim_request(&record.transfer_id, leaves).await?;
                     record.request = Some(Wire::of(&request));
+                    // An earlier one may yet turn out to be the one that was applied.
+                    record.tweaks.extend(tweaks);
                     self.state().put(record)?;
                     request
                 }
@@ -186,7 +190,7 @@ impl Wallet {
         &self,
         id: &str,
         leaves: &[Incoming],
-    ) -> Result<ClaimTransferRequest, WalletError> {
+    ) -> Result<(ClaimTransferRequest, Vec<ClaimTweak>), WalletError> {
         let federation = &self.config().federation;
         let count = u32::try_from(leaves.len()).unwrap_or(u32::MAX);
         let (sets, recipients) = tokio::try_join!(self.commitments(Vec::new(), 3, count), self.recipients())?;
@@ -215,11 +219,12 @@ impl Wallet {
         package.key_tweak_package = seal_claim(&tweaks, federation, &recipients, &purpose)?;
         let digest = package::claim_payload(&uuid, &package.key_tweak_package);
         package.user_signature = self.keys().identity().sign_ecdsa(digest)?.serialize_der().to_vec();
-        Ok(ClaimTransferRequest {
+        let request = ClaimTransferRequest {
             transfer_id: id.to_owned(),
             owner_identity_public_key: self.keys().identity().public_key().serialize().to_vec(),
             claim_package: Some(package),
-        })
+        };
+        Ok((request, tweaks.iter().map(LeafTweak::public_half).collect()))
     }
 
     /// After a claim every operator must show the leaf under this wallet's own key, with refunds to it.

@@ -2,11 +2,13 @@ use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1::Receipt;
 use spark_rules::receipt;
 
-use super::{OperatorReceipts, refreshed::Refreshed};
+use super::{DeleteClaim, OperatorReceipts, refreshed::Refreshed};
 
 /// No lie: the operator says itself that it knows nothing of what it held before (D12).
 const REPAIRED: &str = "the share was repaired: what the operator held before is not shown destroyed";
 const UNCONFIRMED: &str = "a destruction is not confirmed yet";
+/// What a root sealed dies with that root and with no other.
+const EPOCHS: &str = "root epochs do not rise with each destruction";
 
 /// One destroyed version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,17 @@ pub struct Step {
     pub retired: u64,
     /// Its destruction is confirmed independently.
     pub confirmed: bool,
+}
+
+/// A change of the owner's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hands {
+    /// Of the receipt.
+    pub phase: String,
+    /// Operation, 16 bytes.
+    pub operation: Vec<u8>,
+    /// What was added to the operator's public share, 33 bytes.
+    pub tweak: Vec<u8>,
 }
 
 /// What an operator's receipts for one leaf amount to.
@@ -28,6 +41,10 @@ pub struct Verdict {
     pub version: Option<u64>,
     /// A claim used a long-lived package key.
     pub long_lived_packages: bool,
+    /// The last change of hands that the receipts tell.
+    pub hands: Option<Hands>,
+    /// The weakest that they state of what destruction means.
+    pub delete_claim: DeleteClaim,
     /// The log begins with a repair (D12): it is clean only if all operators have refreshed the key since.
     pub repaired: bool,
     /// But for that, nothing is missing or wrong.
@@ -43,6 +60,7 @@ impl Verdict {
         view.receipts = self.receipts;
         view.confirmed = self.steps.iter().filter(|s| s.confirmed).count();
         view.version = self.version;
+        view.delete_claim = self.delete_claim;
         view.long_lived_packages = self.long_lived_packages;
         view.clean = self.problem.is_none();
         view.repaired = self.repaired;
@@ -65,15 +83,21 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
         steps: Vec::new(),
         version: None,
         long_lived_packages: false,
+        hands: None,
+        delete_claim: DeleteClaim::weakest(receipts),
         repaired: false,
         sound: false,
         refreshes: Vec::new(),
         problem: None,
     };
     let mut last: Option<&Receipt> = None;
-    let mut hands: Option<&str> = None;
+    let mut epochs = Epochs::default();
     let mut problem = None;
     for receipt in sorted {
+        if !epochs.rise(receipt) {
+            problem = Some(EPOCHS);
+            break;
+        }
         let confirmed = receipt::is_confirmed(receipt, destroyed_before);
         if !confirmed {
             problem.get_or_insert(UNCONFIRMED);
@@ -95,7 +119,11 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
                     // The key stays with whom it is; what is shown counts only without a doubt before it.
                     verdict.refreshes.extend(problem.is_none().then(|| Refreshed::of(receipt)).flatten());
                 } else if !receipt.tweak_commitment.is_empty() {
-                    hands = Some(&receipt.phase);
+                    verdict.hands = Some(Hands {
+                        phase: receipt.phase.clone(),
+                        operation: receipt.operation_id.clone(),
+                        tweak: receipt.tweak_commitment.clone(),
+                    });
                 }
                 verdict.steps.push(Step { retired: receipt.retired_version, confirmed });
                 verdict.version = Some(receipt.new_version);
@@ -118,7 +146,7 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
         (None, Some(last)) if share != Some(last.new_public_share.as_slice()) => {
             Some("the receipts do not lead to the share in use")
         }
-        (None, Some(_)) if hands.is_some_and(|phase| phase != "claim") => {
+        (None, Some(_)) if verdict.hands.as_ref().is_some_and(|hands| hands.phase != "claim") => {
             Some("the last owner's key is not replaced: no claim followed the send")
         }
         (None, Some(_)) => None,
@@ -128,6 +156,34 @@ pub fn judge(receipts: &[Receipt], destroyed_before: u64, share: Option<&[u8]>) 
         verdict.problem = Some(REPAIRED);
     }
     verdict
+}
+
+/// Epochs along one key's receipts.
+#[derive(Default)]
+struct Epochs {
+    /// Of the receipt before.
+    before: u64,
+    /// In which the present version is sealed, at the earliest.
+    live: u64,
+}
+
+impl Epochs {
+    /// Whether a receipt may follow: epochs never go back, and a version dies with a root not older than it is, which
+    /// its death ends.
+    fn rise(&mut self, next: &Receipt) -> bool {
+        let (before, after) = (next.root_epoch_before, next.root_epoch_after);
+        let holds = match next.phase.as_str() {
+            "dkg" | receipt::REPAIR => before <= after,
+            // What was staged may have died in the batch that another one's destruction ended.
+            "abort" => before <= after && before >= self.before,
+            _ => before < after && before >= self.live,
+        };
+        self.before = before;
+        if next.phase != "abort" {
+            self.live = after;
+        }
+        holds
+    }
 }
 
 fn gap(last: &Receipt, next: &Receipt) -> Option<&'static str> {
@@ -239,10 +295,13 @@ mod tests {
             live_versions: vec![2],
             retired_public_share: point(3).serialize().to_vec(),
             new_public_share: point(3).serialize().to_vec(),
+            root_epoch_before: 12,
+            root_epoch_after: 13,
             ..sent[1].clone()
         });
         renewed[2].tweak_commitment.clear();
-        assert!(judge(&renewed, DESTROYED_BEFORE, Some(&point(3).serialize())).problem.is_some());
+        let verdict = judge(&renewed, DESTROYED_BEFORE, Some(&point(3).serialize()));
+        assert_eq!(verdict.problem, Some("the last owner's key is not replaced: no claim followed the send"));
         // An own deposit never changed hands.
         assert_eq!(judge(&log()[..1], DESTROYED_BEFORE, Some(&point(1).serialize())).problem, None);
     }
@@ -257,13 +316,15 @@ mod tests {
             Some("the receipts do not begin with the key's creation")
         );
         assert_eq!(problem(|l| drop(l.pop())), Some("the receipts do not lead to the share in use"));
-        assert_eq!(problem(|l| l[2].root_epoch_before = 13), Some("a destruction is not confirmed yet"));
+        let later = |l: &mut Vec<Receipt>| (l[2].root_epoch_before, l[2].root_epoch_after) = (13, 14);
+        assert_eq!(problem(later), Some("a destruction is not confirmed yet"));
         assert_eq!(problem(|l| l[2].root_epoch_after = 14), Some("a destruction is not confirmed yet"));
         // What an operator calls confirmed is not, unless it signs that.
-        assert_eq!(
-            problem(|l| (l[2].root_epoch_before, l[2].state) = (13, "confirmed".into())),
-            Some("a destruction is not confirmed yet")
-        );
+        let said = |l: &mut Vec<Receipt>| {
+            later(l);
+            l[2].state = "confirmed".into();
+        };
+        assert_eq!(problem(said), Some("a destruction is not confirmed yet"));
         assert_eq!(problem(|l| l[2].live_versions = vec![1, 2]), Some("an older version remains live"));
         assert_eq!(problem(|l| l[2].live_versions.clear()), Some("an older version remains live"));
         assert_eq!(problem(|l| l[1].keyshare_id = vec![8; 16]), Some("the receipts are of several keys"));
@@ -276,6 +337,43 @@ mod tests {
             problem(|l| l[1].tweak_commitment = other()),
             Some("the new share is not the retired one plus its tweak")
         );
+    }
+
+    /// Section 4, check 6: what one root sealed is not destroyed by an earlier one's end, nor without any.
+    #[test]
+    fn epochs_rise_where_a_phase_destroys() {
+        let bent = |index: usize, before: u64, after: u64| {
+            problem(|l| (l[index].root_epoch_before, l[index].root_epoch_after) = (before, after))
+        };
+        assert_eq!((bent(1, 10, 11), bent(2, 12, 13)), (None, None));
+        for (index, before, after) in
+            [(1, 11, 11), (1, 11, 10), (1, 9, 12), (2, 11, 12), (2, 12, 12), (0, 10, 9)]
+        {
+            assert_eq!(bent(index, before, after), Some(EPOCHS), "{index} {before} {after}");
+        }
+        // A key's making destroys nothing; it may end a batch that does.
+        assert_eq!((bent(0, 10, 10), bent(0, 10, 11)), (None, None));
+        // An aborted attempt does not end an epoch by itself, but none goes back.
+        let aborted = |before, after| {
+            problem(|l| {
+                let abort = Receipt { sequence: 13, phase: "abort".into(), ..Default::default() };
+                l.push(Receipt { root_epoch_before: before, root_epoch_after: after, ..abort });
+            })
+        };
+        assert_eq!((aborted(12, 12), aborted(12, 13)), (None, None));
+        assert_eq!((aborted(11, 13), aborted(12, 11)), (Some(EPOCHS), Some(EPOCHS)));
+    }
+
+    #[test]
+    fn the_last_change_of_hands_and_the_weakest_claim_are_told() {
+        let mut log = log();
+        log[0].delete_claim = "none".into();
+        log[2].operation_id = vec![5; 16];
+        log.iter_mut().skip(1).for_each(|r| r.delete_claim = "device".into());
+        let verdict = judge(&log, DESTROYED_BEFORE, None);
+        let tweak = point(4).serialize().to_vec();
+        assert_eq!(verdict.hands, Some(Hands { phase: "claim".into(), operation: vec![5; 16], tweak }));
+        assert_eq!(verdict.delete_claim, DeleteClaim::None);
     }
 
     #[test]
@@ -319,17 +417,17 @@ mod tests {
                 retired_public_share: point(7).serialize().to_vec(),
                 tweak_commitment: point(2).serialize().to_vec(),
                 new_public_share: point(9).serialize().to_vec(),
-                root_epoch_before: 12,
-                root_epoch_after: 13,
+                root_epoch_before: 13,
+                root_epoch_after: 14,
                 ..log[2].clone()
             });
             change(&mut log[3]);
-            judge(&log, DESTROYED_BEFORE, Some(&point(9).serialize()))
+            judge(&log, DESTROYED_BEFORE + 1, Some(&point(9).serialize()))
         };
         let verdict = refreshed(&|_| {});
         assert_eq!((verdict.problem, verdict.version, verdict.refreshes.len()), (None, Some(3), 1));
         // Not before it is confirmed, and not with a share that it does not lead to.
-        let verdict = refreshed(&|r| r.root_epoch_after = 14);
+        let verdict = refreshed(&|r| r.root_epoch_after = 15);
         assert_eq!((verdict.problem, verdict.refreshes.len()), (Some(UNCONFIRMED), 0));
         let verdict = refreshed(&|r| r.tweak_commitment.clear());
         assert_eq!(verdict.problem, Some("the new share is not the retired one plus its tweak"));
@@ -348,8 +446,8 @@ mod tests {
             retired_public_share: point(3).serialize().to_vec(),
             new_public_share: point(5).serialize().to_vec(),
             tweak_commitment: point(2).serialize().to_vec(),
-            root_epoch_before: 11,
-            root_epoch_after: 12,
+            root_epoch_before: 12,
+            root_epoch_after: 13,
             ..sent[1].clone()
         });
         let verdict = judge(&sent, DESTROYED_BEFORE, Some(&point(5).serialize()));
@@ -370,6 +468,7 @@ mod tests {
                     live_versions: vec![1],
                     retired_public_share: point(1).serialize().to_vec(),
                     new_public_share: share.serialize().to_vec(),
+                    root_epoch_after: 11,
                     ..log[0].clone()
                 });
                 judge(&log, DESTROYED_BEFORE, Some(&share.serialize())).problem
@@ -381,9 +480,15 @@ mod tests {
 
     #[test]
     fn aborted_attempts_change_nothing_but_must_be_confirmed() {
-        let abort = Receipt { sequence: 11, phase: "abort".into(), ..Default::default() };
+        let abort = Receipt {
+            sequence: 13,
+            phase: "abort".into(),
+            root_epoch_before: 12,
+            root_epoch_after: 13,
+            ..Default::default()
+        };
         assert_eq!(problem(|l| l.push(abort.clone())), None);
-        let pending = Receipt { root_epoch_before: 13, ..abort };
+        let pending = Receipt { root_epoch_before: 13, root_epoch_after: 14, ..abort };
         assert_eq!(problem(|l| l.push(pending)), Some("a destruction is not confirmed yet"));
     }
 }

@@ -3,30 +3,48 @@
 //! Proof formats belong to `spark_rules::receipt`; here is what a wallet concludes from them.
 
 mod clean;
+mod conclude;
+mod delete_claim;
 mod head;
+mod own;
 mod pages;
 mod refreshed;
+#[cfg(test)]
+mod tests;
 mod watch;
 
+use bitcoin::secp256k1::PublicKey;
 use serde::{Deserialize, Serialize};
-use spark_proto::signer::v1::{GetCheckpointRequest, GetReceiptsRequest, GetReceiptsResponse};
+use spark_proto::{
+    signer::v1::{GetCheckpointRequest, GetReceiptsRequest, GetReceiptsResponse},
+    spark::TreeNode,
+};
 use spark_rules::{
     checkpoint::{Checkpoint, Contradiction},
-    ids::LeafId,
+    ids::{LeafId, OperatorIndex},
     receipt, witness,
 };
 
-pub use clean::{Step, Verdict, judge};
+use conclude::{Judged, conclude};
+use head::Head;
+use own::Own;
+
+pub use clean::{Hands, Step, Verdict, judge};
+pub use delete_claim::DeleteClaim;
 pub use refreshed::Refreshed;
 
-use self::head::Head;
 use crate::{
     Wallet, WalletError,
     client::Operator,
-    verify::{Node, VerifyError},
+    state::{ClaimRecord, FinalLeaf},
+    verify::VerifyError,
 };
 
 const FEW_WITNESSES: &str = "too few other operators have cosigned this head of the log";
+
+/// What is known of who vouches for an operator's devices and their profile: operators publish no attestation of their
+/// keys, so `delete_claim` is their own word.
+const ATTESTATION: &str = "none";
 
 /// Receipts that prove nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,11 +98,32 @@ pub struct OperatorReceipts {
     pub clean: bool,
     /// A claim used a long-lived package key: final unless recorded packages are opened later.
     pub long_lived_packages: bool,
+    /// What destruction means on this operator's devices, as it says itself: the weakest of all receipts of the leaf.
+    #[serde(default)]
+    pub delete_claim: DeleteClaim,
     /// The log begins with a repair: clean only by a refresh that all have applied, and then it covers no liar.
     #[serde(default)]
     pub repaired: bool,
     /// What is missing or wrong, if not clean.
     pub problem: Option<String>,
+}
+
+impl OperatorReceipts {
+    /// Nothing is known yet.
+    const fn unknown(operator: u16) -> Self {
+        Self {
+            operator,
+            receipts: 0,
+            confirmed: 0,
+            witnesses: 0,
+            version: None,
+            clean: false,
+            long_lived_packages: false,
+            delete_claim: DeleteClaim::Unknown,
+            repaired: false,
+            problem: None,
+        }
+    }
 }
 
 /// What all operators together have proven about a leaf.
@@ -103,6 +142,12 @@ pub struct Finality {
     /// Clean operators beyond those needed. One that is clean by a refresh after its repair is not counted: the share
     /// that it lost may be somewhere.
     pub tolerated_liars: usize,
+    /// The weakest of the operators that count.
+    #[serde(default)]
+    pub delete_claim: DeleteClaim,
+    /// Who vouches for the devices: "none", the operators' word alone.
+    #[serde(default)]
+    pub attestation: String,
     /// In words.
     pub statement: String,
     /// One by one.
@@ -110,9 +155,15 @@ pub struct Finality {
 }
 
 impl Finality {
-    /// There is nothing to wait for: it is final, or no operator has anything left to prove, as for one's own deposit.
+    /// There is nothing to wait for: no operator has anything left to prove. That it is final is not enough, since every
+    /// further clean operator covers one more liar.
     pub const fn is_settled(&self) -> bool {
-        self.is_final || self.clean == self.operators
+        self.clean == self.operators
+    }
+
+    /// The money is this wallet's alone: final, or one's own deposit, which all operators show never changed hands.
+    pub const fn is_safe(&self) -> bool {
+        self.is_final || self.is_settled()
     }
 }
 
@@ -127,6 +178,9 @@ pub struct LogView {
     pub destroyed_before: u64,
     /// Other operators' signers that cosigned the head within the last hour.
     pub witnesses: usize,
+    /// Who vouches for the operator's devices: "none", its own word alone.
+    #[serde(default)]
+    pub attestation: String,
     /// Why the head is not relied on.
     pub problem: Option<String>,
 }
@@ -170,6 +224,7 @@ impl Wallet {
                     size: head.checkpoint.size,
                     destroyed_before: head.checkpoint.extension.destroyed_before,
                     witnesses: head.witnesses,
+                    attestation: ATTESTATION.to_owned(),
                     problem: (head.witnesses < needed_witnesses).then(|| FEW_WITNESSES.to_owned()),
                 },
                 Err(error) => LogView {
@@ -177,6 +232,7 @@ impl Wallet {
                     size: 0,
                     destroyed_before: 0,
                     witnesses: 0,
+                    attestation: ATTESTATION.to_owned(),
                     problem: Some(error.to_string()),
                 },
             });
@@ -185,8 +241,7 @@ impl Wallet {
         for leaf in self.sync().await? {
             leaves.push(self.finality(&leaf.leaf_id).await?);
         }
-        let clean = |leaf: &Finality| leaf.clean == leaf.operators;
-        let ok = logs.iter().all(|log| log.problem.is_none()) && leaves.iter().all(clean);
+        let ok = logs.iter().all(|log| log.problem.is_none()) && leaves.iter().all(Finality::is_settled);
         Ok(Verification { ok, needed_witnesses, logs, leaves })
     }
 
@@ -208,75 +263,133 @@ impl Wallet {
         Ok((receipts, head))
     }
 
-    /// Asks every operator for its receipts of a leaf, checks them, and draws the conclusion of D15.
+    /// Asks every operator for its receipts of a leaf, checks them, holds them against what this wallet knows of the leaf
+    /// by itself, and draws the conclusion of D15.
     pub async fn finality(&self, leaf_id: &str) -> Result<Finality, WalletError> {
-        LeafId::parse(leaf_id).map_err(VerifyError::from)?;
-        let answers = self
-            .operators()
-            .each(|o| async move {
-                let (receipts, head) = self.all_receipts(o, leaf_id).await?;
-                self.continued(o, &head.checkpoint).await?;
-                let nodes = self.nodes_by_id(o, vec![leaf_id.to_owned()]).await?;
-                Ok::<_, WalletError>((receipts, head, nodes.get(leaf_id).cloned()))
-            })
-            .await;
-        let mut by_operator = Vec::with_capacity(answers.len());
+        let leaf = LeafId::parse(leaf_id).map_err(VerifyError::from)?;
+        let own = self.own(&leaf)?;
+        let answers = self.operators().each(|operator| self.shown(operator, leaf_id)).await;
+        let mut operators = Vec::with_capacity(answers.len());
         // What each log shows of refreshes, and whether a repaired operator's holds otherwise.
         let (mut refreshes, mut mended) = (Vec::new(), Vec::new());
         for (index, answer) in answers {
-            let mut view = OperatorReceipts {
-                operator: index.get(),
-                receipts: 0,
-                confirmed: 0,
-                witnesses: 0,
-                version: None,
-                clean: false,
-                long_lived_packages: false,
-                repaired: false,
-                problem: None,
-            };
-            let (mut refreshed, mut sound) = (Vec::new(), false);
+            let mut view = OperatorReceipts::unknown(index.get());
+            let mut held = Held::default();
             match answer {
                 Err(error) => view.problem = Some(error.to_string()),
-                Ok((answer, head, node)) => {
-                    view.witnesses = head.witnesses;
-                    let share = node.as_ref().and_then(|n| n.signing_keyshare.as_ref());
-                    let share = share.and_then(|k| k.public_shares.get(&index.identifier_hex())).cloned();
-                    let known = node.as_ref().is_some_and(|n| Node::parse(n).is_ok());
-                    match included(leaf_id, &answer, &head.checkpoint) {
-                        Err(error) => view.problem = Some(error.to_string()),
-                        Ok(()) if !known => view.problem = Some("the operator does not know the leaf".into()),
-                        Ok(()) => {
-                            let destroyed_before = head.checkpoint.extension.destroyed_before;
-                            let mut verdict = judge(&answer.receipts, destroyed_before, share.as_deref());
-                            (refreshed, sound) = (std::mem::take(&mut verdict.refreshes), verdict.sound);
-                            verdict.describe(&mut view);
-                        }
-                    }
-                    if view.witnesses < witness::needed(&self.config().federation) {
-                        (refreshed, sound) = (Vec::new(), false);
-                        if view.clean {
-                            view.clean = false;
-                            view.problem = Some(FEW_WITNESSES.to_owned());
-                        }
-                    }
-                }
+                Ok(shown) => held = self.held(index, leaf_id, own.as_ref(), &shown, &mut view),
             }
-            refreshes.push(refreshed);
-            mended.push(view.repaired && sound);
-            by_operator.push(view);
+            mended.push(view.repaired && held.sound);
+            refreshes.push(held.refreshes);
+            operators.push(Judged { view, shares: held.shares });
         }
         let federation = &self.config().federation;
         if refreshed::by_all(&refreshes, federation.threshold()) {
-            for (view, _) in by_operator.iter_mut().zip(mended).filter(|(_, mended)| *mended) {
-                view.clean = true;
-                view.problem = None;
+            for (judged, _) in operators.iter_mut().zip(mended).filter(|(_, mended)| *mended) {
+                judged.view.clean = true;
+                judged.view.problem = None;
             }
         }
         let needed =
             usize::from(federation.size()).saturating_sub(federation.threshold().into()).saturating_add(1);
-        Ok(conclude(leaf_id, by_operator, needed))
+        let finality = conclude(leaf_id, operators, needed, own.is_some_and(|own| own.is_claimed()));
+        self.note_final(&finality)?;
+        Ok(finality)
     }
+
+    /// What an operator shows of a leaf: receipts under a head that continues what was seen, and the leaf.
+    async fn shown(&self, operator: &Operator, leaf_id: &str) -> Result<Shown, WalletError> {
+        let (receipts, head) = self.all_receipts(operator, leaf_id).await?;
+        self.continued(operator, &head.checkpoint).await?;
+        let mut nodes = self.nodes_by_id(operator, vec![leaf_id.to_owned()]).await?;
+        Ok(Shown { receipts, head, node: nodes.remove(leaf_id) })
+    }
+
+    /// Judges what an operator shows and describes it in `view`. Returns what of it holds beside others.
+    fn held(
+        &self,
+        index: OperatorIndex,
+        leaf_id: &str,
+        own: Option<&Own>,
+        shown: &Shown,
+        view: &mut OperatorReceipts,
+    ) -> Held {
+        let federation = &self.config().federation;
+        view.witnesses = shown.head.witnesses;
+        if let Err(error) = included(leaf_id, &shown.receipts, &shown.head.checkpoint) {
+            view.problem = Some(error.to_string());
+            return Held::default();
+        }
+        let Some(node) = &shown.node else {
+            view.problem = Some("the operator does not know the leaf".into());
+            return Held::default();
+        };
+        let share = node.signing_keyshare.as_ref();
+        let share = share.and_then(|key| key.public_shares.get(&index.identifier_hex()));
+        let destroyed_before = shown.head.checkpoint.extension.destroyed_before;
+        let mut verdict = judge(&shown.receipts.receipts, destroyed_before, share.map(Vec::as_slice));
+        let shares = match own {
+            Some(own) => own.shares(index, federation, node, &verdict),
+            None => Err(own::NOT_OURS),
+        };
+        let (refreshes, sound) = (std::mem::take(&mut verdict.refreshes), verdict.sound);
+        verdict.describe(view);
+        let doubt = match &shares {
+            _ if view.witnesses < witness::needed(federation) => Some(FEW_WITNESSES),
+            Err(reason) => Some(*reason),
+            Ok(_) => None,
+        };
+        if let Some(reason) = doubt {
+            view.clean = false;
+            view.problem.get_or_insert_with(|| reason.to_owned());
+            return Held::default();
+        }
+        Held { refreshes, sound, shares: shares.unwrap_or_default() }
+    }
+
+    /// Remembers under the claim how final its leaf became: later the leaf may be somebody else's.
+    fn note_final(&self, finality: &Finality) -> Result<(), WalletError> {
+        if !finality.is_final {
+            return Ok(());
+        }
+        for mut claim in self.last_claims(&finality.leaf_id)? {
+            loop {
+                let mut noted = claim.clone();
+                noted.finals.retain(|leaf| leaf.leaf_id != finality.leaf_id);
+                noted.finals.push(FinalLeaf {
+                    leaf_id: finality.leaf_id.clone(),
+                    clean: finality.clean,
+                    statement: finality.statement.clone(),
+                });
+                let same = noted.finals.iter().all(|leaf| claim.finals.contains(leaf));
+                if same || self.state().replace(&claim.transfer_id, Some(&claim), &noted)? {
+                    break;
+                }
+                // Another call wrote it meanwhile.
+                match self.state().get::<ClaimRecord>(&claim.transfer_id)? {
+                    Some(newer) => claim = newer,
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an operator shows of a leaf.
+struct Shown {
+    receipts: GetReceiptsResponse,
+    head: Head,
+    node: Option<TreeNode>,
+}
+
+/// What of it holds.
+#[derive(Default)]
+struct Held {
+    refreshes: Vec<Refreshed>,
+    /// Nothing is wrong or missing, but perhaps for a repair.
+    sound: bool,
+    shares: Vec<PublicKey>,
 }
 
 /// Checks that every receipt is of this leaf and in the log that the checkpoint states.
@@ -295,143 +408,4 @@ fn included(leaf_id: &str, answer: &GetReceiptsResponse, head: &Checkpoint) -> R
         receipt::verify_inclusion(receipt, proof, head.root).map_err(|_| ReceiptError::Inclusion(i))?;
     }
     Ok(())
-}
-
-fn conclude(leaf_id: &str, by_operator: Vec<OperatorReceipts>, needed: usize) -> Finality {
-    // The same operators for all versions: those that agree on the highest version count.
-    let version = by_operator.iter().filter(|o| o.clean).filter_map(|o| o.version).max();
-    let counted = |o: &&OperatorReceipts| o.clean && o.version == version;
-    let clean = by_operator.iter().filter(counted).count();
-    // Those whose own log shows everything from the key's making on: of the versions that a repaired one held when it was
-    // lost, its share may still exist.
-    let sound = by_operator.iter().filter(counted).filter(|o| !o.repaired).count();
-    let caveat = by_operator.iter().filter(counted).any(|o| o.long_lived_packages);
-    let operators = by_operator.len();
-    let is_final = version.is_some_and(|v| v > 0) && sound >= needed;
-    let tolerated_liars = if is_final { sound.saturating_sub(needed) } else { 0 };
-    let statement = if is_final {
-        let packages = if caveat { "; unless recorded packages are opened later" } else { "" };
-        let mended = if sound < clean {
-            format!(" ({} by a refresh after repair)", clean.saturating_sub(sound))
-        } else {
-            String::new()
-        };
-        format!("final, {clean} of {operators} clean{mended}, tolerates {tolerated_liars} liars{packages}")
-    } else {
-        format!("not final yet: {clean} of {operators} clean, {needed} needed")
-    };
-    Finality {
-        leaf_id: leaf_id.to_owned(),
-        clean,
-        operators,
-        needed,
-        is_final,
-        tolerated_liars,
-        statement,
-        by_operator,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A checkpoint of an empty log under this origin, signed by the first operator's federation key.
-    fn checkpoint(origin: &str) -> String {
-        use base64::{Engine as _, engine::general_purpose::STANDARD};
-        use ed25519_dalek::{Signer as _, SigningKey};
-        use sha2::{Digest as _, Sha256};
-        // RFC 8032, test 1: the first of the federation keys of tests.
-        let seed = hex::decode("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
-        let key = SigningKey::from_bytes(&seed.try_into().unwrap());
-        let extension = spark_rules::checkpoint::Extension::default().to_lines();
-        let text = format!("{origin}\n0\n{}\n{extension}", STANDARD.encode(Sha256::digest(b"")));
-        let public = [[1u8].as_slice(), key.verifying_key().as_bytes()].concat();
-        let id = Sha256::digest([origin.as_bytes(), b"\n", &public].concat());
-        let signature = [&id[..4], &key.sign(text.as_bytes()).to_bytes()].concat();
-        format!("{text}\n\u{2014} {origin} {}\n", STANDARD.encode(signature))
-    }
-
-    #[tokio::test]
-    async fn s7_checkpoints_of_another_log_prove_nothing() {
-        let operators = crate::testing::Operators::new();
-        let keys = crate::testing::keys();
-        let (wallet, _dir) =
-            crate::testing::wallet_of(&operators, keys, Vec::new(), std::time::Duration::from_secs(1));
-        let of = |index| {
-            spark_rules::checkpoint::origin(
-                &operators.federation,
-                spark_rules::ids::OperatorIndex::new(index),
-            )
-        };
-        let checked = |note: String| wallet.head(0, &note).map(|head| (head.checkpoint.size, head.witnesses));
-        assert_eq!(checked(checkpoint(&of(0))), Ok((0, 0)));
-        // The same key may sign many logs: one for each wallet, say.
-        for origin in [of(1), "spark-operator.invalid/for-alice".to_owned()] {
-            assert_eq!(checked(checkpoint(&origin)), Err(ReceiptError::Checkpoint));
-        }
-        assert_eq!(checked(checkpoint(&of(0)).replace("\n0\n", "\n1\n")), Err(ReceiptError::Checkpoint));
-        assert_eq!(checked("x".repeat(1 << 20)), Err(ReceiptError::Checkpoint));
-    }
-
-    fn operator(operator: u16, version: Option<u64>, clean: bool) -> OperatorReceipts {
-        OperatorReceipts {
-            operator,
-            receipts: 1,
-            confirmed: 1,
-            witnesses: 2,
-            version,
-            clean,
-            long_lived_packages: false,
-            repaired: false,
-            problem: None,
-        }
-    }
-
-    /// The share that was lost counts as one that exists, although its operator is clean again.
-    #[test]
-    fn d12_who_is_clean_by_a_refresh_covers_no_liar() {
-        let of = |list: [(bool, bool); 5]| {
-            let views = (0u16..)
-                .zip(list)
-                .map(|(i, (clean, repaired))| OperatorReceipts { repaired, ..operator(i, Some(2), clean) })
-                .collect();
-            let f = conclude("x", views, 3);
-            (f.is_final, f.clean, f.tolerated_liars)
-        };
-        let (own, mended, not) = ((true, false), (true, true), (false, false));
-        assert_eq!(of([own; 5]), (true, 5, 2));
-        assert_eq!(of([own, own, own, own, mended]), (true, 5, 1));
-        assert_eq!(of([own, own, own, mended, mended]), (true, 5, 0));
-        // Two lost shares and one that was not shown destroyed are t of one version.
-        assert_eq!(of([own, own, mended, mended, not]), (false, 4, 0));
-        assert_eq!(of([own, own, mended, mended, mended]), (false, 5, 0));
-    }
-
-    #[test]
-    fn finality_counts_clean_operators_at_one_version() {
-        let of = |list: [(u64, bool); 3]| {
-            let views = (0u16..).zip(list).map(|(i, (v, c))| operator(i, Some(v), c)).collect();
-            let f = conclude("x", views, 2);
-            (f.is_final, f.clean, f.tolerated_liars)
-        };
-        assert_eq!(of([(2, true), (2, true), (2, true)]), (true, 3, 1));
-        assert_eq!(of([(2, true), (2, true), (2, false)]), (true, 2, 0));
-        assert_eq!(of([(2, true), (2, false), (2, false)]), (false, 1, 0));
-        // A laggard at an older version does not count.
-        assert_eq!(of([(2, true), (1, true), (1, true)]), (false, 1, 0));
-        // Nobody has destroyed anything at version 0.
-        assert_eq!(of([(0, true), (0, true), (0, true)]), (false, 3, 0));
-    }
-
-    #[test]
-    fn the_caveat_of_long_lived_keys_is_said() {
-        let mut views =
-            vec![operator(0, Some(1), true), operator(1, Some(1), true), operator(2, None, false)];
-        assert_eq!(conclude("x", views.clone(), 2).statement, "final, 2 of 3 clean, tolerates 0 liars");
-        if let Some(first) = views.first_mut() {
-            first.long_lived_packages = true;
-        }
-        assert!(conclude("x", views, 2).statement.ends_with("unless recorded packages are opened later"));
-    }
 }

@@ -12,9 +12,9 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use records::{
-    ClaimRecord, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, ExitTerms, HtlcExit,
-    HtlcTerms, LeafKeyKind, SeenHead, SendRecord, SendShare, SendState, StoredLeaf, StoredStep,
-    UsedPackageKey, Wire,
+    ClaimRecord, ClaimTweak, DepositRecord, DepositState, DirectSteps, ExitRecord, ExitState, ExitTerms,
+    FinalLeaf, HtlcExit, HtlcTerms, LeafKeyKind, SeenHead, SendRecord, SendShare, SendState, StoredLeaf,
+    StoredStep, UsedPackageKey, Wire,
 };
 
 /// Name of the file in the wallet's directory.

@@ -251,12 +251,38 @@ pub struct ClaimRecord {
     pub leaves: Vec<String>,
     /// The claim as sent; none while only seen.
     pub request: Option<Wire<spark::ClaimTransferRequest>>,
+    /// Public halves of the tweaks of every claim that was sent: receipts must show those of one.
+    #[serde(default)]
+    pub tweaks: Vec<ClaimTweak>,
+    /// Leaves that were seen final under this claim.
+    #[serde(default)]
+    pub finals: Vec<FinalLeaf>,
     /// The leaves are ours alone.
     pub done: bool,
     /// Why it cannot be claimed (D23), if so.
     pub problem: Option<String>,
     /// Unix seconds.
     pub created: u64,
+}
+
+/// Public half of one leaf's tweak in one claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimTweak {
+    /// UUID.
+    pub leaf_id: String,
+    /// Feldman commitments, hex, lowest coefficient first.
+    pub proofs: Vec<String>,
+}
+
+/// How final a leaf was when the operators were last asked (D15).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalLeaf {
+    /// UUID.
+    pub leaf_id: String,
+    /// Clean operators.
+    pub clean: usize,
+    /// In words.
+    pub statement: String,
 }
 
 /// Whose key the refund pays.

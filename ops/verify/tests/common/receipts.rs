@@ -128,13 +128,15 @@ pub(crate) fn story(count: usize) -> Vec<Receipt> {
     all
 }
 
-/// Gives receipts their place, salt and root epochs: every second one closes a batch.
+/// Gives receipts their place, salt and root epochs: each that destroys something closes a batch.
 pub(crate) fn place(receipts: &mut [Receipt]) {
+    let mut epoch = 1u64;
     for (index, receipt) in (0u64..).zip(receipts) {
         receipt.insert("log_index".into(), index.into());
         receipt.insert("sequence".into(), (10 + index).into());
         receipt.insert("salt".into(), hex::encode(sha(&[b"salt", &index.to_be_bytes()])).into());
-        receipt.insert("root_epoch_before".into(), (1 + index / 2).into());
-        receipt.insert("root_epoch_after".into(), (2 + index / 2).into());
+        receipt.insert("root_epoch_before".into(), epoch.into());
+        epoch += u64::from(!["dkg", "repair"].contains(&field(receipt, "phase")));
+        receipt.insert("root_epoch_after".into(), epoch.into());
     }
 }

@@ -21,8 +21,12 @@ use crate::{
 /// The claim of a receiver's part of a transfer has its own id, whichever device of the receiver asks.
 pub(super) fn operation_id(request: &spark::ClaimTransferRequest) -> Result<OperationId, OperationError> {
     let receiver = point::parse("owner_identity_public_key", &request.owner_identity_public_key)?;
-    let key = claim_key(&transfer_id(&request.transfer_id)?, &receiver);
-    Ok(OperationId::derive("spark/claim", &[&key]))
+    Ok(claim_id(&transfer_id(&request.transfer_id)?, &receiver))
+}
+
+/// Id of the operation in which `receiver` claims its part of a transfer: receipts name it.
+pub fn claim_id(transfer: &TransferId, receiver: &PublicKey) -> OperationId {
+    OperationId::derive("spark/claim", &[&claim_key(transfer, receiver)])
 }
 
 fn claim_key(transfer: &TransferId, receiver: &PublicKey) -> Vec<u8> {

@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use bitcoin::secp256k1::PublicKey;
 use spark_proto::peer::v1 as wire;
 
+pub use claim::claim_id;
 pub use coop_exit::{CONNECTOR, MAX_DEPTH};
 pub use error::OperationError;
 pub use htlc::PAYMENT;

@@ -14,7 +14,7 @@ use spark_rules::{
 use super::{Wallet, claim_request, deposit, operation, quorum::Quorum, send_request};
 use crate::{
     engine::{Acknowledge, EngineError, Reply, Request},
-    vault::Token as _,
+    vault::{SecretId, SecretKind, Token as _},
 };
 
 /// A leaf that changed hands: three receipts in every log, of its key's making, of a send and of a claim.
@@ -100,7 +100,12 @@ fn forge_log(quorum: &mut Quorum, entries: &[Receipt]) -> String {
 fn a_page_of_the_log_ends_by_its_bytes() {
     let mut quorum = quorum();
     let engine = &mut quorum.members[0].engine;
+    let dying = SecretId::new([1; 16], SecretKind::PackageKey, 0);
     let mut txn = engine.vault.begin();
+    txn.put_secret(dying, vec![1; 32].into()).unwrap();
+    txn.commit().unwrap();
+    let mut txn = engine.vault.begin();
+    txn.delete_secret(&dying).unwrap();
     for n in 0..400u32 {
         let id = |k: u32| [n.to_be_bytes(), k.to_be_bytes(), [0; 4], [0; 4]].concat();
         let package_keys = (0..256).map(id).collect();
@@ -345,6 +350,58 @@ fn s7_an_epoch_that_goes_back_stops_the_witness() {
         entries.push(next.clone());
         (size, vec![next], forge_log(quorum, &entries))
     });
+}
+
+/// Section 4, check 6: a version dies with the root that sealed it, which is not older than the version.
+#[test]
+fn s7_a_destruction_without_a_new_root_stops_the_witness() {
+    /// What operator 0 says next of a key of its log: the version after the live one.
+    fn next(last: &Receipt, phase: &str, epochs: (u64, u64)) -> Receipt {
+        let new = last.new_version + u64::from(phase != "abort");
+        Receipt {
+            phase: phase.into(),
+            retired_version: last.new_version,
+            new_version: new,
+            live_versions: vec![new],
+            root_epoch_before: epochs.0,
+            root_epoch_after: epochs.1,
+            ..last.clone()
+        }
+    }
+    let newest = |quorum: &mut Quorum| {
+        let size = follow(quorum, 1).size;
+        let (entries, _) = page(quorum, 0, size);
+        let claim = entries.iter().rfind(|entry| entry.phase == "claim").unwrap().clone();
+        let epoch = entries.iter().map(|entry| entry.root_epoch_after).max().unwrap();
+        (size, entries, claim, epoch)
+    };
+    for phase in ["send", "claim", "renew", "refresh"] {
+        caught("EPOCH_WENT_BACK", |quorum| {
+            let (size, mut entries, claim, epoch) = newest(quorum);
+            let next = next(&claim, phase, (epoch, epoch));
+            entries.push(next.clone());
+            (size, vec![next], forge_log(quorum, &entries))
+        });
+    }
+    // Two versions of one key in one batch: the second would die with a root that never sealed it.
+    caught("EPOCH_WENT_BACK", |quorum| {
+        let (size, mut entries, claim, epoch) = newest(quorum);
+        let first = next(&claim, "send", (epoch, epoch + 1));
+        let second = next(&first, "claim", (epoch, epoch + 1));
+        entries.extend([first.clone(), second.clone()]);
+        (size, vec![first, second], forge_log(quorum, &entries))
+    });
+    // What an honest signer may say: an abort in a batch that another call's destruction ends, or none, and the key's next
+    // version in a later batch.
+    let mut quorum = quorum();
+    let (size, mut entries, claim, epoch) = newest(&mut quorum);
+    let aborts = [next(&claim, "abort", (epoch, epoch)), next(&claim, "abort", (epoch, epoch + 1))];
+    let first = next(&claim, "send", (epoch, epoch + 1));
+    let second = next(&first, "claim", (epoch + 1, epoch + 3));
+    let more = [aborts.to_vec(), vec![first, second]].concat();
+    entries.extend(more.clone());
+    let note = forge_log(&mut quorum, &entries);
+    assert!(!cosign(&mut quorum, 1, size, more, note).unwrap().cosignature.is_empty());
 }
 
 /// A key that nobody has made is recorded by nobody.

@@ -12,6 +12,7 @@ use spark_rules::{
 use super::{
     Wallet, claim_request, deposit, operation,
     quorum::{Leaf, Quorum},
+    refreshes::receipts,
     send_request, user_job,
 };
 
@@ -128,6 +129,24 @@ fn a_leaf_is_renewed_in_every_shape_and_sent_on() {
     let record = quorum.leaf(1, &leaf.id);
     assert_eq!((record.owner_key, record.refund_timelock.blocks()), (key.public_key(), 1900));
     assert!(record.refunds.direct.is_some(), "a timed node has direct refunds");
+
+    // S7: each renewal retires the version that signed the old state, though the share stays.
+    for member in 0..3 {
+        let log = receipts(&mut quorum, member, &leaf);
+        let phases: Vec<_> = log.iter().map(|receipt| receipt.phase.as_str()).collect();
+        assert_eq!(phases, ["dkg", "renew", "renew", "renew", "send", "claim"]);
+        for (version, pair) in (1..).zip(log.windows(2)) {
+            let [before, receipt] = pair else { panic!() };
+            let (phase, stays) = (receipt.phase.as_str(), receipt.phase == "renew");
+            assert_eq!((receipt.retired_version, receipt.new_version), (version - 1, version), "{phase}");
+            assert_eq!(receipt.live_versions, [version], "{phase}");
+            assert_eq!(receipt.retired_public_share, before.new_public_share, "{phase}");
+            assert_eq!(receipt.new_public_share == receipt.retired_public_share, stays, "{phase}");
+            assert_eq!(receipt.tweak_commitment.is_empty(), stays, "{phase}");
+            assert!(receipt.root_epoch_before < receipt.root_epoch_after, "{phase}");
+            assert!(before.root_epoch_after <= receipt.root_epoch_before, "{phase}");
+        }
+    }
 }
 
 /// A renewal and a send of the same leaf exclude each other; a stranger renews nothing.

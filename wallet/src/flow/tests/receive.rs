@@ -27,6 +27,8 @@ fn record(id: &str) -> ClaimRecord {
         amount: 100_000,
         leaves: vec![LEAF_ID.into()],
         request: Some(Wire::of(&ClaimTransferRequest::default())),
+        tweaks: Vec::new(),
+        finals: Vec::new(),
         done: false,
         problem: None,
         created: crate::wallet::now(),
