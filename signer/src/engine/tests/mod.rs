@@ -4,6 +4,7 @@
 mod admin;
 mod attacks;
 mod deposits;
+mod final_signatures;
 mod flows;
 mod htlc;
 mod invoices;
