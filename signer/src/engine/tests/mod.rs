@@ -18,6 +18,7 @@ mod receivers;
 mod refreshes;
 mod renewals;
 mod repairs;
+mod split_views;
 mod static_deposits;
 mod tweaks;
 mod witness;
