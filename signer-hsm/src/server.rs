@@ -203,7 +203,9 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
     metrics.engine(&mut engine);
     let keys = tokio::spawn(devices::tend_keys(Arc::clone(&opener.keys), hsm.clone()));
     let reopen = Box::new(move || opener.engine());
-    let (worker, progress, thread) = Worker::start(engine, reopen, metrics.clone())?;
+    let pacing = Arc::clone(&fleet);
+    let pause = Box::new(move |serving: &[_]| pacing.min_batch(serving));
+    let (worker, progress, thread) = Worker::start(engine, reopen, pause, metrics.clone())?;
     let confirmer = tokio::spawn(confirmer::run(recipe, worker.clone(), progress.clone()));
     let office = Admin::new(config.operator, worker.weak(), progress, Arc::clone(&fleet));
     let office = tokio::spawn(async move {
