@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     convert::Converter,
     db::{Db, confirm, follow::ChainTables, operation::index_column},
-    deletion_log::{LogFiles, LogService, Publisher},
+    deletion_log::{Comparer, Heads, LogFiles, LogService, Publisher},
     deposit_address::DepositAddresses,
     edge::{Edge, Quotas, TlsMaterial, public_service, signer_channel},
     events::{self, Events},
@@ -169,6 +169,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     };
     let mut tasks = JoinSet::new();
 
+    let (publisher, published) = Publisher::new(Arc::clone(&federation), signers.clone(), metrics.clone());
+    let heads = Heads::new(own, published.clone());
+
     // Peers first: nobody unlocks without the others' memory.
     let peer_listener = TcpListener::bind(config.listen.peer).await?;
     let pinned: Vec<Spki> = federation
@@ -179,7 +182,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .map(|k| Spki::from_bytes(*k))
         .collect();
     let peer_routes = tonic::service::Routes::new(
-        PeerServer::new(PeerService::new(engine.clone(), addresses.clone(), refunds.clone()))
+        PeerServer::new(PeerService::new(engine.clone(), addresses.clone(), refunds.clone(), heads))
             .max_decoding_message_size(MAX_PEER_MESSAGE)
             .max_encoding_message_size(MAX_PEER_MESSAGE),
     );
@@ -288,11 +291,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
             Ok(())
         });
 
-        let (publisher, published) =
-            Publisher::new(Arc::clone(&federation), signers.clone(), metrics.clone());
         let until = wait(&stopping);
         tasks.spawn(async move {
             publisher.run(until).await;
+            Ok(())
+        });
+        let (comparer, until) = (Comparer::new(signers.clone()), wait(&stopping));
+        tasks.spawn(async move {
+            comparer.run(until).await;
             Ok(())
         });
 

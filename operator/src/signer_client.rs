@@ -100,6 +100,8 @@ calls! {
     read_log: ReadLogRequest -> ReadLogResponse;
     /// As witness of another operator's log.
     cosign_log: CosignLogRequest -> CosignLogResponse;
+    /// As witness, of what others were shown.
+    compare_log: CompareLogRequest -> CompareLogResponse;
     /// Repair of the own signer: the next page.
     repair_open: RepairOpenRequest -> RepairTicket;
     /// Repair of another signer: the page as this one has it.

@@ -125,6 +125,7 @@ calls! {
     read_tile: wire::ReadTileRequest => ReadTile, Tile(wire::ReadTileResponse);
     read_log: wire::ReadLogRequest => ReadLog, Log(wire::ReadLogResponse);
     cosign_log: wire::CosignLogRequest => CosignLog, Cosigned(wire::CosignLogResponse);
+    compare_log: wire::CompareLogRequest => CompareLog, Compared(wire::CompareLogResponse);
     repair_open: wire::RepairOpenRequest => RepairOpen, RepairTicket(wire::RepairTicket);
     repair_list: wire::RepairTicket => RepairList, RepairListing(wire::RepairListing);
     repair_split: wire::RepairListingSet => RepairSplit, RepairDeltas(wire::RepairDeltas);

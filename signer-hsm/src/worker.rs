@@ -1,16 +1,23 @@
 //! One thread owns the engine, and with it every mutation of store and token. Calls that arrive while a batch
-//! runs share the next one (group commit).
+//! runs share the next one (group commit); on devices that ask for it, calls that destroy wait a moment for others.
+
+mod held;
 
 use std::{
     future::Future,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use held::{Held, Next};
 
 use spark_signer::{
     engine::{DeviceReport, Engine, EngineError, Reply, Request},
     vault::{DeviceId, DeviceState},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, oneshot, watch},
+};
 
 use crate::metrics::Metrics;
 
@@ -39,6 +46,9 @@ enum Job {
 
 /// Opens the vault again as a start does.
 pub type Reopen = Box<dyn FnMut() -> anyhow::Result<Engine> + Send>;
+
+/// How long a call that destroys may wait for others, by the devices that serve. Nothing waits where it is zero.
+pub type Pause = Box<dyn Fn(&[DeviceId]) -> Duration + Send>;
 
 /// Where the vault stands, for who follows it from outside of the engine's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,13 +125,15 @@ impl Worker {
     pub fn start(
         mut engine: Engine,
         reopen: Reopen,
+        pause: Pause,
         metrics: Metrics,
     ) -> std::io::Result<(Self, watch::Receiver<Progress>, std::thread::JoinHandle<Option<Engine>>)> {
         let (calls, queue) = mpsc::channel(QUEUE);
         let (progress, seen) = watch::channel(Progress::of(&mut engine));
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || keep(engine, reopen, queue, &metrics, &progress))?;
+            .spawn(move || keep(engine, reopen, queue, &Desk { pause, clock, metrics, progress }))?;
         Ok((Self { calls }, seen, thread))
     }
 
@@ -181,16 +193,58 @@ impl Worker {
     }
 }
 
+/// What the thread has beside engine and queue.
+struct Desk {
+    pause: Pause,
+    clock: Runtime,
+    metrics: Metrics,
+    progress: watch::Sender<Progress>,
+}
+
+impl Desk {
+    /// How long what destroys waits now.
+    fn pause(&self, engine: &Engine) -> Duration {
+        let devices = engine.vault().devices().into_iter();
+        let serving: Vec<_> = devices.filter(|d| d.state != DeviceState::Away).map(|d| d.id).collect();
+        (self.pause)(&serving)
+    }
+
+    /// Runs calls as one batch. False if the engine is over.
+    fn run(&self, engine: &mut Engine, calls: Vec<Call>) -> bool {
+        let (requests, replies): (Vec<_>, Vec<_>) =
+            calls.into_iter().map(|call| (call.request, call.reply)).unzip();
+        let timer = self.metrics.batch_started(requests.len());
+        #[cfg(feature = "failpoints")]
+        let calls = crate::fail::calls(&requests);
+        #[cfg(feature = "failpoints")]
+        crate::fail::fail_point(&calls, crate::fail::Step::Received);
+        let results = engine.run(requests, now());
+        #[cfg(feature = "failpoints")]
+        crate::fail::fail_point(&calls, crate::fail::Step::Committed);
+        timer.observe_duration();
+        self.metrics.engine(engine);
+        for (reply, result) in replies.into_iter().zip(results) {
+            // A caller that went away gets its answer when it asks again.
+            let _ = reply.send(result);
+        }
+        if !settled(engine, &self.progress) {
+            return false;
+        }
+        engine.between_batches();
+        true
+    }
+}
+
 /// Open and sealed in turn, until the handles are gone or a commit is cut off.
 fn keep(
     mut engine: Engine,
     mut reopen: Reopen,
     mut queue: mpsc::Receiver<Job>,
-    metrics: &Metrics,
-    progress: &watch::Sender<Progress>,
+    desk: &Desk,
 ) -> Option<Engine> {
+    let (metrics, progress) = (&desk.metrics, &desk.progress);
     loop {
-        let sealed = match serve(engine, &mut queue, metrics, progress) {
+        let sealed = match serve(engine, &mut queue, desk) {
             End::Over(engine) => return Some(*engine),
             End::Sealed(sealed) => sealed,
         };
@@ -246,20 +300,34 @@ enum End {
     Sealed(oneshot::Sender<()>),
 }
 
-fn serve(
-    mut engine: Engine,
-    queue: &mut mpsc::Receiver<Job>,
-    metrics: &Metrics,
-    progress: &watch::Sender<Progress>,
-) -> End {
+fn serve(mut engine: Engine, queue: &mut mpsc::Receiver<Job>, desk: &Desk) -> End {
+    let mut held = Held::default();
     let mut next = None;
-    while let Some(job) = next.take().or_else(|| queue.blocking_recv()) {
+    loop {
+        let job = match next.take().map_or_else(|| held.next(queue, &desk.clock), Next::Job) {
+            Next::Job(job) => job,
+            Next::Closed if held.is_empty() => break,
+            Next::Closed | Next::Due => {
+                if desk.run(&mut engine, held.take()) {
+                    continue;
+                }
+                break;
+            }
+        };
         let first = match job {
             Job::Call(call) => call,
             Job::Care(work) => {
                 work(Some(&mut engine));
-                metrics.engine(&mut engine);
-                if settled(&mut engine, progress) {
+                desk.metrics.engine(&mut engine);
+                if settled(&mut engine, &desk.progress) {
+                    continue;
+                }
+                break;
+            }
+            // What was asked for before it is done before it.
+            Job::Seal(reply) if !held.is_empty() => {
+                next = Some(Job::Seal(reply));
+                if desk.run(&mut engine, held.take()) {
                     continue;
                 }
                 break;
@@ -273,14 +341,19 @@ fn serve(
                 continue;
             }
         };
-        let mut requests = vec![first.request];
-        let mut replies = vec![first.reply];
-        while requests.len() < BATCH {
+        let pause = desk.pause(&engine);
+        let mut batch = Vec::new();
+        let mut sort = |call: Call| {
+            if pause.is_zero() || !call.request.may_destroy() {
+                batch.push(call);
+            } else {
+                held.push(call, Instant::now(), pause);
+            }
+        };
+        sort(*first);
+        for _ in 1..BATCH {
             match queue.try_recv() {
-                Ok(Job::Call(call)) => {
-                    requests.push(call.request);
-                    replies.push(call.reply);
-                }
+                Ok(Job::Call(call)) => sort(*call),
                 Ok(care) => {
                     next = Some(care);
                     break;
@@ -288,24 +361,9 @@ fn serve(
                 Err(_) => break,
             }
         }
-        let timer = metrics.batch_started(requests.len());
-        #[cfg(feature = "failpoints")]
-        let calls = crate::fail::calls(&requests);
-        #[cfg(feature = "failpoints")]
-        crate::fail::fail_point(&calls, crate::fail::Step::Received);
-        let results = engine.run(requests, now());
-        #[cfg(feature = "failpoints")]
-        crate::fail::fail_point(&calls, crate::fail::Step::Committed);
-        timer.observe_duration();
-        metrics.engine(&mut engine);
-        for (reply, result) in replies.into_iter().zip(results) {
-            // A caller that went away gets its answer when it asks again.
-            let _ = reply.send(result);
-        }
-        if !settled(&mut engine, progress) {
+        if !batch.is_empty() && !desk.run(&mut engine, batch) {
             break;
         }
-        engine.between_batches();
     }
     End::Over(Box::new(engine))
 }

@@ -16,7 +16,6 @@ use std::{
 use bitcoin::secp256k1::{SECP256K1, SecretKey};
 use ed25519_dalek::{Signer as _, SigningKey};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal, Uid, kill_process};
 use serde_json::Value;
 use spark_proto::{
@@ -293,23 +292,6 @@ fn state(list: &Value, id: u64) -> Option<&str> {
     list["devices"].as_array()?.iter().find(|device| device["id"] == id)?["state"].as_str()
 }
 
-/// Makes every call into a token of this label hang, until what is returned is dropped: its library waits for a lock
-/// on each file before it reads it.
-fn hang(dir: &TokenDir, label: &str) -> Vec<fs::File> {
-    let tokens = fs::read_dir(dir.tokens_path()).unwrap().map(|token| token.unwrap().path());
-    let named = |token: &PathBuf| {
-        let content = fs::read(token.join("token.object")).unwrap();
-        content.windows(label.len()).any(|window| window == label.as_bytes())
-    };
-    let token = tokens.into_iter().find(named).unwrap();
-    let files = fs::read_dir(token).unwrap().map(|file| file.unwrap().path()).map(|path| {
-        let file = fs::File::options().read(true).write(true).open(path).unwrap();
-        rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
-        file
-    });
-    files.collect()
-}
-
 fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     for _ in 0..600 {
         if check() {
@@ -318,6 +300,51 @@ fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(100));
     }
     panic!("not in a minute: {what}");
+}
+
+/// SoftHSM under the profile of a device whose flash wears: what destroys waits for more, and all of it takes one root.
+#[test]
+fn what_destroys_shares_a_root_where_the_profile_asks_for_it() {
+    isolated("what_destroys_shares_a_root_where_the_profile_asks_for_it", |dir| {
+        let world = World::new(dir);
+        world.configure("");
+        let slow = fs::read_to_string(world.config())
+            .unwrap()
+            .replace("profile = \"softhsm\"\nroots", "profile = \"yubihsm2\"\nroots")
+            .replace("keys = { label", "keys = { profile = \"softhsm\", label")
+            .replace(
+                "filesystem = \"enforce\"\nnetwork = \"enforce\"",
+                "filesystem = \"off\"\nnetwork = \"off\"",
+            );
+        fs::write(world.config(), slow).unwrap();
+        let running = world.start();
+        world.unlock(&running);
+        let epoch = || {
+            let status = world.json(&["status"]);
+            assert_eq!(status["min_batch_ms"], 2000);
+            status["epoch"].as_u64().unwrap()
+        };
+        let signer = world.signer(&running);
+        let issue = |count, discard| {
+            let (mut signer, request_id) = (signer.clone(), rand::random::<[u8; 16]>().to_vec());
+            async move {
+                let request = wire::IssuePackageKeysRequest { request_id, count, discard };
+                signer.issue_package_keys(request).await.unwrap().into_inner()
+            }
+        };
+        let keys = world.runtime.block_on(issue(9, Vec::new())).keys;
+        let mut names = keys.into_iter().map(|key| key.key_id);
+        let alone = names.next().unwrap();
+        let before = epoch();
+        let together: Vec<_> = names.map(|name| world.runtime.spawn(issue(0, vec![name]))).collect();
+        for one in together {
+            assert_eq!(world.runtime.block_on(one).unwrap().destroyed, 1);
+        }
+        assert_eq!(epoch(), before + 1);
+        assert_eq!(world.runtime.block_on(issue(0, vec![alone])).destroyed, 1);
+        assert_eq!(epoch(), before + 2);
+    })
+    .unwrap();
 }
 
 #[test]
@@ -333,6 +360,7 @@ fn a_person_rotates_seals_and_acknowledges() {
         // Before the peers were heard it says where it is, and changes nothing.
         let status = world.json(&["status"]);
         assert_eq!((&status["locked"], &status["sealed"]), (&Value::from(true), &Value::from(false)));
+        assert_eq!(status["min_batch_ms"], 0, "nothing waits");
         world.refused_for(&["root", "rotate"], "SIGNER_LOCKED");
         world.unlock(&running);
 
@@ -470,7 +498,7 @@ fn devices_come_and_go_without_a_restart() {
         assert_eq!(epochs, [after, after]);
 
         // A device that hangs, as this lock on its file makes it, is left behind: the other one goes on.
-        let lock = hang(dir, "second");
+        let lock = common::hang(dir, "second");
         let epoch = rotated["epoch_after"].as_u64().unwrap();
         world.refused_for(&["root", "rotate", "--wait", "1"], "not confirmed");
         let list = world.json(&["device", "list"]);
@@ -502,7 +530,7 @@ fn devices_come_and_go_without_a_restart() {
         assert_eq!(state(&world.json(&["device", "add", "1"]), 1), Some("serving"));
 
         // The first one is no different: it may hang, and it may go.
-        let lock = hang(dir, "roots");
+        let lock = common::hang(dir, "roots");
         world.refused_for(&["root", "rotate", "--wait", "1"], "not confirmed");
         let list = world.json(&["device", "list"]);
         assert_eq!((state(&list, 0), state(&list, 1)), (Some("away"), Some("serving")));
@@ -555,7 +583,7 @@ fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
         assert!(ready() && up(1));
 
         // Its votes and receipts need these keys: nothing takes their place. Calls end all the same.
-        let lock = hang(dir, "keys");
+        let lock = common::hang(dir, "keys");
         let mut signer = world.signer(&running);
         let ask = || wire::SignAbortRequest { operation_id: vec![7; 16], attempt: 1 };
         let refused = world.runtime.block_on(signer.sign_abort(ask())).unwrap_err();

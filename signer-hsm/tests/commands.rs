@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 
 use common::{PIN, SO_PIN};
 use serde_json::Value;
-use spark_softhsm::{TokenDir, isolated};
+use spark_signer_hsm::ceremony::{SignedTranscript, Transcript, offline};
+use spark_softhsm::{TokenDir, isolated, kryoptic};
 
 fn signer(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_spark-signer"))
@@ -88,6 +89,7 @@ fn a_ceremony_is_planned_run_and_verified() {
 
         let text = fs::read_to_string(at.join("transcript.json")).unwrap();
         let transcript: Value = serde_json::from_str(&text).unwrap();
+        assert!(transcript["transcript"].get("devices").is_none(), "one device, as it always was");
         let objects = transcript["transcript"]["objects"].as_array().unwrap();
         assert!(objects.iter().filter(|o| o["class"] != "public").all(|o| {
             o["attributes"]["CKA_NEVER_EXTRACTABLE"] == true && o["attributes"]["CKA_COPYABLE"] == false
@@ -109,6 +111,98 @@ fn a_ceremony_is_planned_run_and_verified() {
         assert_eq!(list["objects"].as_array().unwrap().len(), 6);
         let info = ok(at, &["token", "info"]);
         assert!(info.contains("spark-roots") && info.contains("CKM_SHA256_HMAC"), "{info}");
+    })
+    .unwrap();
+}
+
+/// A device of another vendor, for `[token]`.
+fn further(id: u8, label: &str) -> String {
+    let module = kryoptic::module_path().unwrap();
+    format!(
+        "\n[[token.devices]]\nid = {id}\nmodule = {module:?}\nprofile = \"nshield\"\n\
+         roots = {{ label = {label:?}, pin = {{ file = \"roots.pin\" }} }}\n"
+    )
+}
+
+/// The names of what does not hold.
+fn failing(transcript: &Transcript) -> Vec<&'static str> {
+    offline(transcript).into_iter().filter(|check| !check.ok).map(|check| check.name).collect()
+}
+
+/// Two vendors whose devices claim different things of a deleted key, and a third device later: transcript and plan speak
+/// of all.
+#[test]
+fn a_ceremony_with_several_devices_tells_of_all() {
+    kryoptic::isolated("a_ceremony_with_several_devices_tells_of_all", |dir, other| {
+        for label in ["second", "third"] {
+            other.init_token(label, SO_PIN, PIN).unwrap();
+        }
+        let folder = set_up(dir);
+        let at = folder.path();
+        let path = at.join("signer.toml");
+        let text = fs::read_to_string(&path)
+            .unwrap()
+            .replace("profile = \"softhsm\"", "profile = \"luna\"")
+            .replace("[token.keys]", "[token.keys]\nprofile = \"softhsm\"")
+            .replace("[token.facts]", "[token.facts]\nno_cloning = true\nno_backup = true\nha_off = true");
+        fs::write(&path, text + &further(1, "second")).unwrap();
+
+        let plan = json(at, &["ceremony", "plan", "--json"]);
+        assert_eq!(plan["objects"].as_array().unwrap().len(), 6);
+        let claims = ["device", "host-media"];
+        for (device, claim) in plan["devices"].as_array().unwrap().iter().zip(claims) {
+            assert_eq!(device["delete_claim"], claim);
+        }
+        assert_eq!(plan["delete_claim"], "host-media");
+        let said = ok(at, &["ceremony", "plan"]);
+        assert!(said.contains("profile nshield") && said.contains("token second: spark-sentinel"), "{said}");
+
+        ok(at, &["ceremony", "run", "--out", "transcript.json"]);
+        ok(at, &["ceremony", "verify", "transcript.json"]);
+        ok(at, &["ceremony", "verify", "transcript.json", "--tokens"]);
+        let text = fs::read_to_string(at.join("transcript.json")).unwrap();
+        let made = SignedTranscript::parse(&text).unwrap().transcript;
+        assert_eq!(made.delete_claim, "host-media");
+        let [device] = &made.devices[..] else { panic!("{:?}", made.devices) };
+        assert_eq!((device.made.id, device.made.token.label.as_str()), (1, "second"));
+        assert_eq!(failing(&made), [""; 0]);
+        // What the signature does not catch, because the signer itself would say it.
+        let lies: [(&str, fn(&mut Transcript)); 6] = [
+            ("delete-claim", |made| made.delete_claim = "device".into()),
+            ("device-claim", |made| made.devices[0].delete_claim = "device".into()),
+            ("device-objects", |made| drop(made.devices[0].made.objects.pop())),
+            ("device-root", |made| {
+                let objects = made.devices[0].made.objects.iter_mut();
+                objects.filter(|object| object.label == "spark-root").for_each(|root| root.id.push('0'));
+            }),
+            ("device-attributes", |made| {
+                made.devices[0].made.objects[0].attributes.insert("CKA_EXTRACTABLE".into(), true);
+            }),
+            ("devices", |made| made.devices.push(made.devices[0].clone())),
+        ];
+        for (name, lie) in lies {
+            let mut lied = made.clone();
+            lie(&mut lied);
+            assert_eq!(failing(&lied), [name]);
+        }
+
+        // One more, later: the transcript lacks it, its supplement does not.
+        let config = fs::read_to_string(&path).unwrap();
+        fs::write(&path, config + &further(2, "third")).unwrap();
+        fs::write(at.join("taken"), "").unwrap();
+        assert!(refused(at, &["device", "prepare", "2", "--out", "taken"]).contains("not overwritten"));
+        ok(at, &["device", "prepare", "2", "--out", "device-2.json"]);
+        refused(at, &["device", "prepare", "2", "--out", "again.json"]);
+        refused(at, &["ceremony", "verify", "transcript.json", "--tokens"]);
+        let verify = ["ceremony", "verify", "transcript.json", "--supplement"];
+        ok(at, &[&verify[..], &["device-2.json", "--tokens"]].concat());
+        let supplement = fs::read_to_string(at.join("device-2.json")).unwrap();
+        for (old, new) in
+            [("\"operator\": 2", "\"operator\": 1"), ("\"signature\": \"", "\"signature\": \"00")]
+        {
+            fs::write(at.join("changed.json"), supplement.replacen(old, new, 1)).unwrap();
+            refused(at, &[&verify[..], &["changed.json"]].concat());
+        }
     })
     .unwrap();
 }

@@ -21,6 +21,7 @@ const INCARNATION: Incarnation = Incarnation::from_bytes([5; 16]);
 const CRASH: &str = "CRASH_AT";
 const SIGABRT: i32 = 6;
 const EXPECT: &str = "EXPECT";
+const COPY: &str = "COPY";
 const SPARE: &str = "SPARE";
 const LIMIT: &str = "LIMIT";
 const SIGXFSZ: i32 = 25;
@@ -89,6 +90,14 @@ fn child_recovers() {
         assert_eq!(before.len(), 1 + vault.stray_roots().len());
         vault.confirm_witnessed().unwrap();
         assert_eq!(vault.roots_on(DeviceId(0)).unwrap(), vec![vault.root()]);
+        if expected == "new"
+            && let Ok(copy) = std::env::var(COPY)
+        {
+            // What was replaced is in the files of before, and no device opens them.
+            let token = Arc::new(Pkcs11Token::open(&common::existing()).unwrap());
+            let old = Vault::open(token, Box::new(RedbStore::open(copy.as_ref()).unwrap()));
+            assert!(matches!(old, Err(OpenError::RootMissing { .. })));
+        }
         assert_eq!(read(&vault, 1).as_deref(), Some(expected.as_bytes()));
         assert_eq!(read(&vault, 2).as_deref(), Some(b"keep".as_slice()));
         assert_eq!(vault.record(b"vote/1").unwrap().as_deref(), Some(b"yes".as_slice()));
@@ -108,12 +117,16 @@ fn a_kill_at_any_step_loses_and_keeps_nothing() {
         drop(create(dir));
         for (step, spare) in Step::ALL.into_iter().flat_map(|step| [(step, false), (step, true)]) {
             let at = format!("{step:?}");
+            let path = store_path(dir);
+            let copy = path.with_extension("copy");
+            copy_store(&path, &copy);
             let mut environment = vec![(CRASH, at.as_str())];
             environment.extend(spare.then_some((SPARE, "1")));
             let crash = run_test("child_dies_within_a_commit", dir, &environment).unwrap();
             assert_eq!(crash.status.signal(), Some(SIGABRT), "{step:?}");
             let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
-            let check = run_test("child_recovers", dir, &[(EXPECT, expected)]).unwrap();
+            let environment = [(EXPECT, expected), (COPY, copy.to_str().unwrap())];
+            let check = run_test("child_recovers", dir, &environment).unwrap();
             passed(&check).unwrap();
         }
     })

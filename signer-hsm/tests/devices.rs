@@ -4,14 +4,15 @@
 mod common;
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{
-    Destruction, DeviceId, DeviceState, Devices, OpenError, RootToken as _, SecretId, SecretKind, Step, Vault,
+    CommitError, Destruction, DeviceId, DeviceState, Devices, OpenError, RootToken as _, SecretId,
+    SecretKind, Step, Vault,
 };
-use spark_signer_hsm::store::RedbStore;
+use spark_signer_hsm::store::{RedbStore, pages_path};
 use spark_signer_hsm::token::{
     DeviceConfig, Facts, IdentitySource, PinSource, Pkcs11Token, Profile, RootDevice, Security, TokenRef,
     generate_keys, prepare_device,
@@ -26,6 +27,8 @@ const SIGABRT: i32 = 6;
 const CRASH: &str = "DEVICES_CRASH_AT";
 const EXPECT: &str = "DEVICES_EXPECT";
 const ALONE: &str = "DEVICES_ALONE";
+const SPARE: &str = "DEVICES_SPARE";
+const COPY: &str = "DEVICES_COPY";
 
 fn second() -> DeviceConfig {
     DeviceConfig {
@@ -70,8 +73,12 @@ fn create(dir: &TokenDir, other: &KryopticDir, alone: bool) -> Vault {
 }
 
 fn open(dir: &TokenDir, alone: bool) -> Result<Vault, OpenError> {
+    open_at(&store_path(dir), alone)
+}
+
+fn open_at(store: &Path, alone: bool) -> Result<Vault, OpenError> {
     let token = Pkcs11Token::open(&common::existing()).unwrap();
-    Vault::open(devices(token, device(), alone), Box::new(RedbStore::open(&store_path(dir)).unwrap()))
+    Vault::open(devices(token, device(), alone), Box::new(RedbStore::open(store).unwrap()))
 }
 
 fn put(vault: &mut Vault, n: u8, value: &[u8]) -> Destruction {
@@ -136,6 +143,9 @@ fn child_dies_with_two_devices() {
     spark_softhsm::isolated("child_dies_with_two_devices", |dir| {
         let mut vault = open(dir, alone).unwrap();
         vault.confirm_witnessed().unwrap();
+        if std::env::var(SPARE).is_ok() {
+            vault.prepare_spare().unwrap();
+        }
         // The step is passed once for each device: die at the one that is asked for.
         let (step, mut nth) =
             at.split_once('/').map(|(s, n)| (s.to_owned(), n.parse::<u8>().unwrap())).unwrap();
@@ -162,6 +172,12 @@ fn child_recovers_with_two_devices() {
         let mut vault = open(dir, alone).unwrap();
         vault.confirm_witnessed().unwrap();
         assert!(states(&vault).iter().all(|state| *state == DeviceState::Serving));
+        if expected == "new"
+            && let Ok(copy) = std::env::var(COPY)
+        {
+            // What was replaced is in the files of before, and no device opens them.
+            assert!(matches!(open_at(copy.as_ref(), alone), Err(OpenError::RootMissing { .. })));
+        }
         assert_eq!(read(&vault, 1).as_deref(), Some(expected.as_bytes()));
         assert_eq!(read(&vault, 2).as_deref(), Some(b"keep".as_slice()));
         assert_eq!(device().roots().unwrap(), [vault.root()]);
@@ -177,16 +193,24 @@ fn child_recovers_with_two_devices() {
 fn kill_everywhere(test: &str, alone: bool) {
     kryoptic::isolated(test, |dir, other| {
         drop(create(dir, other, alone));
-        for step in Step::ALL {
+        let path = store_path(dir);
+        let copy = path.with_extension("copy");
+        for (step, spare) in Step::ALL.into_iter().flat_map(|step| [(step, false), (step, true)]) {
+            // With two devices the spare root changes nothing that these steps do not show.
+            if spare && !alone {
+                continue;
+            }
             let per_device = !alone && matches!(step, Step::RootCreated | Step::RootDestroyed);
             for nth in 0..=u8::from(per_device) {
                 let at = format!("{step:?}/{nth}");
                 let mut environment = vec![(CRASH, at.as_str())];
                 environment.extend(alone.then_some((ALONE, "1")));
+                environment.extend(spare.then_some((SPARE, "1")));
+                copy_store(&path, &copy);
                 let crash = run_test("child_dies_with_two_devices", dir, &environment).unwrap();
                 assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
                 let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
-                let mut environment = vec![(EXPECT, expected)];
+                let mut environment = vec![(EXPECT, expected), (COPY, copy.to_str().unwrap())];
                 environment.extend(alone.then_some((ALONE, "1")));
                 let check = run_test("child_recovers_with_two_devices", dir, &environment).unwrap();
                 passed(&check).unwrap();
@@ -204,4 +228,62 @@ fn a_kill_at_any_step_with_two_devices_loses_and_keeps_nothing() {
 #[test]
 fn a_kill_at_any_step_on_kryoptic_loses_and_keeps_nothing() {
     kill_everywhere("a_kill_at_any_step_on_kryoptic_loses_and_keeps_nothing", true);
+}
+
+/// Not a test by itself: kryoptic's token, its store, or both are those of before.
+#[test]
+fn child_sees_a_rolled_back_device() {
+    let Ok(expected) = std::env::var(EXPECT) else { return };
+    spark_softhsm::isolated("child_sees_a_rolled_back_device", |dir| match open(dir, true) {
+        Err(OpenError::RootMissing { .. }) => assert_eq!(expected, "refused"),
+        Ok(mut vault) => {
+            assert_eq!(expected, "opens");
+            assert_eq!(read(&vault, 1).as_deref(), Some(b"old".as_slice()));
+            let mut txn = vault.begin();
+            txn.put_secret(id(1), Zeroizing::new(b"new".to_vec())).unwrap();
+            assert!(matches!(txn.commit(), Err(CommitError::Unwitnessed)));
+        }
+        Err(other) => panic!("{other}"),
+    })
+    .unwrap();
+}
+
+#[test]
+fn old_copies_do_not_open_on_kryoptic() {
+    kryoptic::isolated("old_copies_do_not_open_on_kryoptic", |dir, other| {
+        let mut vault = create(dir, other, true);
+        let path = store_path(dir);
+        let copy = path.with_extension("copy");
+        copy_store(&path, &copy);
+        let now = other.databases_path();
+        let then = now.with_extension("copy");
+        copy_tree(now, &then);
+        assert_eq!(put(&mut vault, 1, b"new"), Destruction::Reported);
+        drop(vault);
+        assert!(matches!(open_at(&copy, true), Err(OpenError::RootMissing { .. })));
+
+        // The token put back, then both.
+        let newer = now.with_extension("newer");
+        std::fs::rename(now, &newer).unwrap();
+        std::fs::rename(&then, now).unwrap();
+        let sees = |expected| {
+            let child = run_test("child_sees_a_rolled_back_device", dir, &[(EXPECT, expected)]).unwrap();
+            passed(&child).unwrap();
+        };
+        sees("refused");
+        copy_store(&copy, &path);
+        sees("opens");
+        std::fs::remove_dir_all(&newer).unwrap();
+    })
+    .unwrap();
+}
+
+fn copy_store(from: &Path, to: &Path) {
+    std::fs::copy(from, to).unwrap();
+    std::fs::copy(pages_path(from), pages_path(to)).unwrap();
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(status.success());
 }

@@ -8,13 +8,19 @@ use std::{
     fs::File,
     io::{ErrorKind, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
+    os::unix::{
+        fs::{MetadataExt as _, OpenOptionsExt as _},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::Arc,
 };
 
-use rustix::fs::MemfdFlags;
+use rustix::{
+    fs::MemfdFlags,
+    process::{DumpableBehavior, Resource, Rlimit},
+};
 use seccompiler::apply_filter;
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{SecretId, SecretKind, Token as _, Vault};
@@ -135,6 +141,49 @@ fn a_hardened_process_serves_its_token_and_does_nothing_else() {
     .unwrap();
 }
 
+/// One line of a file of the kernel about this thread, which is what privileges belong to, and its process.
+fn told(file: &str, name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/thread-self/{file}")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Locked memory in KiB.
+fn locked() -> usize {
+    told("status", "VmLck:").trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What comes before all else: no core file, no other process that reads the memory, no new rights, no swap.
+#[test]
+fn memory_stays_in_memory_and_in_this_process() {
+    isolated("memory_stays_in_memory_and_in_this_process", |dir| {
+        let now = || {
+            let dumpable = rustix::process::dumpable_behavior().unwrap();
+            (told("limits", "Max core file size"), dumpable, told("status", "NoNewPrivs:"))
+        };
+        let off = "core_dumps = \"off\"\nprivileges = \"off\"\nmemory = \"off\"";
+        let config = Config::load(&configuration(dir, "production", off)).unwrap();
+        let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Core);
+        rustix::process::setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).unwrap();
+        config.hardening().basics().unwrap();
+        // What shows below is not so by itself.
+        assert_ne!(now().0, "0 0 bytes");
+        assert_eq!((now().1, locked()), (DumpableBehavior::Dumpable, 0));
+
+        let config = Config::load(&configuration(dir, "production", "")).unwrap();
+        config.hardening().basics().unwrap();
+        assert_eq!(now(), ("0 0 bytes".into(), DumpableBehavior::NotDumpable, "1".into()));
+        // Not dumpable: the files by which others of the same user could read it belong to root.
+        assert_eq!(std::fs::metadata("/proc/self/mem").unwrap().uid(), 0);
+        // What is there, and what comes.
+        let then = locked();
+        assert!(then > 0);
+        let more = vec![7u8; 32 << 20];
+        assert!(locked() >= then + (more.len() >> 10), "{then} KiB, then {} KiB", locked());
+    })
+    .unwrap();
+}
+
 /// Makes a system call fail in this thread and in all that it starts, as on a kernel that does not know it.
 fn without(call: &str) {
     let filter = format!(
@@ -183,11 +232,15 @@ fn the_signer_does_not_start_when_a_measure_cannot_be_applied() {
         assert!(String::from_utf8_lossy(&output.stdout).is_empty());
 
         // Kernels that lack something. Each thread loses one call, and so do the programs that it starts.
-        for (call, measure) in [
-            ("mlockall", "memory"),
-            ("landlock_create_ruleset", "filesystem"),
-            ("landlock_restrict_self", "filesystem"),
-            ("seccomp", "syscalls"),
+        let no_landlock = "filesystem = \"off\"";
+        for (call, measure, already) in [
+            ("prctl", "core_dumps", ""),
+            ("prctl", "privileges", "core_dumps = \"off\""),
+            ("mlockall", "memory", ""),
+            ("landlock_create_ruleset", "filesystem", ""),
+            ("landlock_restrict_self", "filesystem", ""),
+            ("landlock_create_ruleset", "network", no_landlock),
+            ("seccomp", "syscalls", ""),
         ] {
             let kernel = |profile: &str, hardening: &str, judge: &(dyn Fn(&Path) + Sync)| {
                 let path = configuration(dir, profile, hardening);
@@ -200,14 +253,26 @@ fn the_signer_does_not_start_when_a_measure_cannot_be_applied() {
             };
             let why = format!("hardening.{measure}");
             let refuse = |path: &Path| refuses(path, "confirmer", &why);
-            kernel("production", "", &refuse);
-            kernel("development", &format!("{measure} = \"enforce\""), &refuse);
-            let runs = |path: &Path| assert!(signer(path, "confirmer").status.success(), "{call}");
+            kernel("production", already, &refuse);
+            kernel("development", &format!("{already}\n{measure} = \"enforce\""), &refuse);
+            // The last one is applied when all else of a start is there.
+            if measure != "syscalls" {
+                kernel("production", already, &|path| refuses(path, "start", &why));
+            }
+            let runs = |path: &Path| {
+                let output = signer(path, "confirmer");
+                assert!(output.status.success(), "{call}: {}", String::from_utf8_lossy(&output.stderr));
+            };
             kernel("development", "", &runs);
-            let off = if measure == "filesystem" {
-                "filesystem = \"off\"\nnetwork = \"off\"".into()
-            } else {
-                format!("{measure} = \"off\"")
+            let off = match measure {
+                "filesystem" | "network" => "filesystem = \"off\"\nnetwork = \"off\"".into(),
+                // By the same call Landlock and seccomp begin.
+                "core_dumps" | "privileges" => {
+                    ["core_dumps", "privileges", "filesystem", "network", "syscalls"]
+                        .map(|measure| format!("{measure} = \"off\"\n"))
+                        .concat()
+                }
+                _ => format!("{measure} = \"off\""),
             };
             kernel("production", &off, &runs);
         }

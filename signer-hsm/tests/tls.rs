@@ -7,21 +7,30 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
     PublicKeyData, SignatureAlgorithm,
 };
-use spark_proto::transport::{
-    Alpn, ClientAuth, ClientTls, Deadlines, HandshakeLimits, Identity, ServerTls, Spki, TrustRoots, channel,
-    install_crypto_provider, serve,
+use rustls::{
+    SignatureScheme,
+    crypto::CryptoProvider,
+    sign::{CertifiedKey, Signer, SigningKey},
 };
-use spark_signer::vault::Token as _;
-use spark_signer_hsm::{config::Config, tls::Tls, token::Pkcs11Token};
-use spark_softhsm::{TokenDir, isolated};
-use tokio::{net::TcpListener, runtime::Runtime};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use spark_proto::transport::{
+    Alpn, ClientAuth, ClientTls, Deadlines, HandshakeLimits, Identity, ServerTls, Spki, SpkiAllowList,
+    TrustRoots, channel, install_crypto_provider, serve,
+};
+use spark_signer_hsm::{config::Config, tls::Tls};
+use spark_softhsm::{TokenDir, isolated, passed, run_test};
+use tokio::{net::TcpListener, runtime::Runtime, task::JoinSet};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 struct World {
@@ -110,14 +119,23 @@ impl World {
         std::fs::write(self.folder.join("signer.pem"), certificate.pem()).unwrap();
     }
 
-    /// Serves the health service until the runtime ends.
     async fn serve(&self, tls: &Tls, handshakes: HandshakeLimits) -> SocketAddr {
+        self.serve_as(tls.identity().clone(), tls.allow().clone(), handshakes).await
+    }
+
+    /// Serves the health service until the runtime ends.
+    async fn serve_as(
+        &self,
+        identity: Identity,
+        allow: SpkiAllowList,
+        handshakes: HandshakeLimits,
+    ) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = ServerTls {
-            identity: tls.identity().clone(),
+            identity,
             client_auth: ClientAuth::Required(self.roots()),
-            allow: Some(tls.allow().clone()),
+            allow: Some(allow),
             alpn: Alpn::H2,
             handshakes,
         };
@@ -127,21 +145,28 @@ impl World {
         address
     }
 
-    fn connect(&self, address: SocketAddr, client: Option<&Identity>, pinned: Spki) -> Connection {
-        let tls = ClientTls {
+    fn client_tls(&self, client: Option<&Identity>, pinned: Spki) -> ClientTls {
+        ClientTls {
             roots: self.roots(),
             identity: client.cloned(),
             server_name: "localhost".into(),
             pinned: Some(pinned),
-        };
-        let deadlines = Deadlines { connect: Duration::from_secs(20), request: Duration::from_secs(20) };
-        Connection(HealthClient::new(channel(&address.to_string(), &tls, deadlines).unwrap()))
+        }
+    }
+
+    fn connect(&self, address: SocketAddr, client: Option<&Identity>, pinned: Spki) -> Connection {
+        Connection::open(address, &self.client_tls(client, pinned))
     }
 }
 
 struct Connection(HealthClient<tonic::transport::Channel>);
 
 impl Connection {
+    fn open(address: SocketAddr, tls: &ClientTls) -> Self {
+        let deadlines = Deadlines { connect: Duration::from_secs(20), request: Duration::from_secs(20) };
+        Self(HealthClient::new(channel(&address.to_string(), tls, deadlines).unwrap()))
+    }
+
     async fn ask(&mut self) -> Result<(), tonic::Status> {
         self.0.check(HealthCheckRequest::default()).await.map(drop)
     }
@@ -205,36 +230,231 @@ fn a_certificate_of_another_key_is_refused_at_the_start() {
     .unwrap();
 }
 
+/// The server's key, which counts what it is asked for: how much of a flood the listener lets through.
+struct Counted<K: ?Sized> {
+    tally: Arc<Tally>,
+    key: Box<K>,
+}
+
+impl<K: ?Sized> std::fmt::Debug for Counted<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Counted")
+    }
+}
+
+impl SigningKey for Counted<Arc<dyn SigningKey>> {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let key = self.key.choose_scheme(offered)?;
+        Some(Box::new(Counted { tally: Arc::clone(&self.tally), key }))
+    }
+
+    fn algorithm(&self) -> rustls::SignatureAlgorithm {
+        self.key.algorithm()
+    }
+}
+
+impl Signer for Counted<dyn Signer> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        tokio::task::block_in_place(|| self.tally.pass());
+        self.key.sign(message)
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.key.scheme()
+    }
+}
+
+/// What a [`Counted`] key saw. While it is shut nothing passes.
+#[derive(Default)]
+struct Tally {
+    begun: AtomicUsize,
+    seen: Mutex<Seen>,
+    opened: Condvar,
+}
+
+#[derive(Default)]
+struct Seen {
+    shut: bool,
+    now: usize,
+    most: usize,
+}
+
+impl Tally {
+    fn pass(&self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let mut seen = self.seen.lock().unwrap();
+        seen.now += 1;
+        seen.most = seen.most.max(seen.now);
+        let mut seen = self.opened.wait_while(seen, |seen| seen.shut).unwrap();
+        seen.now -= 1;
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    fn now_and_most(&self) -> (usize, usize) {
+        let seen = self.seen.lock().unwrap();
+        (seen.now, seen.most)
+    }
+
+    fn shut(self: &Arc<Self>) -> Shut {
+        self.seen.lock().unwrap().shut = true;
+        Shut(Arc::clone(self))
+    }
+}
+
+/// Opens when it ends, also in a test that fails.
+struct Shut(Arc<Tally>);
+
+impl Drop for Shut {
+    fn drop(&mut self) {
+        self.0.seen.lock().unwrap().shut = false;
+        self.0.opened.notify_all();
+    }
+}
+
+/// A listener with a counted key, its limits, and who may come in.
+async fn counted(world: &World, me: &Identity, limits: HandshakeLimits) -> (SocketAddr, Spki, Arc<Tally>) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = params().signed_by(&key, &world.issuer).unwrap();
+    let provider = CryptoProvider::get_default().unwrap().key_provider;
+    let signing = provider.load_private_key(PrivatePkcs8KeyDer::from(key.serialize_der()).into()).unwrap();
+    let tally = Arc::new(Tally::default());
+    let counted = Counted { tally: Arc::clone(&tally), key: Box::new(signing) };
+    let chain = vec![certificate.der().clone()];
+    let identity = Identity::from_certified_key(CertifiedKey::new(chain, Arc::new(counted))).unwrap();
+    let spki = identity.spki().unwrap();
+    let allow = SpkiAllowList::new([me.spki().unwrap()]);
+    (world.serve_as(identity, allow, limits).await, spki, tally)
+}
+
+/// Whoever begins handshakes without end, good ones and such that fail, is let in at the listener's pace, and what is
+/// connected goes on.
 #[test]
-fn a_flood_of_handshakes_does_not_stop_the_signer() {
-    isolated("a_flood_of_handshakes_does_not_stop_the_signer", |dir| {
+fn a_flood_of_handshakes_is_let_in_at_the_listeners_pace() {
+    isolated("a_flood_of_handshakes_is_let_in_at_the_listeners_pace", |dir| {
+        let world = World::new(dir);
+        let me = world.client();
+        runtime().block_on(async {
+            let limits = HandshakeLimits { concurrent: 4, per_second: 5, burst: 5 };
+            let began = Instant::now();
+            let (address, key, tally) = counted(&world, &me, limits).await;
+            let mut mine = world.connect(address, Some(&me), key);
+            mine.ask().await.unwrap();
+            let mut flood = JoinSet::new();
+            for n in 0..30 {
+                // The server has signed before it sees that a client has no certificate.
+                let tls = world.client_tls((n % 2 == 0).then_some(&me), key);
+                flood.spawn(async move {
+                    loop {
+                        let _ = Connection::open(address, &tls).ask().await;
+                    }
+                });
+            }
+            while tally.begun() < 12 {
+                mine.ask().await.unwrap();
+            }
+            // In this order: what the pace allowed only grows meanwhile.
+            let begun = tally.begun();
+            let allowed = 5.0 + 5.0 * began.elapsed().as_secs_f64() + 1.0;
+            assert!(begun as f64 <= allowed, "{begun} handshakes where {allowed} are allowed");
+            flood.shutdown().await;
+        });
+    })
+    .unwrap();
+}
+
+/// A crowd has no more handshakes at a time than the listener has places, however long each takes.
+#[test]
+fn slow_handshakes_take_only_the_listeners_places() {
+    isolated("slow_handshakes_take_only_the_listeners_places", |dir| {
+        let world = World::new(dir);
+        let me = world.client();
+        runtime().block_on(async {
+            let limits = HandshakeLimits { concurrent: 3, per_second: 10_000, burst: 10_000 };
+            let (address, key, tally) = counted(&world, &me, limits).await;
+            let mut mine = world.connect(address, Some(&me), key);
+            mine.ask().await.unwrap();
+            let shut = tally.shut();
+            let mut crowd = JoinSet::new();
+            for _ in 0..12 {
+                let tls = world.client_tls(Some(&me), key);
+                crowd.spawn(async move { while Connection::open(address, &tls).ask().await.is_err() {} });
+            }
+            while tally.now_and_most().0 < 3 {
+                mine.ask().await.unwrap();
+            }
+            for _ in 0..100 {
+                mine.ask().await.unwrap();
+            }
+            drop(shut);
+            while crowd.join_next().await.is_some() {}
+            assert_eq!(tally.now_and_most(), (0, 3));
+        });
+    })
+    .unwrap();
+}
+
+const HOLD: &str = "TLS_HOLD";
+
+/// Not a test by itself: another process that makes the keys token hang until it is told to let go. It waits for less than
+/// the ten seconds after which the signer gives a call up: those who wait for that call come too late.
+#[test]
+fn child_makes_the_keys_token_hang() {
+    let Ok(folder) = std::env::var(HOLD).map(PathBuf::from) else { return };
+    isolated("child_makes_the_keys_token_hang", |dir| {
+        let lock = common::hang(dir, "keys");
+        std::fs::write(folder.join("held"), "").unwrap();
+        let asked = (0..800).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            folder.join("let-go").exists()
+        });
+        drop(lock);
+        assert!(asked, "nobody asked to let go: the process hangs with its token");
+    })
+    .unwrap();
+}
+
+/// Handshakes wait for the token in threads of their own: more of them than the runtime has threads stop nothing.
+#[test]
+fn a_token_that_hangs_stops_no_call() {
+    isolated("a_token_that_hangs_stops_no_call", |dir| {
         let world = World::new(dir);
         let me = world.client();
         let config = world.configure("{ token = true }", &[&me]);
         let key = world.make_key(&config);
-        let config = Config::load(&config).unwrap();
-        let tls = Tls::open(&config).unwrap();
-        let token = Pkcs11Token::open(&config.token).unwrap();
-        runtime().block_on(async {
-            let limits = HandshakeLimits { concurrent: 8, per_second: 50, burst: 10 };
-            let address = world.serve(&tls, limits).await;
-            let mut mine = world.connect(address, Some(&me), key);
-            mine.ask().await.unwrap();
-            let flood: Vec<_> = (0..200)
-                .map(|_| {
-                    let mut one = world.connect(address, Some(&me), key);
-                    tokio::spawn(async move { while one.ask().await.is_err() {} })
-                })
-                .collect();
-            for _ in 0..50 {
+        let tls = Tls::open(&Config::load(&config).unwrap()).unwrap();
+        let folder = world.folder.clone();
+        let ended = std::thread::scope(|scope| {
+            let holder = runtime().block_on(async {
+                let address = world.serve(&tls, HandshakeLimits::default()).await;
+                let mut mine = world.connect(address, Some(&me), key);
                 mine.ask().await.unwrap();
-                tokio::task::block_in_place(|| token.sign_identity(&[7; 32])).unwrap();
-            }
-            for one in flood {
-                one.abort();
-            }
-            world.connect(address, Some(&me), key).ask().await.unwrap();
+                let holder = scope.spawn(|| {
+                    let folder = world.folder.to_str().unwrap();
+                    run_test("child_makes_the_keys_token_hang", dir, &[(HOLD, folder)]).unwrap()
+                });
+                while !folder.join("held").exists() {
+                    mine.ask().await.unwrap();
+                }
+                let mut crowd = JoinSet::new();
+                for _ in 0..4 {
+                    let tls = world.client_tls(Some(&me), key);
+                    crowd.spawn(async move { while Connection::open(address, &tls).ask().await.is_err() {} });
+                }
+                for _ in 0..20 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    mine.ask().await.unwrap();
+                }
+                assert!(crowd.try_join_next().is_none(), "none of them has got in");
+                std::fs::write(folder.join("let-go"), "").unwrap();
+                while crowd.join_next().await.is_some() {}
+                holder
+            });
+            holder.join().unwrap()
         });
+        passed(&ended).unwrap();
     })
     .unwrap();
 }

@@ -101,6 +101,10 @@ peer_calls! {
     answer_witness: signer::WitnessQuestion => signer::WitnessAnswer;
     /// The peer's signer as witness of the own log.
     cosign_log: signer::CosignLogRequest => signer::CosignLogResponse;
+    /// Heads of logs as the peer sees them.
+    show_logs: wire::ShowLogsRequest => wire::ShowLogsReply;
+    /// That the peer's log only grew.
+    prove_log: signer::ProveConsistencyRequest => signer::ProveConsistencyResponse;
     /// Repair of the own signer: the page as the peer's signer has it.
     repair_list: signer::RepairTicket => signer::RepairListing;
     /// Repair of the own signer: a helper's deltas, encrypted.

@@ -19,6 +19,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{
     call::CallError,
+    deletion_log::Heads,
     deposit_address::DepositAddresses,
     keypool,
     op::{Engine, EngineError},
@@ -40,14 +41,15 @@ pub struct PeerService {
     engine: Engine,
     addresses: DepositAddresses,
     refunds: StaticDeposits,
+    heads: Heads,
     /// Evidence against members that is in the log already.
     told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl PeerService {
-    /// Over the engine, the deposit addresses and the static deposits of this operator.
-    pub fn new(engine: Engine, addresses: DepositAddresses, refunds: StaticDeposits) -> Self {
-        Self { engine, addresses, refunds, told: Arc::default() }
+    /// Over the engine, the deposit addresses and the static deposits of this operator, and the heads of logs that it sees.
+    pub fn new(engine: Engine, addresses: DepositAddresses, refunds: StaticDeposits, heads: Heads) -> Self {
+        Self { engine, addresses, refunds, heads, told: Arc::default() }
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<OperatorIndex, Status> {
@@ -297,7 +299,12 @@ impl Peer for PeerService {
         let caller = self.caller(&request)?;
         same(caller, request.get_ref().operator)?;
         let own = self.engine.signers().own();
-        let reply = own.cosign_log(request.into_inner()).await.map_err(call_status)?;
+        let request = request.into_inner();
+        let note = request.checkpoint.clone();
+        let reply = own.cosign_log(request).await.map_err(call_status)?;
+        if !reply.cosignature.is_empty() {
+            self.heads.cosigned(caller, note);
+        }
         // It will ask again and again: said once.
         let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(reply.evidence.clone());
         if !reply.distrust.is_empty() && told() {
@@ -309,6 +316,20 @@ impl Peer for PeerService {
             );
         }
         Ok(Response::new(reply))
+    }
+
+    async fn show_logs(&self, request: Request<wire::ShowLogsRequest>) -> Reply<wire::ShowLogsReply> {
+        self.caller(&request)?;
+        Ok(Response::new(self.heads.shown()))
+    }
+
+    async fn prove_log(
+        &self,
+        request: Request<signer::ProveConsistencyRequest>,
+    ) -> Reply<signer::ProveConsistencyResponse> {
+        self.caller(&request)?;
+        let own = self.engine.signers().own();
+        own.prove_consistency(request.into_inner()).await.map(Response::new).map_err(call_status)
     }
 
     async fn repair_list(&self, request: Request<signer::RepairTicket>) -> Reply<signer::RepairListing> {

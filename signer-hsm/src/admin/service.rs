@@ -8,7 +8,7 @@ use spark_proto::{
 };
 use spark_signer::{
     engine::{self, DeviceReport, Engine, EngineError, Marks, Reply},
-    vault::DeviceId,
+    vault::{DeviceId, DeviceState},
 };
 use tokio::{sync::watch, time::timeout};
 use tonic::{Code, Request, Response, Status, transport::server::UdsConnectInfo};
@@ -146,8 +146,13 @@ impl Admin {
         if progress.sealed {
             return Ok(sealed);
         }
+        let fleet = Arc::clone(&self.fleet);
         let read = move |engine: &mut Engine| {
-            let devices = engine.devices()?.iter().map(device).collect();
+            let reports = engine.devices()?;
+            let serving = reports.iter().map(|report| &report.status);
+            let serving = serving.filter(|status| status.state != DeviceState::Away).map(|status| status.id);
+            let min_batch = fleet.min_batch(&serving.collect::<Vec<_>>());
+            let devices = reports.iter().map(device).collect();
             let (destroyed_before, log_size) = (engine.destroyed_before()?, engine.log_size()?);
             let vault = engine.vault();
             Ok(wire::Status {
@@ -162,6 +167,7 @@ impl Admin {
                 secrets: vault.secret_count(),
                 alarms: engine.alarms().map(str::to_owned).collect(),
                 devices,
+                min_batch_ms: min_batch.as_millis().try_into().unwrap_or(u64::MAX),
             })
         };
         self.with(read).await

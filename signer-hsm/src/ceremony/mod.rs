@@ -2,6 +2,7 @@
 //! facts.
 
 mod plan;
+mod supplement;
 mod transcript;
 mod verify;
 
@@ -12,9 +13,10 @@ use rand_core::{OsRng, RngCore as _};
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{CreateError, StoreError, Token, TokenError, Vault};
 
-pub use plan::{Plan, Planned};
-pub use transcript::{Cell, Field, SignedTranscript, Transcript, TranscriptError};
-pub use verify::{Outcome, against_tokens, offline};
+pub use plan::{Plan, Planned, PlannedDevice};
+pub use supplement::{SignedSupplement, Supplement, supplement};
+pub use transcript::{Cell, Field, MadeDevice, SignedTranscript, Transcript, TranscriptError};
+pub use verify::{Outcome, against_tokens, offline, supplemented};
 
 use crate::{
     config::Config,
@@ -60,7 +62,8 @@ pub fn run(config: &Config, identity: &IdentitySource) -> Result<SignedTranscrip
     let shared: Arc<dyn Token> = Arc::<crate::token::Pkcs11Token>::clone(&token);
     Vault::create(fleet.devices(shared), Box::new(store), Incarnation::from_bytes(incarnation))?;
     // Read back from the tokens: what was asked for is not what was made.
-    let Inventory { library, tokens, objects } = Inventory::read(&config.token)?;
+    let Inventory { library, tokens, objects, devices } = Inventory::read(&config.token)?;
+    let further = config.token.devices.iter().skip(1).zip(devices);
     let transcript = Transcript {
         version: transcript::VERSION,
         operator: config.operator,
@@ -76,6 +79,7 @@ pub fn run(config: &Config, identity: &IdentitySource) -> Result<SignedTranscrip
         library,
         tokens,
         objects,
+        devices: further.map(|(device, made)| MadeDevice::new(device, made)).collect(),
     };
     Ok(SignedTranscript::sign(transcript, &*token)?)
 }

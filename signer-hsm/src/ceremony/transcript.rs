@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use spark_rules::federation_key::FederationKey;
 use spark_signer::vault::{Token, TokenError};
 
-use crate::token::{Facts, LibraryInfo, ObjectInfo, Profile, Purpose, TokenInfo};
+use crate::token::{
+    DeviceConfig, DeviceInventory, Facts, LibraryInfo, ObjectInfo, Profile, Purpose, TokenInfo,
+};
 
 /// Form of the file.
 pub(super) const VERSION: u16 = 1;
@@ -62,6 +64,34 @@ pub(super) fn cells(profile: &Profile) -> Vec<Cell> {
         .collect()
 }
 
+/// A device for roots beyond the first one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeDevice {
+    /// Vendor profile.
+    pub profile: String,
+    /// Its properties, and how sure they are.
+    pub cells: Vec<Cell>,
+    /// What the operator stated of it.
+    pub facts: Facts,
+    /// What destroying a root means on it, after these facts.
+    pub delete_claim: String,
+    /// What was made, as it reports it.
+    pub made: DeviceInventory,
+}
+
+impl MadeDevice {
+    pub(super) fn new(config: &DeviceConfig, made: DeviceInventory) -> Self {
+        Self {
+            profile: config.profile.name.to_owned(),
+            cells: cells(&config.profile),
+            facts: config.facts,
+            delete_claim: config.profile.delete_claim.as_str().to_owned(),
+            made,
+        }
+    }
+}
+
 /// What others need to know of the new signer. Its JSON, without white space and in this order, is signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,15 +108,15 @@ pub struct Transcript {
     pub federation_public_key: String,
     /// 16 bytes hex.
     pub incarnation: String,
-    /// What destroying a root means on this hardware, after the operator's facts.
+    /// What destroying a root means on this hardware, after the operator's facts: the least that holds for any device.
     pub delete_claim: String,
     /// When.
     pub unix_seconds: u64,
-    /// Vendor profile.
+    /// Vendor profile of the first device.
     pub profile: String,
     /// Its properties, and how sure they are.
     pub cells: Vec<Cell>,
-    /// What the operator stated of his devices.
+    /// What the operator stated of it.
     pub facts: Facts,
     /// The PKCS#11 library.
     pub library: LibraryInfo,
@@ -94,6 +124,9 @@ pub struct Transcript {
     pub tokens: BTreeMap<Purpose, TokenInfo>,
     /// What was made, with its attributes as the tokens report them.
     pub objects: Vec<ObjectInfo>,
+    /// Further devices; absent where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<MadeDevice>,
 }
 
 /// The file.
@@ -118,16 +151,19 @@ impl SignedTranscript {
         if signed.transcript.version != VERSION {
             return Err(TranscriptError::Version(signed.transcript.version));
         }
-        let mut signature = [0u8; 64];
-        let key = signed.transcript.federation_public_key.parse::<FederationKey>();
-        let key = key.map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
-        hex::decode_to_slice(&signed.signature, &mut signature)
-            .map_err(|_| TranscriptError::Malformed(Field::Signature))?;
-        match key.verifies(&message(&signed.transcript)?, &signature) {
-            true => Ok(signed),
-            false => Err(TranscriptError::Signature),
-        }
+        let message = message(&signed.transcript)?;
+        verified(&signed.transcript.federation_public_key, &message, &signed.signature)?;
+        Ok(signed)
     }
+}
+
+/// Checks a signature, hex, by a federation key.
+pub(super) fn verified(key: &str, message: &[u8], hex: &str) -> Result<(), TranscriptError> {
+    let mut signature = [0u8; 64];
+    let key = key.parse::<FederationKey>();
+    let key = key.map_err(|_| TranscriptError::Malformed(Field::FederationKey))?;
+    hex::decode_to_slice(hex, &mut signature).map_err(|_| TranscriptError::Malformed(Field::Signature))?;
+    if key.verifies(message, &signature) { Ok(()) } else { Err(TranscriptError::Signature) }
 }
 
 /// Unknown fields are refused, so the parsed content is all there is, and writing it anew gives the bytes that

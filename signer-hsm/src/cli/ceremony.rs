@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use spark_signer_hsm::{
-    ceremony::{self, Plan, SignedTranscript},
+    ceremony::{self, Plan, SignedSupplement, SignedTranscript},
     config::Config,
     token::{IdentitySource, Inventory},
 };
@@ -46,6 +46,9 @@ enum Step {
     Verify {
         /// The transcript.
         file: PathBuf,
+        /// What `device prepare` wrote of a device that came later; once for each.
+        #[arg(long)]
+        supplement: Vec<PathBuf>,
         /// Compare with the tokens of the configuration.
         #[arg(long)]
         tokens: bool,
@@ -84,13 +87,20 @@ pub(crate) fn run(config: &Path, command: Command) -> anyhow::Result<()> {
             println!("{}", out.display());
             Ok(())
         }
-        Some(Step::Verify { file, tokens, json }) => {
+        Some(Step::Verify { file, supplement, tokens, json }) => {
             let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
             let signed = SignedTranscript::parse(&text)?;
             let mut checks = ceremony::offline(&signed.transcript);
+            let mut supplements = Vec::new();
+            for file in supplement {
+                let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+                let found = SignedSupplement::parse(&text).with_context(|| file.display().to_string())?;
+                checks.extend(ceremony::supplemented(&signed.transcript, &found.supplement));
+                supplements.push(found.supplement);
+            }
             if tokens {
                 let now = Inventory::read(&load(config)?.token)?;
-                checks.extend(ceremony::against_tokens(&signed.transcript, &now));
+                checks.extend(ceremony::against_tokens(&signed.transcript, &supplements, &now));
             }
             if json {
                 print_json(&checks)?;

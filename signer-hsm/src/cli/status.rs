@@ -36,6 +36,7 @@ pub(crate) fn show(status: &wire::Status, as_json: bool) -> anyhow::Result<()> {
             "secrets": status.secrets,
             "alarms": status.alarms,
             "devices": devices(&status.devices),
+            "min_batch_ms": status.min_batch_ms,
         }));
     }
     println!("operator {}: {}", status.operator, state(status));
@@ -43,6 +44,9 @@ pub(crate) fn show(status: &wire::Status, as_json: bool) -> anyhow::Result<()> {
         println!("epoch {}, sequence {}, {} secrets", status.epoch, status.sequence, status.secrets);
         println!("destroyed before epoch {}, log of {} entries", status.destroyed_before, status.log_size);
         show_devices(&status.devices);
+        if status.min_batch_ms > 0 {
+            println!("what destroys waits {} ms for more", status.min_batch_ms);
+        }
         println!(
             "alarms: {}",
             if status.alarms.is_empty() { "none".into() } else { status.alarms.join(", ") }

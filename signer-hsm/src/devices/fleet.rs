@@ -5,6 +5,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use spark_signer::vault::{DeviceId, Devices, RootToken, Token, TokenError};
@@ -203,6 +204,14 @@ impl Fleet {
         let all = self.all();
         let claims = all.values().map(|device| device.config.profile.delete_claim);
         claims.reduce(DeleteClaim::least).unwrap_or(DeleteClaim::None)
+    }
+
+    /// How long a batch that destroys waits for more, so that flash that wears, or a slow device, is spared: the longest
+    /// that any of these devices asks for.
+    pub fn min_batch(&self, serving: &[DeviceId]) -> Duration {
+        let all = self.all();
+        let asked = serving.iter().filter_map(|id| all.get(id)).map(|device| device.config.profile.min_batch);
+        asked.max().unwrap_or_default()
     }
 
     /// Whether the configuration ends its part.

@@ -11,7 +11,7 @@ use cryptoki::slot::Slot;
 use serde::{Deserialize, Serialize};
 use spark_signer::vault::TokenError;
 
-use super::config::{TokenConfig, TokenRef};
+use super::config::{DeviceConfig, KeysConfig, Security, TokenConfig, TokenRef};
 use super::error::token_error;
 use super::link::Link;
 use super::module::Module;
@@ -75,15 +75,53 @@ pub struct ObjectInfo {
     pub point: Option<String>,
 }
 
-/// The keys token, and the first one for roots.
+/// The keys token, the first one for roots, and further devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inventory {
-    /// The library of the roots.
+    /// The library of the first device's roots.
     pub library: LibraryInfo,
-    /// The tokens.
+    /// Keys token and first device.
     pub tokens: BTreeMap<Purpose, TokenInfo>,
-    /// Our objects, sorted.
+    /// Our objects there, sorted.
     pub objects: Vec<ObjectInfo>,
+    /// Devices beyond the first.
+    pub devices: Vec<DeviceInventory>,
+}
+
+/// A further device for roots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceInventory {
+    /// Its number.
+    pub id: u8,
+    /// Its library.
+    pub library: LibraryInfo,
+    /// Its token.
+    pub token: TokenInfo,
+    /// Our objects there, sorted.
+    pub objects: Vec<ObjectInfo>,
+}
+
+impl DeviceInventory {
+    /// Logs in and reads what is there. Changes nothing.
+    pub fn read(config: &DeviceConfig, security: Security) -> Result<Self, TokenError> {
+        let (library, token, objects) = look(&config.module, &config.roots, security, Purpose::Roots)?;
+        Ok(Self { id: config.id, library, token, objects })
+    }
+}
+
+fn look(
+    module: &Path,
+    token: &TokenRef,
+    security: Security,
+    purpose: Purpose,
+) -> Result<(LibraryInfo, TokenInfo, Vec<ObjectInfo>), TokenError> {
+    let module = Module::load(module)?;
+    let link = Link::new(&module, token, security)?;
+    let mut objects = link.run(|_, session| ours(session, purpose))?;
+    objects.sort();
+    let context = module.context();
+    Ok((LibraryInfo::read(&context)?, TokenInfo::read(&context, link.slot(&context)?)?, objects))
 }
 
 impl LibraryInfo {
@@ -118,23 +156,22 @@ impl TokenInfo {
 }
 
 impl Inventory {
-    /// Logs in to both tokens and reads what is there. Changes nothing.
+    /// Logs in to all tokens and reads what is there. Changes nothing.
     pub fn read(config: &TokenConfig) -> Result<Self, TokenError> {
-        let first = config.first().ok_or(TokenError::NoObjects)?;
-        let (mut tokens, mut objects) = (BTreeMap::new(), Vec::new());
-        for (purpose, module, token) in [
-            (Purpose::Roots, &first.module, &first.roots),
-            (Purpose::Keys, &config.keys.module, &config.keys.token),
-        ] {
-            let module = Module::load(module)?;
-            let link = Link::new(&module, token, config.security)?;
-            objects.extend(link.run(|_, session| ours(session, purpose))?);
-            let context = module.context();
-            tokens.insert(purpose, TokenInfo::read(&context, link.slot(&context)?)?);
-        }
+        let [first, others @ ..] = &*config.devices else { return Err(TokenError::NoObjects) };
+        let security = config.security;
+        let (library, roots, mut objects) = look(&first.module, &first.roots, security, Purpose::Roots)?;
+        let KeysConfig { module, token, .. } = &config.keys;
+        let (_, keys, held) = look(module, token, security, Purpose::Keys)?;
+        objects.extend(held);
         objects.sort();
-        let library = LibraryInfo::read(&Module::load(&first.module)?.context())?;
-        Ok(Self { library, tokens, objects })
+        let devices = others.iter().map(|device| DeviceInventory::read(device, security));
+        Ok(Self {
+            library,
+            tokens: BTreeMap::from([(Purpose::Roots, roots), (Purpose::Keys, keys)]),
+            objects,
+            devices: devices.collect::<Result<_, _>>()?,
+        })
     }
 }
 

@@ -36,7 +36,9 @@ pub use apart::Apart;
 pub use ceremony::{IdentitySource, generate_keys, prepare_device};
 pub use config::{DeviceConfig, KeysConfig, PinSource, Security, TokenConfig, TokenRef};
 pub use device::{LoadError, RootDevice};
-pub use inventory::{Inventory, LibraryInfo, ObjectInfo, Purpose, TokenInfo, bears_attributes, slots};
+pub use inventory::{
+    DeviceInventory, Inventory, LibraryInfo, ObjectInfo, Purpose, TokenInfo, bears_attributes, slots,
+};
 pub use keys::{IdentityMethod, federation_key};
 pub use observed::Observed;
 pub use profile::{

@@ -236,7 +236,7 @@ pub struct Profile {
     pub log_signature: LogSignature,
     /// What may be claimed. In a loaded configuration: after the operator's facts.
     pub delete_claim: DeleteClaim,
-    /// Shortest time between two batches that the device's flash and speed suggest.
+    /// How long a batch that destroys waits for more calls, so that the flash of the device, and its time, are spared.
     pub min_batch: Duration,
     /// Whether the token keeps objects in host files without syncing them.
     pub host_files: bool,

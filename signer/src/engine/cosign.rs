@@ -39,11 +39,11 @@ pub(super) fn evidence_id(evidence: &wire::Distrust) -> [u8; 32] {
 }
 
 /// What is remembered of a log, decoded.
-struct Watched {
-    frontier: Frontier,
-    head: Option<(String, Checkpoint)>,
+pub(super) struct Watched {
+    pub(super) frontier: Frontier,
+    pub(super) head: Option<(String, Checkpoint)>,
     root_epoch: u64,
-    life: u64,
+    pub(super) life: u64,
     incarnation: Vec<u8>,
 }
 
@@ -81,6 +81,7 @@ impl Shared {
         if operator == self.me {
             return Err(EngineError::Malformed("operator"));
         }
+        self.unproven.acts(operator);
         let mut watched = self.watched(txn, operator)?;
         if let Some(evidence) = distrust(txn, operator)? {
             return Ok(refused(watched.frontier.size(), &evidence));
@@ -94,6 +95,7 @@ impl Shared {
             let anew =
                 wire::WatchedLog { life, incarnation: incarnation.clone(), ..wire::WatchedLog::default() };
             txn.put_record(&key(b"log-watched/", operator), anew.encode_to_vec());
+            self.unproven.forget(operator);
             watched = Watched { frontier: Frontier::default(), head: None, root_epoch: 0, life, incarnation };
         }
         let head = Checkpoint::verify(&request.checkpoint, &self.federation, operator)?;
@@ -164,7 +166,8 @@ impl Shared {
     }
 
     /// A person has settled the evidence: what was seen before is forgotten, and the log is followed from its beginning.
-    pub(super) fn settle(&self, txn: &mut Txn<'_>, operator: OperatorIndex) -> Result<(), EngineError> {
+    pub(super) fn settle(&mut self, txn: &mut Txn<'_>, operator: OperatorIndex) -> Result<(), EngineError> {
+        self.unproven.forget(operator);
         let watched = self.watched(txn, operator)?;
         let anew = wire::WatchedLog {
             life: watched.life.saturating_add(1),
@@ -176,7 +179,7 @@ impl Shared {
         Ok(())
     }
 
-    fn watched(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<Watched, EngineError> {
+    pub(super) fn watched(&self, txn: &Txn<'_>, operator: OperatorIndex) -> Result<Watched, EngineError> {
         let Some(bytes) = txn.record(&key(b"log-watched/", operator))? else {
             return Ok(Watched {
                 frontier: Frontier::default(),
@@ -199,7 +202,7 @@ impl Shared {
         })
     }
 
-    fn condemn(
+    pub(super) fn condemn(
         &mut self,
         txn: &mut Txn<'_>,
         operator: OperatorIndex,
@@ -207,6 +210,7 @@ impl Shared {
         evidence: &wire::Distrust,
     ) -> wire::CosignLogResponse {
         self.alarm("log_distrusted");
+        self.unproven.forget(operator);
         txn.put_record(&key(b"log-distrust/", operator), evidence.encode_to_vec());
         refused(size, evidence)
     }

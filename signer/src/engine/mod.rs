@@ -24,6 +24,7 @@ mod release;
 mod repair;
 mod rotate;
 mod settle;
+mod split_view;
 mod static_deposit;
 mod status;
 #[cfg(test)]
@@ -114,6 +115,8 @@ pub enum Request {
     ReadLog(wire::ReadLogRequest),
     /// Follows another operator's log.
     CosignLog(wire::CosignLogRequest),
+    /// Compares what others were shown of another operator's log.
+    CompareLog(wire::CompareLogRequest),
     /// Repair of this signer: opens the next page.
     RepairOpen(wire::RepairOpenRequest),
     /// Repair of another signer: lists the page.
@@ -132,6 +135,20 @@ pub enum Request {
     RefreshDeal(wire::RefreshOpeningSet),
     /// Leaves that were repaired and not refreshed.
     RefreshPending(wire::RefreshPendingRequest),
+}
+
+impl Request {
+    /// Whether it may destroy a secret, so that its batch takes a new root of every device. Others never do.
+    pub const fn may_destroy(&self) -> bool {
+        matches!(
+            self,
+            Self::Apply(_)
+                | Self::Abort(_)
+                | Self::SignAbort(_)
+                | Self::Settle(_)
+                | Self::IssuePackageKeys(_)
+        )
+    }
 }
 
 /// What a call returns.
@@ -164,6 +181,7 @@ pub enum Reply {
     Tile(wire::ReadTileResponse),
     Log(wire::ReadLogResponse),
     Cosigned(wire::CosignLogResponse),
+    Compared(wire::CompareLogResponse),
     RepairTicket(wire::RepairTicket),
     RepairListing(wire::RepairListing),
     RepairDeltas(wire::RepairDeltas),
@@ -220,6 +238,7 @@ struct Shared {
     repairs: repair::Sessions,
     refreshes: refresh::Sessions,
     gate: witness::Gate,
+    unproven: split_view::Unproven,
     alarms: alarms::Alarms,
     retired: BTreeSet<DeviceId>,
     token: Arc<dyn Token>,
@@ -265,6 +284,7 @@ impl Engine {
             repairs,
             refreshes: refresh::Sessions::default(),
             gate,
+            unproven: split_view::Unproven::default(),
             alarms,
             retired,
             token,
@@ -447,6 +467,7 @@ impl Shared {
             Request::ReadTile(r) => Reply::Tile(deletion_log::read_tile(txn, &r)?),
             Request::ReadLog(r) => Reply::Log(self.read_log(txn, &r)?),
             Request::CosignLog(r) => Reply::Cosigned(self.cosign_log(txn, &r)?),
+            Request::CompareLog(r) => Reply::Compared(self.compare_log(txn, &r)?),
             Request::RepairOpen(r) => Reply::RepairTicket(self.repair_open(txn, &r)?),
             Request::RepairList(r) => Reply::RepairListing(self.repair_list(txn, r)?),
             Request::RepairSplit(r) => Reply::RepairDeltas(self.repair_split(txn, r)?),

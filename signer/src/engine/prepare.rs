@@ -185,6 +185,7 @@ impl Shared {
         let operation = View::ask(txn, |view| Operation::derive(request, view, &self.federation))?;
         operation.terms.at(i64::try_from(self.now).unwrap_or(i64::MAX))?;
         self.trusted(txn, operation.coordinator)?;
+        self.unproven.acts(operation.coordinator);
         if operation.parts.iter().any(|part| self.repairs.locks(&part.record.leaf_id, self.now)) {
             return Err(EngineError::Repairing);
         }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A leaf that changed hands: three receipts in every log, of its key's making, of a send and of a claim.
-fn quorum() -> Quorum {
+pub(super) fn quorum() -> Quorum {
     let mut quorum = Quorum::new(2, 3);
     let (alice, bob) = (Wallet::new(), Wallet::new());
     let leaf = deposit(&mut quorum, &alice, 100_000);
@@ -30,26 +30,26 @@ fn quorum() -> Quorum {
     quorum
 }
 
-fn head(quorum: &mut Quorum) -> String {
+pub(super) fn head(quorum: &mut Quorum) -> String {
     match quorum.call(0, Request::GetCheckpoint(wire::GetCheckpointRequest {})).unwrap() {
         Reply::Checkpoint(reply) => reply.checkpoint,
         _ => panic!(),
     }
 }
 
-fn verified(quorum: &Quorum, note: &str) -> Checkpoint {
+pub(super) fn verified(quorum: &Quorum, note: &str) -> Checkpoint {
     Checkpoint::verify(note, &quorum.federation, OperatorIndex::new(0)).unwrap()
 }
 
 /// Entries of operator 0's log, and its head after them.
-fn page(quorum: &mut Quorum, from: u64, until: u64) -> (Vec<Receipt>, String) {
+pub(super) fn page(quorum: &mut Quorum, from: u64, until: u64) -> (Vec<Receipt>, String) {
     match quorum.call(0, Request::ReadLog(wire::ReadLogRequest { from, until })).unwrap() {
         Reply::Log(reply) => (reply.entries, reply.checkpoint),
         _ => panic!(),
     }
 }
 
-fn cosign(
+pub(super) fn cosign(
     quorum: &mut Quorum,
     witness: usize,
     from: u64,
@@ -64,7 +64,7 @@ fn cosign(
 }
 
 /// Everything at once.
-fn follow(quorum: &mut Quorum, witness: usize) -> wire::CosignLogResponse {
+pub(super) fn follow(quorum: &mut Quorum, witness: usize) -> wire::CosignLogResponse {
     let note = head(quorum);
     let size = verified(quorum, &note).size;
     let from = cosign(quorum, witness, size, Vec::new(), note.clone()).unwrap().size;
@@ -73,7 +73,7 @@ fn follow(quorum: &mut Quorum, witness: usize) -> wire::CosignLogResponse {
 }
 
 /// What a lying operator 0 signs.
-fn forge(quorum: &Quorum, size: u64, root: [u8; 32], extension: Extension) -> String {
+pub(super) fn forge(quorum: &Quorum, size: u64, root: [u8; 32], extension: Extension) -> String {
     let origin = checkpoint::origin(&quorum.federation, OperatorIndex::new(0));
     let text = tlog_tiles::Checkpoint::new(&origin, size, tlog_tiles::Hash(root), &extension.to_lines());
     let text = text.unwrap().to_bytes();
@@ -85,7 +85,7 @@ fn forge(quorum: &Quorum, size: u64, root: [u8; 32], extension: Extension) -> St
 }
 
 /// A log of these entries, as operator 0 would sign it later than anything it signed before.
-fn forge_log(quorum: &mut Quorum, entries: &[Receipt]) -> String {
+pub(super) fn forge_log(quorum: &mut Quorum, entries: &[Receipt]) -> String {
     let note = head(quorum);
     let mut extension = verified(quorum, &note).extension;
     extension.position.sequence += 1;
@@ -297,7 +297,7 @@ fn follow_refused(quorum: &mut Quorum) -> String {
 }
 
 /// Signer 1's vote on the next attempt of what operator 0 coordinates.
-fn vote(quorum: &mut Quorum, request: &mut peer::Operation) -> String {
+pub(super) fn vote(quorum: &mut Quorum, request: &mut peer::Operation) -> String {
     let prepare = wire::PrepareRequest { operation: Some(request.clone()) };
     request.attempt += 1;
     match quorum.call(1, Request::Prepare(prepare)).unwrap() {

@@ -16,7 +16,12 @@ use super::{
     send_request, user_job,
 };
 
-fn renewal(quorum: &mut Quorum, wallet: &Wallet, leaf: &Leaf, path: RenewalPath) -> spark::RenewLeafRequest {
+pub(super) fn renewal(
+    quorum: &mut Quorum,
+    wallet: &Wallet,
+    leaf: &Leaf,
+    path: RenewalPath,
+) -> spark::RenewLeafRequest {
     let record = quorum.leaf(0, &leaf.id);
     let plan = record.renew(Source::Build, path).unwrap();
     let mut job = |purpose| {
@@ -55,7 +60,7 @@ fn renewal(quorum: &mut Quorum, wallet: &Wallet, leaf: &Leaf, path: RenewalPath)
 }
 
 /// The leaf as many sends would have left it: its refund at `blocks`.
-fn worn(record: &LeafRecord, blocks: u16) -> LeafRecord {
+pub(super) fn worn(record: &LeafRecord, blocks: u16) -> LeafRecord {
     let step = Timelock::new(blocks).unwrap();
     let plan = Plan::refunds(Source::Build, &record.basis().unwrap(), &record.owner_key, step).unwrap();
     record.clone().with_refunds(&plan).unwrap().checked().unwrap()

@@ -52,6 +52,8 @@ pub(super) fn voices(other: u32) -> Vec<(&'static str, Voice)> {
             "CosignLog",
             Named(signer::CosignLogRequest { operator: other, ..Default::default() }.encode_to_vec()),
         ),
+        ("ShowLogs", Carried("a question, and heads that their operators signed")),
+        ("ProveLog", Carried("the log's hashes are public")),
         ("RepairList", Named(signer::RepairTicket { lost: other, ..Default::default() }.encode_to_vec())),
         ("RepairSplit", Carried("carries messages that signers signed")),
         ("RepairSum", Carried("carries messages that signers signed")),
