@@ -249,7 +249,7 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
         tokio::select! {
             () = shutdown => {}
             () = stopped => {}
-            error = &mut keys => stuck = error.ok(),
+            ended = &mut keys => stuck = Some(ended),
         }
     };
     serve(listener, server_tls, routes.into_axum_router(), until).await?;
@@ -271,8 +271,8 @@ async fn run(ready: Ready, shutdown: impl Future<Output = ()>) -> anyhow::Result
         .map_err(|_| anyhow::anyhow!("engine panicked"))?;
     let cut_off = engine.is_some_and(|engine| engine.vault().must_reopen());
     anyhow::ensure!(!cut_off, "a commit was cut off; start the signer again");
-    if let Some(stuck) = stuck {
-        return Err(stuck.into());
+    if let Some(ended) = stuck {
+        return Err(ended.context("care for the keys token ended")?.into());
     }
     Ok(())
 }

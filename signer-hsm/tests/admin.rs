@@ -585,7 +585,7 @@ fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
         // Its votes and receipts need these keys: nothing takes their place. Calls end all the same.
         let lock = common::hang(dir, "keys");
         let mut signer = world.signer(&running);
-        let ask = || wire::SignAbortRequest { operation_id: vec![7; 16], attempt: 1 };
+        let ask = || wire::SignAbortRequest { operation_id: vec![7; 16], attempt: 1, aborts: Vec::new() };
         let refused = world.runtime.block_on(signer.sign_abort(ask())).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
         assert!(!ready() && up(0));
@@ -612,7 +612,7 @@ fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
         let mut signer = world.signer(&running);
         let lock = hang(dir, "keys");
         // What it has signed before it only repeats.
-        let ask = || wire::SignAbortRequest { operation_id: vec![8; 16], attempt: 1 };
+        let ask = || wire::SignAbortRequest { operation_id: vec![8; 16], attempt: 1, aborts: Vec::new() };
         eventually("the process ends", || {
             let _ = world.runtime.block_on(signer.sign_abort(ask()));
             running.ended().is_some()

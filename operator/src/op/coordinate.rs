@@ -1,6 +1,9 @@
 //! The coordinator's run: propose, votes, certificate, release, proof, apply everywhere, then show.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use bitcoin::secp256k1::PublicKey;
 use futures::future::{join, join_all};
@@ -22,6 +25,7 @@ use super::{
     tally::{Tally, Verdict},
 };
 use crate::{
+    call::CallError,
     db::{
         DbError, claim,
         operation::{self, AttemptId, OperationRow, State},
@@ -274,12 +278,18 @@ impl Engine {
                     certificate: Some(certificate.clone()),
                     stage: stage.into(),
                     signatures: stages.signatures(),
+                    commits: Vec::new(),
                 };
-                let replies = join_all(missing.into_iter().map(|index| {
-                    let request = request.clone();
-                    async move { (index, self.inner.signers.release(index, request).await) }
-                }))
-                .await;
+                let replies = if attempt.operation.signs_nothing() {
+                    let said = commits.values().cloned().collect();
+                    self.commits_in_order(missing, &request, said).await
+                } else {
+                    join_all(missing.into_iter().map(|index| {
+                        let request = request.clone();
+                        async move { (index, self.inner.signers.release(index, request).await) }
+                    }))
+                    .await
+                };
                 for (index, reply) in replies {
                     match reply {
                         Ok(reply) => {
@@ -335,6 +345,27 @@ impl Engine {
         self.step_done(attempt.operation.kind, Phase::Release, started);
         let row = operation::get(self.db().pool(), attempt.id).await?.ok_or(EngineError::Unknown)?;
         self.finish(attempt, &row).await
+    }
+
+    /// As the deciders of a refresh say it: each is shown what those below it have said, and none is asked before them.
+    async fn commits_in_order(
+        &self,
+        deciders: BTreeSet<OperatorIndex>,
+        request: &signer::ReleaseRequest,
+        mut said: Vec<wire::Vote>,
+    ) -> Vec<(OperatorIndex, Result<signer::ReleaseResponse, CallError>)> {
+        let mut replies = Vec::new();
+        for index in deciders {
+            let request = signer::ReleaseRequest { commits: said.clone(), ..request.clone() };
+            let reply = self.inner.signers.release(index, request).await;
+            let commit = reply.as_ref().ok().and_then(|reply| reply.commit.clone());
+            replies.push((index, reply));
+            match commit {
+                Some(commit) => said.push(commit),
+                None => break,
+            }
+        }
+        replies
     }
 
     /// Applies a committed attempt everywhere; own tables show it last (D7).

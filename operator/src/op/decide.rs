@@ -19,6 +19,7 @@ use super::{
     tally::{Tally, Verdict},
 };
 use crate::{
+    call::CallError,
     db::{
         delivery::{self, Message},
         operation::{self, AttemptId, OperationRow},
@@ -43,12 +44,17 @@ impl Engine {
             let request = signer::SignAbortRequest {
                 operation_id: row.id.op.as_bytes().to_vec(),
                 attempt: row.id.attempt,
+                aborts: Vec::new(),
             };
-            let replies = join_all(tally.abort_missing().into_iter().map(|index| {
-                let request = request.clone();
-                async move { (index, self.inner.signers.sign_abort(index, request).await) }
-            }))
-            .await;
+            let replies = if Kind::from_code(row.kind)? == Kind::Refresh {
+                self.aborts_in_order(tally, &request).await
+            } else {
+                join_all(tally.abort_missing().into_iter().map(|index| {
+                    let request = request.clone();
+                    async move { (index, self.inner.signers.sign_abort(index, request).await) }
+                }))
+                .await
+            };
             let mut keep = Vec::new();
             let mut released = false;
             for (index, reply) in replies {
@@ -76,6 +82,26 @@ impl Engine {
             Verdict::Aborted(proof) => self.conclude_abort(row, proof, reason).await,
             _ => Ok(Outcome::Undecided(row.id.op)),
         }
+    }
+
+    /// As the deciders of a refresh say it: each is shown what those below it have said.
+    async fn aborts_in_order(
+        &self,
+        tally: &Tally<'_>,
+        request: &signer::SignAbortRequest,
+    ) -> Vec<(OperatorIndex, Result<signer::SignAbortResponse, CallError>)> {
+        let mut heard = tally.clone();
+        let mut replies = Vec::new();
+        for index in tally.abort_missing() {
+            let request = signer::SignAbortRequest { aborts: heard.aborts(), ..request.clone() };
+            let reply = self.inner.signers.sign_abort(index, request).await;
+            if let Ok(signer::SignAbortResponse { vote: Some(vote) }) = &reply {
+                // What does not hold is said where it is counted.
+                let _ = heard.record(vote);
+            }
+            replies.push((index, reply));
+        }
+        replies
     }
 
     /// A proof of abort is known: own signer first, then own tables, then the peers.

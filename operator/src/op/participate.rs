@@ -176,8 +176,11 @@ impl Engine {
         if !matches!(row.state, State::Proposed | State::Prepared | State::Refused | State::Aborted) {
             return Err(EngineError::State("another request holds this attempt"));
         }
-        let ask =
-            signer::SignAbortRequest { operation_id: row.id.op.as_bytes().to_vec(), attempt: row.id.attempt };
+        let ask = signer::SignAbortRequest {
+            operation_id: row.id.op.as_bytes().to_vec(),
+            attempt: row.id.attempt,
+            aborts: Vec::new(),
+        };
         let vote = self.inner.signers.own().sign_abort(ask).await?.vote;
         let mut vote = vote.ok_or(EngineError::State("signer gave no vote"))?;
         let checked = self.own_vote(&vote, row.id)?;
@@ -237,7 +240,11 @@ impl Engine {
         request: &wire::Operation,
         reason: &str,
     ) -> Result<wire::Vote, EngineError> {
-        let ask = signer::SignAbortRequest { operation_id: id.op.as_bytes().to_vec(), attempt: id.attempt };
+        let ask = signer::SignAbortRequest {
+            operation_id: id.op.as_bytes().to_vec(),
+            attempt: id.attempt,
+            aborts: Vec::new(),
+        };
         let own = self.inner.signers.own();
         let vote = match own.sign_abort(ask.clone()).await {
             Ok(response) => response.vote,

@@ -68,6 +68,11 @@ impl<'a> Tally<'a> {
         Ok((signer, choice))
     }
 
+    /// Everybody's ABORT or NO that was heard.
+    pub fn aborts(&self) -> Vec<wire::Vote> {
+        self.aborts.values().cloned().collect()
+    }
+
     /// Operators that must still be asked for an ABORT.
     pub fn abort_missing(&self) -> BTreeSet<OperatorIndex> {
         self.named.iter().copied().filter(|i| !self.aborts.contains_key(i)).collect()

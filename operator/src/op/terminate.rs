@@ -187,7 +187,8 @@ impl Engine {
         for (index, reply) in replies {
             // A coordinator may keep its own vote to itself; who was shown the certificate has it.
             let certificate = reply.as_ref().ok().and_then(|reply| reply.certificate.as_ref());
-            for vote in certificate.iter().flat_map(|certificate| &certificate.votes) {
+            let most = usize::from(self.federation().size());
+            for vote in certificate.iter().flat_map(|certificate| certificate.votes.iter().take(most)) {
                 if let Ok((signer, choice)) = tally.record(vote) {
                     keep.push(vote_write(signer, choice, vote));
                 }

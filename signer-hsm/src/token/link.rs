@@ -241,11 +241,7 @@ impl Link {
 }
 
 /// Where tokens of this label are, and of this serial number, if one is given.
-pub(super) fn find_slots(
-    context: &Pkcs11,
-    label: &str,
-    serial: Option<&str>,
-) -> Result<Vec<Slot>, TokenError> {
+fn find_slots(context: &Pkcs11, label: &str, serial: Option<&str>) -> Result<Vec<Slot>, TokenError> {
     let mut found = Vec::new();
     for slot in context.get_slots_with_initialized_token().map_err(token_error)? {
         let info = context.get_token_info(slot).map_err(token_error)?;

@@ -8,7 +8,7 @@ use super::{
     config::DeviceConfig,
     error::token_error,
     inventory::TokenInfo,
-    link::{Link, find_slots},
+    link::Link,
     module::Module,
     objects::{ROOT, SENTINEL},
 };
@@ -33,11 +33,19 @@ pub(super) fn assert_apart(
         Ok(())
     })?;
     for device in devices {
-        // What cannot be loaded holds no roots of this signer now.
+        // What cannot be loaded or asked holds no roots of this signer now, and the signer may be told to start without it.
         let Ok(module) = Module::load(&device.module) else { continue };
         let context = module.context();
-        for slot in find_slots(&context, &device.roots.label, device.roots.serial.as_deref())? {
-            if TokenInfo::read(&context, slot)?.is_token(info) {
+        let slots = match context.get_slots_with_initialized_token() {
+            Ok(slots) => slots,
+            Err(error) => {
+                tracing::warn!(%error, device = device.id, "whether it is the keys token is asked when it comes");
+                continue;
+            }
+        };
+        for other in slots.into_iter().filter_map(|slot| TokenInfo::read(&context, slot).ok()) {
+            let serial = device.roots.serial.as_ref().is_none_or(|serial| *serial == other.serial);
+            if other.label == device.roots.label && serial && other.is_token(info) {
                 return Err(shared(&format!("the keys token is device {}", device.id)));
             }
         }

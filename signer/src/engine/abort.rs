@@ -61,6 +61,7 @@ impl Shared {
                 }
                 Phase::Prepared => {
                     let operation = self.operation_to_end(txn, &attempt)?;
+                    self.lower_aborted(&operation, &request.aborts)?;
                     (operation.kind, operation.named.clone(), Some((attempt, operation)))
                 }
                 phase => return Err(EngineError::Decided(phase.name())),
@@ -86,6 +87,30 @@ impl Shared {
         ledger::put_attempt(txn, &id, request.attempt, &record);
         journal::append(txn, entry("refused", &id, request.attempt, &vote, None, Vec::new()))?;
         Ok(wire::SignAbortResponse { vote: Some(vote) })
+    }
+
+    /// Deciders of a refresh speak in order, COMMIT as well as ABORT: so the word of the lowest one decides, and two honest
+    /// ones never say different things, whatever reaches whom. There is no second attempt that could mend it (D2).
+    fn lower_aborted(&self, operation: &Operation, aborts: &[Vote]) -> Result<(), EngineError> {
+        if operation.kind != Kind::Refresh || !operation.named.contains(&self.me) {
+            return Ok(());
+        }
+        if aborts.len() > usize::from(self.federation.size()) {
+            return Err(EngineError::Malformed("aborts"));
+        }
+        let mut heard = BTreeSet::new();
+        for vote in aborts {
+            let vote = spark_rules::vote::Vote::verify(vote, &self.federation)?;
+            let about = (vote.ballot.operation, vote.ballot.attempt) == (operation.id, operation.attempt);
+            if !about || !vote.ballot.choice.aborts() {
+                return Err(EngineError::Malformed("aborts"));
+            }
+            heard.insert(vote.position.signer);
+        }
+        match operation.named.iter().find(|decider| **decider < self.me && !heard.contains(decider)) {
+            Some(first) => Err(EngineError::OutOfTurn(first.get())),
+            None => Ok(()),
+        }
     }
 
     /// Unlocks an attempt on a proof of abort and destroys what it staged.

@@ -83,6 +83,9 @@ pub enum EngineError {
     /// Not one of the named signers.
     #[error("this signer holds no nonces of the operation")]
     NotNamed,
+    /// A decider of a refresh speaks after those of a lower index.
+    #[error("decider {0} speaks first")]
+    OutOfTurn(u16),
     /// Stages are released bottom-up.
     #[error("stage {0} is not next, or signatures of earlier stages are missing")]
     Stage(u32),
@@ -210,6 +213,7 @@ impl EngineError {
             Self::Maturity(_) => "MATURITY_USED",
             Self::Binding(_) => "KEYSHARE_BOUND",
             Self::NotNamed => "NOT_NAMED",
+            Self::OutOfTurn(_) => "OUT_OF_TURN",
             Self::Stage(_) => "STAGE",
             Self::Sealed(_) | Self::Ecies(_) | Self::Feldman(_) | Self::OneTime(_) => "PACKAGE_CONTENT",
             Self::PackageKey(_) => "PACKAGE_KEY",

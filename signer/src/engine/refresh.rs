@@ -225,6 +225,11 @@ impl Shared {
     ) -> Result<(), EngineError> {
         let Some(refresh) = &operation.refresh else { return Ok(()) };
         refresh.verify(&self.federation)?;
+        // Nobody waits for a refresh but who coordinates it. If it decided, too, what it leaves undecided would stay so.
+        // Asked before a vote only: what was voted for otherwise must still come to its end.
+        if operation.named.contains(&operation.coordinator) {
+            return Err(OperationError::Named.into());
+        }
         let session =
             self.refreshes.0.get(&operation.coordinator).filter(|session| {
                 session.opening.session_id == refresh.session_id && self.now < session.ends

@@ -1,5 +1,7 @@
 //! Release: shares leave against the certificate, bottom-up (D1, D3).
 
+use std::collections::BTreeSet;
+
 use spark_proto::{peer::v1 as peer, signer::v1 as wire};
 use spark_rules::{
     ids::OperationId,
@@ -36,6 +38,9 @@ impl Shared {
         let certificate = self.own_certificate(certificate, &id, request.attempt, &attempt)?;
         if !certificate.ballot().named.contains(&self.me) {
             return Err(EngineError::NotNamed);
+        }
+        if attempt.phase == Phase::Prepared {
+            self.lower_committed(&certificate, &request.commits)?;
         }
         let stage = u8::try_from(request.stage).map_err(|_| EngineError::Stage(request.stage))?;
         if attempt.phase != Phase::Applied {
@@ -75,6 +80,23 @@ impl Shared {
             })
             .collect::<Result<_, EngineError>>()?;
         Ok(wire::ReleaseResponse { shares, commit: None })
+    }
+
+    /// Deciders of a refresh commit in order, as they abort.
+    fn lower_committed(&self, certificate: &Certificate, commits: &[peer::Vote]) -> Result<(), EngineError> {
+        if certificate.ballot().kind != Kind::Refresh {
+            return Ok(());
+        }
+        if commits.len() > usize::from(self.federation.size()) {
+            return Err(EngineError::Malformed("commits"));
+        }
+        let heard = commits.iter().map(|vote| certificate.verify_commit(vote, &self.federation));
+        let heard = heard.collect::<Result<BTreeSet<_>, _>>()?;
+        let named = &certificate.ballot().named;
+        match named.iter().find(|decider| **decider < self.me && !heard.contains(decider)) {
+            Some(first) => Err(EngineError::OutOfTurn(first.get())),
+            None => Ok(()),
+        }
     }
 
     /// COMMIT in the place of shares, of an operation that signs nothing (D1). A repeat says the same again.

@@ -198,11 +198,6 @@ pub(super) fn derive(
     if deciders.len() != usize::from(federation.threshold()) || !deciders.is_sorted_by(|a, b| a < b) {
         return Err(OperationError::Named);
     }
-    // Nobody waits for a refresh but who coordinates it. If it decided, too, what it leaves undecided would stay so: the
-    // others hold the leaves and have no word of it.
-    if deciders.contains(&context.coordinator) {
-        return Err(OperationError::Named);
-    }
     let leaves = Refresh::leaves(&request.leaf_ids)?;
     let mut parts = Vec::with_capacity(leaves.len());
     for leaf in &leaves {

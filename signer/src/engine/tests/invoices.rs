@@ -139,8 +139,11 @@ fn an_aborted_payment_gives_the_invoice_back() {
     quorum.certify(&first).unwrap();
     let votes: Vec<_> = (0..2)
         .map(|member| {
-            let ask =
-                wire::SignAbortRequest { operation_id: first.operation_id.clone(), attempt: first.attempt };
+            let ask = wire::SignAbortRequest {
+                operation_id: first.operation_id.clone(),
+                attempt: first.attempt,
+                aborts: Vec::new(),
+            };
             match quorum.call(member, Request::SignAbort(ask)).unwrap() {
                 Reply::SignAbort(reply) => reply.vote.unwrap(),
                 _ => panic!(),

@@ -220,7 +220,7 @@ fn d14_an_abort_destroys_the_key() {
     let (operation_id, attempt) = (request.operation_id.clone(), request.attempt);
     let mut votes = Vec::new();
     for (member, key) in keys.iter().enumerate() {
-        let ask = wire::SignAbortRequest { operation_id: operation_id.clone(), attempt };
+        let ask = wire::SignAbortRequest { operation_id: operation_id.clone(), attempt, aborts: Vec::new() };
         match quorum.call(member, Request::SignAbort(ask)).unwrap() {
             Reply::SignAbort(reply) => votes.push(reply.vote.unwrap()),
             _ => panic!(),

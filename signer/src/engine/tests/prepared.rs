@@ -43,6 +43,7 @@ impl Prepared {
             certificate,
             stage,
             signatures,
+            commits: Vec::new(),
         };
         match self.quorum.call(member, Request::Release(request))? {
             Reply::Release(reply) => Ok(reply),
@@ -54,6 +55,7 @@ impl Prepared {
         let request = wire::SignAbortRequest {
             operation_id: self.request.operation_id.clone(),
             attempt: self.request.attempt,
+            aborts: Vec::new(),
         };
         match self.quorum.call(member, Request::SignAbort(request))? {
             Reply::SignAbort(reply) => Ok(reply.vote.unwrap()),

@@ -442,6 +442,7 @@ impl Quorum {
                     certificate: Some(certificate.clone()),
                     stage: stage.into(),
                     signatures: signatures.clone(),
+                    commits: commits.clone(),
                 };
                 match self.call(index.as_usize(), Request::Release(release)).unwrap() {
                     Reply::Release(reply) => {

@@ -421,7 +421,11 @@ fn d12_a_crash_at_each_step_of_a_refresh() {
     // Ended by a proof of abort: what member 0 staged dies, and its log says so.
     let mut votes = Vec::new();
     for member in 0..3 {
-        let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+        let abort = wire::SignAbortRequest {
+            operation_id: request.operation_id.clone(),
+            attempt: 0,
+            aborts: votes.clone(),
+        };
         match quorum.call(member, Request::SignAbort(abort)).unwrap() {
             Reply::SignAbort(reply) => votes.push(reply.vote.unwrap()),
             _ => panic!(),
@@ -441,7 +445,8 @@ fn d12_a_crash_at_each_step_of_a_refresh() {
     let proof = quorum.proof(&request, &derived, &certificate, &opened);
     crash(&mut quorum, 1);
     // It committed: it cannot take that back, and says the same again.
-    let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+    let abort =
+        wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0, aborts: Vec::new() };
     assert!(matches!(quorum.call(1, Request::SignAbort(abort)), Err(EngineError::Decided(_))));
     let again = quorum.proof(&request, &derived, &certificate, &opened);
     quorum.apply(0, &request, &again).unwrap();
@@ -471,7 +476,11 @@ fn d12_a_refresh_ends_with_its_federation_file() {
     (0..3).for_each(|member| quorum.witness(member).unwrap());
     let mut votes = Vec::new();
     for member in 0..3 {
-        let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+        let abort = wire::SignAbortRequest {
+            operation_id: request.operation_id.clone(),
+            attempt: 0,
+            aborts: votes.clone(),
+        };
         match quorum.call(member, Request::SignAbort(abort)).unwrap() {
             Reply::SignAbort(reply) => votes.push(reply.vote.unwrap()),
             _ => panic!(),
@@ -591,7 +600,11 @@ fn s14_the_others_end_a_refresh_without_its_coordinator() {
     // The coordinator is silent from here on.
     let mut votes = Vec::new();
     for member in 1..3 {
-        let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+        let abort = wire::SignAbortRequest {
+            operation_id: request.operation_id.clone(),
+            attempt: 0,
+            aborts: votes.clone(),
+        };
         match quorum.call(member, Request::SignAbort(abort)).unwrap() {
             Reply::SignAbort(reply) => votes.push(reply.vote.unwrap()),
             _ => panic!(),
@@ -626,7 +639,8 @@ fn an_approval_that_is_taken_back_holds_nothing() {
     }
     let no = quorum.prepare(2, &request).vote.unwrap();
     assert_eq!((no.choice(), no.reason.as_str()), (peer::Choice::No, "REFRESH"));
-    let abort = wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0 };
+    let abort =
+        wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: 0, aborts: Vec::new() };
     let yes = match quorum.call(1, Request::SignAbort(abort)).unwrap() {
         Reply::SignAbort(reply) => reply.vote.unwrap(),
         _ => panic!(),
@@ -657,4 +671,61 @@ fn an_approval_that_is_taken_back_holds_nothing() {
         matches!(open(&mut quorum, 2, &session), Err(EngineError::NotApproved(0))),
         "and no other begins"
     );
+}
+
+/// One decider's COMMIT and another's ABORT would hold the leaves for ever, and a cut line is enough for it: so the word of
+/// the lowest one is everybody's.
+#[test]
+fn d1_deciders_of_a_refresh_never_split() {
+    for commits in [true, false] {
+        let mut quorum = Quorum::new(2, 3);
+        let alice = Wallet::new();
+        let leaf = deposit(&mut quorum, &alice, 50_000);
+        let request = Session::open(&mut quorum, &[&leaf]).unwrap().dealt(&mut quorum);
+        let (certificate, opened) = quorum.certify(&request).unwrap();
+        let derived = derive(&mut quorum, &request);
+        let commit = |quorum: &mut Quorum, member, commits: Vec<peer::Vote>| {
+            let release = wire::ReleaseRequest {
+                operation_id: request.operation_id.clone(),
+                certificate: Some(certificate.clone()),
+                commits,
+                ..wire::ReleaseRequest::default()
+            };
+            match quorum.call(member, Request::Release(release))? {
+                Reply::Release(reply) => Ok(reply.commit.unwrap()),
+                _ => panic!(),
+            }
+        };
+        let abort = |quorum: &mut Quorum, member, aborts: Vec<peer::Vote>| {
+            let operation_id = request.operation_id.clone();
+            let abort = wire::SignAbortRequest { operation_id, attempt: 0, aborts };
+            match quorum.call(member, Request::SignAbort(abort))? {
+                Reply::SignAbort(reply) => Ok(reply.vote.unwrap()),
+                _ => panic!(),
+            }
+        };
+        // Decider 2 has its YES and hears nothing of decider 1.
+        assert!(matches!(abort(&mut quorum, 2, Vec::new()), Err(EngineError::OutOfTurn(1))));
+        assert!(matches!(commit(&mut quorum, 2, Vec::new()), Err(EngineError::OutOfTurn(1))));
+        if commits {
+            let first = commit(&mut quorum, 1, Vec::new()).unwrap();
+            assert!(abort(&mut quorum, 1, Vec::new()).is_err());
+            assert!(abort(&mut quorum, 2, vec![first.clone()]).is_err());
+            commit(&mut quorum, 2, vec![first]).unwrap();
+            let proof = quorum.proof(&request, &derived, &certificate, &opened);
+            (0..3).for_each(|member| drop(quorum.apply(member, &request, &proof).unwrap()));
+            untouched(&mut quorum, &leaf, 1);
+        } else {
+            let first = abort(&mut quorum, 1, Vec::new()).unwrap();
+            assert!(commit(&mut quorum, 2, vec![first.clone()]).is_err());
+            let second = abort(&mut quorum, 2, vec![first.clone()]).unwrap();
+            for member in 0..3 {
+                let proof = Some(peer::ProofOfAbort { votes: vec![first.clone(), second.clone()] });
+                let operation_id = request.operation_id.clone();
+                let abort = wire::AbortRequest { operation_id, attempt: 0, proof };
+                quorum.call(member, Request::Abort(abort)).unwrap();
+            }
+            untouched(&mut quorum, &leaf, 0);
+        }
+    }
 }

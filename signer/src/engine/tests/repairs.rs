@@ -670,8 +670,11 @@ fn d12_an_open_operation_comes_first() {
     // The operation named the lost signer: its new life, which never saw the attempt, gives its ABORT as well.
     let mut votes = Vec::new();
     for other in 0..3 {
-        let abort =
-            wire::SignAbortRequest { operation_id: request.operation_id.clone(), attempt: request.attempt };
+        let abort = wire::SignAbortRequest {
+            operation_id: request.operation_id.clone(),
+            attempt: request.attempt,
+            aborts: Vec::new(),
+        };
         match case.quorum.call(other, Request::SignAbort(abort)).unwrap() {
             Reply::SignAbort(reply) => votes.push(reply.vote.unwrap()),
             _ => panic!(),

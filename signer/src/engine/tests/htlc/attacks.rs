@@ -293,7 +293,7 @@ fn the_other_proof_raises_an_alarm() {
 fn the_first_decision_is_not_undone() {
     let mut pending = Pending::new();
     let (operation_id, attempt) = (pending.request.operation_id.clone(), pending.request.attempt);
-    let sign = wire::SignAbortRequest { operation_id: operation_id.clone(), attempt };
+    let sign = wire::SignAbortRequest { operation_id: operation_id.clone(), attempt, aborts: Vec::new() };
     let refused = pending.quorum.call(0, Request::SignAbort(sign));
     assert!(matches!(refused, Err(EngineError::Decided("pending"))), "{refused:?}");
     let abort = wire::AbortRequest { operation_id: operation_id.clone(), attempt, proof: None };
