@@ -89,14 +89,11 @@ impl Comparer {
         let mut heads = BTreeSet::new();
         for logs in answers.into_iter().flatten().map(|reply| reply.logs) {
             // One head of each operator from each peer, whatever it says.
-            for log in logs.into_iter().take(others.len().saturating_add(1)) {
-                match OperatorIndex::from_wire(log.operator) {
-                    Ok(operator) if others.contains(&operator) => {
-                        drop(heads.insert((operator, log.checkpoint)))
-                    }
-                    _ => {}
-                }
-            }
+            let shown = logs.into_iter().take(others.len().saturating_add(1));
+            heads.extend(shown.filter_map(|log| {
+                let operator = OperatorIndex::from_wire(log.operator).ok()?;
+                others.contains(&operator).then_some((operator, log.checkpoint))
+            }));
         }
         for (operator, note) in heads {
             if let Err(error) = self.compare(operator, note).await {

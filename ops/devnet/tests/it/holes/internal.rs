@@ -214,6 +214,7 @@ fn x2_a_member_and_a_previous_owner_get_no_share() -> anyhow::Result<()> {
             certificate,
             stage: 0,
             signatures: Vec::new(),
+            commits: Vec::new(),
         };
         for to in [0usize, 2] {
             let mut peer = evil(to)?;
