@@ -305,7 +305,10 @@ fn serve(
         if !settled(&mut engine, progress) {
             break;
         }
-        engine.between_batches();
+        // Who waits does so for less if the next root is made beside its pages.
+        if next.is_none() && queue.is_empty() {
+            engine.between_batches();
+        }
     }
     End::Over(Box::new(engine))
 }

@@ -7,9 +7,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use common::killer::{Death, Killer};
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{
-    Destruction, DeviceId, DeviceState, Devices, OpenError, RootToken as _, SecretId, SecretKind, Step, Vault,
+    Destruction, DeviceId, DeviceState, Devices, OpenError, RootToken as _, SecretId, SecretKind, Vault,
 };
 use spark_signer_hsm::store::RedbStore;
 use spark_signer_hsm::token::{
@@ -136,18 +137,7 @@ fn child_dies_with_two_devices() {
     spark_softhsm::isolated("child_dies_with_two_devices", |dir| {
         let mut vault = open(dir, alone).unwrap();
         vault.confirm_witnessed().unwrap();
-        // The step is passed once for each device: die at the one that is asked for.
-        let (step, mut nth) =
-            at.split_once('/').map(|(s, n)| (s.to_owned(), n.parse::<u8>().unwrap())).unwrap();
-        vault.set_fail_point(Box::new(move |reached: Step| {
-            if format!("{reached:?}") == step {
-                if nth == 0 {
-                    std::process::abort();
-                }
-                nth -= 1;
-            }
-            true
-        }));
+        vault.set_fail_point(Killer::new(&at));
         put(&mut vault, 1, b"new");
     })
     .unwrap();
@@ -177,20 +167,17 @@ fn child_recovers_with_two_devices() {
 fn kill_everywhere(test: &str, alone: bool) {
     kryoptic::isolated(test, |dir, other| {
         drop(create(dir, other, alone));
-        for step in Step::ALL {
-            let per_device = !alone && matches!(step, Step::RootCreated | Step::RootDestroyed);
-            for nth in 0..=u8::from(per_device) {
-                let at = format!("{step:?}/{nth}");
-                let mut environment = vec![(CRASH, at.as_str())];
-                environment.extend(alone.then_some((ALONE, "1")));
-                let crash = run_test("child_dies_with_two_devices", dir, &environment).unwrap();
-                assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
-                let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
-                let mut environment = vec![(EXPECT, expected)];
-                environment.extend(alone.then_some((ALONE, "1")));
-                let check = run_test("child_recovers_with_two_devices", dir, &environment).unwrap();
-                passed(&check).unwrap();
-            }
+        for death in Death::all(if alone { 1 } else { 2 }) {
+            let at = death.text();
+            let mut environment = vec![(CRASH, at.as_str())];
+            environment.extend(alone.then_some((ALONE, "1")));
+            let crash = run_test("child_dies_with_two_devices", dir, &environment).unwrap();
+            assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
+            let expected = if death.is_late() { "new" } else { "old" };
+            let mut environment = vec![(EXPECT, expected)];
+            environment.extend(alone.then_some((ALONE, "1")));
+            let check = run_test("child_recovers_with_two_devices", dir, &environment).unwrap();
+            passed(&check).unwrap();
         }
     })
     .unwrap();

@@ -1,6 +1,8 @@
 //! Tokens for tests.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
+pub mod killer;
+
 use spark_signer_hsm::token::{
     DeviceConfig, Facts, IdentitySource, KeysConfig, PinSource, Pkcs11Token, Profile, Security, TokenConfig,
     TokenRef, generate_keys,
