@@ -199,11 +199,11 @@ impl SealedStore for RedbStore {
         })
     }
 
-    fn write_pages(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError> {
-        if pages.is_empty() {
-            return Ok(());
-        }
-        self.pages.write(pages)?;
+    fn write_pages(&self, pages: &[(Extent, &[u8])]) -> Result<(), StoreError> {
+        self.pages.write(pages)
+    }
+
+    fn sync_pages(&self) -> Result<(), StoreError> {
         self.pages.sync()
     }
 
@@ -255,7 +255,8 @@ mod tests {
         let key = |bytes: &[u8]| (bytes.to_vec(), Some(bytes.to_vec()));
         let (far, near) = (Extent::new(7, 2).unwrap(), Extent::new(1, 1).unwrap());
         assert_eq!(store.page(near).unwrap(), None);
-        store.write_pages(&[(far, vec![2; 5000]), (near, vec![3])]).unwrap();
+        store.write_pages(&[(far, &[2; 5000]), (near, &[3])]).unwrap();
+        store.sync_pages().unwrap();
         let commit = StoreCommit {
             header: vec![1; 100],
             records: [b"a/1", b"a/2", b"a/3", b"b/1"].iter().map(|k| key(*k)).collect(),

@@ -364,6 +364,10 @@ fn serve(mut engine: Engine, queue: &mut mpsc::Receiver<Job>, desk: &Desk) -> En
         if !batch.is_empty() && !desk.run(&mut engine, batch) {
             break;
         }
+        // Who waits does so for less if the next root is made beside its pages.
+        if next.is_none() && queue.is_empty() {
+            engine.between_batches();
+        }
     }
     End::Over(Box::new(engine))
 }

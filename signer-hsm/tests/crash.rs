@@ -7,9 +7,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use common::killer::{Death, Killer};
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{
-    CommitError, Destruction, DeviceId, MAX_SECRET_BYTES, OpenError, Position, SecretId, SecretKind, Step,
+    CommitError, Destruction, DeviceId, MAX_SECRET_BYTES, OpenError, Position, SecretId, SecretKind,
     StoreError, Vault, VaultError,
 };
 use spark_signer_hsm::store::{RedbStore, pages_path};
@@ -65,13 +66,7 @@ fn child_dies_within_a_commit() {
         if std::env::var(SPARE).is_ok() {
             vault.prepare_spare().unwrap();
         }
-        vault.set_fail_point(Box::new(move |step: Step| {
-            if format!("{step:?}") == at {
-                // SIGABRT: no destructor runs, nothing is flushed.
-                std::process::abort();
-            }
-            true
-        }));
+        vault.set_fail_point(Killer::new(&at));
         let mut txn = vault.begin();
         txn.put_secret(id(1), Zeroizing::new(b"new".to_vec())).unwrap();
         txn.put_record(b"vote/2", b"no".to_vec());
@@ -115,16 +110,16 @@ fn child_recovers() {
 fn a_kill_at_any_step_loses_and_keeps_nothing() {
     isolated("a_kill_at_any_step_loses_and_keeps_nothing", |dir| {
         drop(create(dir));
-        for (step, spare) in Step::ALL.into_iter().flat_map(|step| [(step, false), (step, true)]) {
-            let at = format!("{step:?}");
+        for (death, spare) in Death::all(1).into_iter().flat_map(|death| [(death, false), (death, true)]) {
+            let at = death.text();
             let path = store_path(dir);
             let copy = path.with_extension("copy");
             copy_store(&path, &copy);
             let mut environment = vec![(CRASH, at.as_str())];
             environment.extend(spare.then_some((SPARE, "1")));
             let crash = run_test("child_dies_within_a_commit", dir, &environment).unwrap();
-            assert_eq!(crash.status.signal(), Some(SIGABRT), "{step:?}");
-            let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
+            assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
+            let expected = if death.is_late() { "new" } else { "old" };
             let environment = [(EXPECT, expected), (COPY, copy.to_str().unwrap())];
             let check = run_test("child_recovers", dir, &environment).unwrap();
             passed(&check).unwrap();

@@ -7,10 +7,11 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::killer::{Death, Killer};
 use spark_rules::ids::Incarnation;
 use spark_signer::vault::{
     CommitError, Destruction, DeviceId, DeviceState, Devices, OpenError, RootToken as _, SecretId,
-    SecretKind, Step, Vault,
+    SecretKind, Vault,
 };
 use spark_signer_hsm::store::{RedbStore, pages_path};
 use spark_signer_hsm::token::{
@@ -146,18 +147,7 @@ fn child_dies_with_two_devices() {
         if std::env::var(SPARE).is_ok() {
             vault.prepare_spare().unwrap();
         }
-        // The step is passed once for each device: die at the one that is asked for.
-        let (step, mut nth) =
-            at.split_once('/').map(|(s, n)| (s.to_owned(), n.parse::<u8>().unwrap())).unwrap();
-        vault.set_fail_point(Box::new(move |reached: Step| {
-            if format!("{reached:?}") == step {
-                if nth == 0 {
-                    std::process::abort();
-                }
-                nth -= 1;
-            }
-            true
-        }));
+        vault.set_fail_point(Killer::new(&at));
         put(&mut vault, 1, b"new");
     })
     .unwrap();
@@ -195,26 +185,24 @@ fn kill_everywhere(test: &str, alone: bool) {
         drop(create(dir, other, alone));
         let path = store_path(dir);
         let copy = path.with_extension("copy");
-        for (step, spare) in Step::ALL.into_iter().flat_map(|step| [(step, false), (step, true)]) {
+        let deaths = Death::all(if alone { 1 } else { 2 });
+        for (death, spare) in deaths.into_iter().flat_map(|death| [(death, false), (death, true)]) {
             // With two devices the spare root changes nothing that these steps do not show.
             if spare && !alone {
                 continue;
             }
-            let per_device = !alone && matches!(step, Step::RootCreated | Step::RootDestroyed);
-            for nth in 0..=u8::from(per_device) {
-                let at = format!("{step:?}/{nth}");
-                let mut environment = vec![(CRASH, at.as_str())];
-                environment.extend(alone.then_some((ALONE, "1")));
-                environment.extend(spare.then_some((SPARE, "1")));
-                copy_store(&path, &copy);
-                let crash = run_test("child_dies_with_two_devices", dir, &environment).unwrap();
-                assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
-                let expected = if step >= Step::StoreCommitted { "new" } else { "old" };
-                let mut environment = vec![(EXPECT, expected), (COPY, copy.to_str().unwrap())];
-                environment.extend(alone.then_some((ALONE, "1")));
-                let check = run_test("child_recovers_with_two_devices", dir, &environment).unwrap();
-                passed(&check).unwrap();
-            }
+            let at = death.text();
+            let mut environment = vec![(CRASH, at.as_str())];
+            environment.extend(alone.then_some((ALONE, "1")));
+            environment.extend(spare.then_some((SPARE, "1")));
+            copy_store(&path, &copy);
+            let crash = run_test("child_dies_with_two_devices", dir, &environment).unwrap();
+            assert_eq!(crash.status.signal(), Some(SIGABRT), "{at}");
+            let expected = if death.is_late() { "new" } else { "old" };
+            let mut environment = vec![(EXPECT, expected), (COPY, copy.to_str().unwrap())];
+            environment.extend(alone.then_some((ALONE, "1")));
+            let check = run_test("child_recovers_with_two_devices", dir, &environment).unwrap();
+            passed(&check).unwrap();
         }
     })
     .unwrap();

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{
     collections::BTreeMap,
     fs,
@@ -151,12 +152,12 @@ fn child_lives_a_random_life() {
         fs::copy(&store, &copy).unwrap();
         fs::copy(pages_path(&store), pages_path(&copy)).unwrap();
 
-        let mut left = random.gen_range(0..4 * Step::ALL.len());
+        let last = random.gen_range(0..4 * Step::ALL.len());
+        let passed = AtomicUsize::new(0);
         vault.set_fail_point(Box::new(move |_| {
-            if left == 0 {
+            if passed.fetch_add(1, Ordering::SeqCst) == last {
                 std::process::abort();
             }
-            left -= 1;
             true
         }));
         for _ in 0..6 {

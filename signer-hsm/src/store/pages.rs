@@ -9,6 +9,7 @@ use std::{
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 use spark_signer::vault::{Extent, StoreError};
@@ -19,7 +20,11 @@ const MAGIC: &[u8; 16] = b"spark/pages/v1\0\0";
 /// Most that is written at once, bytes.
 const RUN_BYTES: usize = 1 << 20;
 
-pub(super) struct PageFile(File);
+pub(super) struct PageFile {
+    file: File,
+    /// Where a run is laid out. What is in it lies in the file as well.
+    run: Mutex<Vec<u8>>,
+}
 
 impl PageFile {
     /// Makes a file without pages. Refuses when there is one.
@@ -31,7 +36,7 @@ impl PageFile {
             file.sync_all().map_err(failed)
         };
         begin().inspect_err(|_| std::fs::remove_file(path).unwrap_or_default())?;
-        Ok(Self(file))
+        Ok(Self { file, run: Mutex::default() })
     }
 
     /// Opens the file that was made for this store.
@@ -46,7 +51,7 @@ impl PageFile {
         lock(&file)?;
         let mut first = vec![0; Extent::SLOT_BYTES];
         match file.read_exact_at(&mut first, 0) {
-            Ok(()) if first == first_slot(store) => Ok(Self(file)),
+            Ok(()) if first == first_slot(store) => Ok(Self { file, run: Mutex::default() }),
             Ok(()) => Err(StoreError::PagesForeign),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(StoreError::PagesMissing),
             Err(error) => Err(failed(error)),
@@ -55,7 +60,7 @@ impl PageFile {
 
     pub(super) fn read(&self, at: Extent) -> Result<Option<Vec<u8>>, StoreError> {
         let mut page = vec![0; at.bytes()];
-        match self.0.read_exact_at(&mut page, offset(at)) {
+        match self.file.read_exact_at(&mut page, offset(at)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(failed(error)),
@@ -70,8 +75,9 @@ impl PageFile {
     }
 
     /// Writes pages where they belong, neighbours together.
-    pub(super) fn write(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError> {
-        let mut run = Vec::with_capacity(RUN_BYTES);
+    pub(super) fn write(&self, pages: &[(Extent, &[u8])]) -> Result<(), StoreError> {
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        run.clear();
         let mut start = 0;
         let mut pages = pages.iter().peekable();
         while let Some((at, page)) = pages.next() {
@@ -83,7 +89,7 @@ impl PageFile {
                 next.first() == at.end() && run.len().saturating_add(next.bytes()) <= RUN_BYTES
             });
             if !goes_on {
-                self.0.write_all_at(&run, start).map_err(failed)?;
+                self.file.write_all_at(&run, start).map_err(failed)?;
                 run.clear();
             }
         }
@@ -92,7 +98,7 @@ impl PageFile {
 
     /// What was written survives a power cut.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.0.sync_data().map_err(failed)
+        self.file.sync_data().map_err(failed)
     }
 }
 
@@ -137,12 +143,13 @@ mod tests {
         let file = PageFile::create(&path, 0x0102_0304_0506_0708).unwrap();
         let at = |first, slots| Extent::new(first, slots).unwrap();
         let pages = vec![(at(4, 1), vec![4; 4092]), (at(5, 2), vec![5; 4100]), (at(2, 1), vec![])];
-        file.write(&pages).unwrap();
+        let borrowed: Vec<_> = pages.iter().map(|(at, page)| (*at, page.as_slice())).collect();
+        file.write(&borrowed).unwrap();
         file.sync().unwrap();
         for (at, page) in &pages {
             assert_eq!(file.read(*at).unwrap().as_ref(), Some(page));
         }
-        assert!(file.write(&[(at(2, 1), vec![0; 4093])]).is_err());
+        assert!(file.write(&[(at(2, 1), &[0; 4093])]).is_err());
         assert_eq!(file.read(at(6, 2)).unwrap(), None, "beyond the end");
         assert_eq!(file.read(at(3, 1)).unwrap().as_deref(), Some([].as_slice()), "never written");
 

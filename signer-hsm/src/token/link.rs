@@ -172,8 +172,14 @@ impl Link {
         }
     }
 
-    pub(super) fn forget(&self, name: &Name) {
-        self.sessions().handles.remove(name);
+    /// The handle of an object that was made just now, and checked.
+    pub(super) fn remember(&self, name: Name, handle: ObjectHandle) {
+        self.sessions().handles.insert(name, handle);
+    }
+
+    /// Its handle, if it was known.
+    pub(super) fn forget(&self, name: &Name) -> Option<ObjectHandle> {
+        self.sessions().handles.remove(name)
     }
 
     /// Closes all idle sessions and forgets all handles.

@@ -58,9 +58,10 @@ impl Name {
             Kind::Private => ObjectClass::PRIVATE_KEY,
             Kind::Public => ObjectClass::PUBLIC_KEY,
         };
-        let mut template =
-            vec![Attribute::Token(true), Attribute::Class(class), Attribute::Label(self.label.into())];
-        template.extend(self.id.map(|id| Attribute::Id(id.to_vec())));
+        // What tells objects apart first: a token compares until something differs.
+        let mut template: Vec<_> = self.id.map(|id| Attribute::Id(id.to_vec())).into_iter().collect();
+        template.push(Attribute::Label(self.label.into()));
+        template.extend([Attribute::Class(class), Attribute::Token(true)]);
         template
     }
 }

@@ -87,7 +87,7 @@ pub(super) fn list(link: &Link, mechanism: RootMechanism) -> Result<Vec<RootId>,
 }
 
 pub(super) fn create(link: &Link, profile: &Profile, root: &RootId) -> Result<(), TokenError> {
-    link.mutate(|_, session| {
+    link.mutate(|link, session| {
         let (present, broken) = survey(session, profile.root_mechanism)?;
         if present.contains(root) {
             return Err(TokenError::RootExists(*root));
@@ -100,7 +100,10 @@ pub(super) fn create(link: &Link, profile: &Profile, root: &RootId) -> Result<()
         let handle = with_policies(profile, &template, |template| {
             session.generate_key(&root_generation(kind), template)
         })?;
-        assert_confined(session, profile, handle, ROOT, Birth::Local)
+        assert_confined(session, profile, handle, ROOT, Birth::Local)?;
+        // Searching for it, and asking for its attributes again, costs a token more than using it.
+        link.remember(name(root), handle);
+        Ok(())
     })
 }
 
@@ -119,7 +122,9 @@ pub(super) fn derive(
             return Err(TokenError::RootMissing(*root));
         };
         // A retired handle fails in many ways; look it up again next time.
-        kdf::derive(session, profile.root_mechanism, handle, context).inspect_err(|_| link.forget(&name))
+        kdf::derive(session, profile.root_mechanism, handle, context).inspect_err(|_| {
+            link.forget(&name);
+        })
     })
 }
 
@@ -127,20 +132,41 @@ pub(super) fn derive(
 pub(super) fn destroy(link: &Link, mechanism: RootMechanism, root: &RootId) -> Result<(), TokenError> {
     let name = name(root);
     link.mutate(|link, session| {
-        link.forget(&name);
-        let found = session.find_objects(&name.template()).map_err(token_error)?;
-        if found.is_empty() {
+        let not_destroyed = |_| TokenError::NotDestroyed(*root);
+        let search = || session.find_objects(&name.template());
+        // A handle that does not serve any more says nothing about the root.
+        let mut gone: Vec<_> =
+            link.forget(&name).into_iter().filter(|handle| is_named(session, *handle, &name)).collect();
+        for handle in &gone {
+            session.destroy_object(*handle).map_err(not_destroyed)?;
+        }
+        let mut left = search().map_err(|error| match gone.as_slice() {
+            [] => token_error(error),
+            _ => TokenError::NotDestroyed(*root),
+        })?;
+        if left.is_empty() && gone.is_empty() {
             listable(session, mechanism)?;
             return Err(TokenError::RootMissing(*root));
         }
-        for handle in &found {
-            session.destroy_object(*handle).map_err(|_| TokenError::NotDestroyed(*root))?;
+        if !left.is_empty() {
+            for handle in &left {
+                session.destroy_object(*handle).map_err(not_destroyed)?;
+            }
+            gone.append(&mut left);
+            left = search().map_err(not_destroyed)?;
         }
         let alive = |handle: &ObjectHandle| session.get_attributes(*handle, &[AttributeType::Id]).is_ok();
-        let left = session.find_objects(&name.template()).map_err(|_| TokenError::NotDestroyed(*root))?;
-        if !left.is_empty() || found.iter().any(alive) || listable(session, mechanism).is_err() {
+        if !left.is_empty() || gone.iter().any(alive) || listable(session, mechanism).is_err() {
             return Err(TokenError::NotDestroyed(*root));
         }
         Ok(())
     })
+}
+
+/// Whether a handle leads to the object of this name.
+fn is_named(session: &Session, handle: ObjectHandle, name: &Name) -> bool {
+    let found = session.get_attributes(handle, &[AttributeType::Label, AttributeType::Id]);
+    let mut wanted = vec![Attribute::Label(name.label.into())];
+    wanted.extend(name.id.map(|id| Attribute::Id(id.to_vec())));
+    found.is_ok_and(|found| found == wanted)
 }

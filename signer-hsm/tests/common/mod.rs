@@ -1,6 +1,8 @@
 //! Tokens for tests.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part")]
 
+pub mod killer;
+
 use std::{fs, path::PathBuf};
 
 use rustix::fs::FlockOperation;

@@ -1,20 +1,24 @@
 //! The commit order.
 //!
-//! On every serving device: 0 new root · 1 derive twice, sync the token · 2 re-key the touched pages, seal the header, and
-//! write the pages to free slots · 3 one store transaction with header and records, the commit point · 4 on every one of
-//! them, destroy the old root; forget the old keys; the slots of what was superseded become free. A batch that destroys
-//! nothing keeps the root and skips 0 and 4.
+//! On every serving device: 0 new root · 1 derive twice, sync the token. At the same time: 2 re-key the touched pages and
+//! write them to free slots, durably. When both are done: seal the header · 3 one store transaction with header and
+//! records, the commit point · 4 on every device, destroy the old root; forget the old keys; the slots of what was
+//! superseded become free. A batch that destroys nothing keeps the root and skips 0 and 4.
 
-use super::devices::{Device, DeviceState, Refusal, derive_checked};
+use std::collections::BTreeMap;
+
+use super::cores;
+use super::devices::{Device, DeviceState, Refusal};
 use super::error::VaultError;
 use super::failpoint::Step;
+use super::hand::{Hand, Hook, Stop};
 use super::header::{BodyRef, Head};
-use super::ledger::SetState;
+use super::ledger::{RecordSet, SetState};
 use super::open::Vault;
 use super::seal::SealBroken;
-use super::store::{StoreCommit, StoreError};
+use super::store::{SealedStore, StoreCommit, StoreError};
 use super::token::{DeviceId, RootId, TokenError};
-use super::tree::{Change, OpenPages, Rewrite};
+use super::tree::{Change, OpenPages, Written};
 use super::txn::{Changes, Fate};
 
 /// What became of the secrets that a batch replaced or deleted.
@@ -109,22 +113,21 @@ impl Vault {
         let after = RootId { epoch: before.epoch.saturating_add(u64::from(rotate)), ..before };
         let head = Head::fresh(after, self.head.sequence.saturating_add(1));
 
-        if rotate {
-            self.on_serving(Some(Step::RootCreated), |device| device.next_root(&before, after))?;
-        }
-        let sealed = match self.prepare(&head, changes, open, rotate) {
+        let sealed = match self.prepare(&head, rotate.then_some(before), changes, open) {
             Ok(sealed) => sealed,
-            Err(error) => {
+            Err(Stop::Over(error)) => {
+                self.cut_off = true;
+                return Err(error);
+            }
+            Err(Stop::Failed(error)) => {
                 // Best effort: a root that stays is swept before the next one is made.
-                if !self.cut_off {
-                    self.devices.iter_mut().filter(|device| device.is_serving()).for_each(|device| {
-                        let _ = device.sweep(&before);
-                    });
-                }
+                self.devices.iter_mut().filter(|device| device.is_serving()).for_each(|device| {
+                    let _ = device.sweep(&before);
+                });
                 return Err(error);
             }
         };
-        self.step(Step::PagesWritten)?;
+        self.step(Step::Sealed)?;
         if let Err(error) = self.store.apply(&sealed.store) {
             self.cut_off = true;
             return Err(CommitError::OutcomeUnknown(error));
@@ -172,45 +175,6 @@ impl Vault {
             || self.members.keys().any(|member| self.devices.iter().all(|device| device.id != *member))
     }
 
-    /// Does something on every serving device, and passes a step after each. Those that fail are left behind, unless
-    /// all do: then nothing has changed.
-    fn on_serving(
-        &mut self,
-        step: Option<Step>,
-        mut work: impl FnMut(&mut Device) -> Result<(), Refusal>,
-    ) -> Result<(), CommitError> {
-        let mut failed: Vec<(usize, TokenError)> = Vec::new();
-        let mut served = false;
-        for at in 0..self.devices.len() {
-            let Some(device) = self.devices.get_mut(at).filter(|device| device.is_serving()) else {
-                continue;
-            };
-            match work(device) {
-                Ok(()) => {
-                    served = true;
-                    if let Some(step) = step {
-                        self.step(step)?;
-                    }
-                }
-                Err(Refusal::Failed(error)) => failed.push((at, error)),
-                Err(Refusal::TakenOver(error)) => {
-                    self.cut_off = true;
-                    return Err(error.map_or(CommitError::MustReopen, CommitError::Token));
-                }
-            }
-        }
-        if !served {
-            let error = failed.into_iter().next().map(|(_, error)| error);
-            return Err(error.unwrap_or_else(|| TokenError::Unavailable("no device serves".into())).into());
-        }
-        for (at, error) in failed {
-            if let Some(device) = self.devices.get_mut(at) {
-                device.leave(error);
-            }
-        }
-        Ok(())
-    }
-
     /// Makes the next epoch's root ahead of the batch that will need it, so that the batch need not wait for the
     /// token. A restart destroys one that was not used.
     pub fn prepare_spare(&mut self) -> Result<(), TokenError> {
@@ -231,41 +195,35 @@ impl Vault {
         Ok(())
     }
 
+    /// Everything before the commit point. `former` is the root that the batch supersedes, if it does.
     fn prepare(
         &mut self,
         head: &Head,
+        former: Option<RootId>,
         changes: Changes,
         open: &OpenPages,
-        rotate: bool,
-    ) -> Result<Sealed, CommitError> {
-        let mut keys = Vec::with_capacity(self.devices.len());
-        self.on_serving(None, |device| {
-            let key = derive_checked(&*device.token, head).map_err(|error| match error {
-                // It was there when this copy of the store was opened: another copy destroyed it.
-                TokenError::RootMissing(_) => Refusal::TakenOver(Some(error)),
-                error => Refusal::Failed(error),
-            })?;
-            keys.push((device.id, key));
-            Ok(())
-        })?;
-        self.step(Step::KeyDerived)?;
-        if rotate {
-            self.on_serving(None, |device| Ok(device.token.sync()?))?;
-            self.step(Step::TokenSynced)?;
-        }
-        keys.retain(|(id, _)| self.devices.iter().any(|device| device.id == *id && device.is_serving()));
+    ) -> Result<Sealed, Stop> {
         let Changes { secrets, records, .. } = changes;
-        let mut state = self.records.state;
-        for (record, value) in &records {
-            if let Some(old) = self.store.record(record).map_err(VaultError::from)? {
-                self.records.remove(&mut state, record, &old);
-            }
-            if let Some(new) = value {
-                self.records.add(&mut state, record, new);
-            }
-        }
         let secrets: Vec<Change> = secrets.into_iter().map(|(id, Fate { value, .. })| (id, value)).collect();
-        let tree = self.tree.rewrite(&*self.store, open, &secrets)?;
+        let Self { devices, hook, store, tree, records: set, .. } = self;
+        let (hook, store) = (Hook::new(hook.as_deref()), &**store);
+        let mut hand = Hand { devices, hook };
+        let mut keys = || hand.header_keys(head, former);
+        let pages = || -> Result<(SetState, Written), Stop> {
+            hook.step(Step::PagesBegun)?;
+            let state = state_after(set, store, &records)?;
+            let tree = tree.rewrite(store, open, &secrets)?;
+            hook.step(Step::PagesWritten)?;
+            Ok((state, tree))
+        };
+        // Making a root takes a device as long as the pages take the disk; using one takes next to nothing.
+        let (keys, pages) = if former.is_some() { cores::both(keys, pages) } else { (Some(keys()), pages()) };
+        let keys = keys.unwrap_or(Err(Stop::Over(CommitError::MustReopen)));
+        let (keys, (state, tree)) = match (keys, pages) {
+            (Ok(keys), Ok(pages)) => (keys, pages),
+            (Err(over @ Stop::Over(_)), _) | (_, Err(over @ Stop::Over(_))) => return Err(over),
+            (Err(failed), _) | (_, Err(failed)) => return Err(failed),
+        };
         let body = BodyRef {
             incarnation: self.incarnation,
             records: &self.records,
@@ -276,27 +234,44 @@ impl Vault {
         };
         let header =
             body.seal(head, &keys).map_err(|SealBroken| VaultError::Damaged("header could not be sealed"))?;
-        self.step(Step::Sealed)?;
-        // Over nothing that the present header refers to: if it fails, nothing has happened.
-        self.store.write_pages(&tree.pages).map_err(VaultError::from)?;
         let store = StoreCommit { header, records: records.into_iter().collect() };
         Ok(Sealed { store, state, tree, wrapped: keys.into_iter().map(|(id, _)| id).collect() })
     }
 
     fn step(&mut self, step: Step) -> Result<(), CommitError> {
-        if self.hook.as_mut().is_none_or(|hook| hook.reached(step)) {
-            return Ok(());
+        match Hook::new(self.hook.as_deref()).step(step) {
+            Ok(()) => Ok(()),
+            Err(Stop::Over(error) | Stop::Failed(error)) => {
+                self.cut_off = true;
+                Err(error)
+            }
         }
-        self.cut_off = true;
-        Err(CommitError::CutOff(step))
     }
+}
+
+/// The set of records after these changes.
+fn state_after(
+    set: &RecordSet,
+    store: &dyn SealedStore,
+    changes: &BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+) -> Result<SetState, VaultError> {
+    let mut state = set.state;
+    for (record, value) in changes {
+        if let Some(old) = store.record(record)? {
+            set.remove(&mut state, record, &old);
+        }
+        if let Some(new) = value {
+            set.add(&mut state, record, new);
+        }
+    }
+    Ok(state)
 }
 
 /// A batch whose pages are written, and what the vault becomes with it.
 struct Sealed {
     store: StoreCommit,
     state: SetState,
-    tree: Rewrite,
+    tree: Written,
     /// Devices by which the header opens.
     wrapped: Vec<DeviceId>,
 }

@@ -187,7 +187,7 @@ pub(crate) struct Disk {
     /// By first slot.
     pub(crate) pages: BTreeMap<u64, (u64, Vec<u8>)>,
     pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The write of so many pages succeeds, that of the next one stops in its middle.
+    /// The write of so many pages succeeds, that of the next one stops in its middle; nothing is made durable.
     pub(crate) torn_after: Option<usize>,
 }
 
@@ -205,6 +205,12 @@ pub(crate) struct MemoryStore(Arc<Mutex<Disk>>, Arc<AtomicUsize>);
 impl MemoryStore {
     pub(crate) fn snapshot(&self) -> Disk {
         lock(&self.0).clone()
+    }
+
+    /// What its transactions made: header and records.
+    pub(crate) fn committed(&self) -> (Option<Vec<u8>>, BTreeMap<Vec<u8>, Vec<u8>>) {
+        let disk = lock(&self.0);
+        (disk.header.clone(), disk.records.clone())
     }
 
     pub(crate) fn restore(&self, disk: Disk) {
@@ -259,19 +265,27 @@ impl SealedStore for MemoryStore {
         Ok(())
     }
 
-    fn write_pages(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError> {
+    fn write_pages(&self, pages: &[(Extent, &[u8])]) -> Result<(), StoreError> {
         let mut disk = lock(&self.0);
-        for (count, (at, page)) in pages.iter().enumerate() {
+        for (at, page) in pages {
             assert!(page.len() + Extent::LENGTH_BYTES <= at.bytes());
-            if disk.torn_after == Some(count) {
-                disk.write(*at, page.get(..page.len() / 2).unwrap_or_default());
-                return Err(StoreError::Failed("no space left on device".into()));
+            match &mut disk.torn_after {
+                Some(0) => {
+                    disk.write(*at, page.get(..page.len() / 2).unwrap_or_default());
+                    return Err(StoreError::Failed("no space left on device".into()));
+                }
+                Some(more) => *more -= 1,
+                None => {}
             }
             disk.write(*at, page);
         }
-        match disk.torn_after {
-            Some(_) if !pages.is_empty() => Err(StoreError::Failed("sync failed".into())),
-            _ => Ok(()),
+        Ok(())
+    }
+
+    fn sync_pages(&self) -> Result<(), StoreError> {
+        match lock(&self.0).torn_after {
+            Some(_) => Err(StoreError::Failed("sync failed".into())),
+            None => Ok(()),
         }
     }
 

@@ -15,6 +15,7 @@ mod device_tests;
 mod devices;
 mod error;
 mod failpoint;
+mod hand;
 mod header;
 mod id;
 mod ledger;

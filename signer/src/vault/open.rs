@@ -190,7 +190,7 @@ impl Vault {
         if tally.finish().matches(&self.records.state) { Ok(()) } else { Err(OpenError::RecordsBroken) }
     }
 
-    /// Installs a hook that sees every step of a commit.
+    /// Installs a hook that sees every step of a commit. See [`super::Step::ALL`].
     pub fn set_fail_point(&mut self, hook: Box<dyn FailPoint>) {
         self.hook = Some(hook);
     }

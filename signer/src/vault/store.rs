@@ -126,9 +126,12 @@ pub trait SealedStore: Send + Sync {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError>;
 
-    /// Writes pages durably: when this returns `Ok` they survive a power cut. The header that was applied last does not
-    /// refer to these slots: after an error, or a crash, they may hold anything, and nothing else has changed.
-    fn write_pages(&self, pages: &[(Extent, Vec<u8>)]) -> Result<(), StoreError>;
+    /// Writes pages. The header that was applied last does not refer to these slots: after an error, or a crash, they
+    /// may hold anything, and nothing else has changed.
+    fn write_pages(&self, pages: &[(Extent, &[u8])]) -> Result<(), StoreError>;
+
+    /// Makes all pages durable that were written: when this returns `Ok` they survive a power cut.
+    fn sync_pages(&self) -> Result<(), StoreError>;
 
     /// Applies the change atomically and durably: when this returns `Ok` it survives a power cut. After an
     /// error it may or may not have happened.

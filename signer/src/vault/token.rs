@@ -114,7 +114,8 @@ impl fmt::Display for DeviceId {
 
 /// Where roots live: keys of a pseudo-random function (HMAC-SHA-256, or AES-CMAC in counter mode) that never leave it.
 ///
-/// Calls that change objects come from one thread only; all others may come from any.
+/// Calls that change objects come one at a time, if not always from the same thread; all others may come from any, at
+/// any time.
 pub trait RootToken: Send + Sync {
     /// Generates the root in the token and asserts its attributes.
     fn create_root(&self, root: &RootId) -> Result<(), TokenError>;

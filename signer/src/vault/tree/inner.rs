@@ -3,6 +3,8 @@
 //! On disk, sealed: count (u16) ‖ per child: first name below it, where it lies (6 bytes), key (32 bytes). A full one
 //! fits a slot.
 
+use std::ops::Range;
+
 use super::{Place, sealing::Unsealed};
 use crate::vault::{
     id::SecretId,
@@ -32,23 +34,30 @@ impl Kids {
     }
 
     pub(super) fn push(&mut self, first: SecretId, at: Extent, key: &[u8; KEY_BYTES]) {
-        if self.keys.capacity() - self.keys.len() < KEY_BYTES {
-            // A vector that grows by itself leaves its old content behind.
-            let mut larger = Buffer::with_capacity((self.keys.len() + KEY_BYTES) * 2);
-            larger.extend_from_slice(&self.keys);
-            self.keys = larger;
-        }
+        self.make_room(KEY_BYTES);
         self.firsts.push(first);
         self.places.push(at);
         self.keys.extend_from_slice(key);
     }
 
+    /// A vector that grows by itself leaves its old content behind.
+    fn make_room(&mut self, bytes: usize) {
+        if self.keys.capacity() - self.keys.len() < bytes {
+            let mut larger = Buffer::with_capacity((self.keys.len() + bytes) * 2);
+            larger.extend_from_slice(&self.keys);
+            self.keys = larger;
+        }
+    }
+
     /// Appends children of another list.
-    pub(super) fn extend(&mut self, other: &Self, range: std::ops::Range<usize>) {
-        for at in range {
-            if let Some((first, place, key)) = other.get(at) {
-                self.push(first, place, key);
-            }
+    pub(super) fn extend(&mut self, other: &Self, range: Range<usize>) {
+        let keys = range.start.saturating_mul(KEY_BYTES)..range.end.saturating_mul(KEY_BYTES);
+        let parts = (other.firsts.get(range.clone()), other.places.get(range), other.keys.get(keys));
+        if let (Some(firsts), Some(places), Some(keys)) = parts {
+            self.make_room(keys.len());
+            self.firsts.extend_from_slice(firsts);
+            self.places.extend_from_slice(places);
+            self.keys.extend_from_slice(keys);
         }
     }
 

@@ -18,6 +18,7 @@ mod space;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
+    hash::{BuildHasherDefault, Hasher},
     sync::Arc,
 };
 
@@ -38,10 +39,32 @@ use super::{
     token::TreeId,
 };
 
-pub(super) use rebuild::{Change, Rewrite};
+pub(super) use rebuild::{Change, Written};
 
 /// Most levels of nodes that a tree can have; with sixteen children each it would hold 2⁶⁴ pages.
 const MAX_LEVEL: u8 = 16;
+
+/// Where a slot's number leads in a table: consecutive ones far apart. Nobody but us gives them out.
+#[derive(Default)]
+struct SlotHasher(u64);
+
+impl Hasher for SlotHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // By the golden ratio, then the high bits, which are the good ones, to both ends.
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+type ByExtent<T> = HashMap<Extent, T, BuildHasherDefault<SlotHasher>>;
 
 /// Whose tree it is; bound into every seal.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +136,7 @@ impl From<StoreError> for TreeError {
 
 /// Pages that a batch has opened: it looks at each several times before it writes it anew. Wiped with the batch.
 pub(super) struct OpenPages {
-    pages: RefCell<HashMap<Extent, Arc<Leaf>>>,
+    pages: RefCell<ByExtent<Arc<Leaf>>>,
     most: usize,
 }
 
@@ -153,7 +176,7 @@ type Sought = (Arc<Leaf>, Option<SecretId>);
 pub(super) struct Tree {
     origin: Origin,
     top: Option<Top>,
-    nodes: HashMap<Extent, Inner>,
+    nodes: ByExtent<Inner>,
     space: Space,
     /// Number of secrets.
     len: u64,
@@ -162,7 +185,7 @@ pub(super) struct Tree {
 impl Tree {
     /// A tree without secrets.
     pub(super) fn empty(origin: Origin) -> Self {
-        Self { origin, top: None, nodes: HashMap::new(), space: Space::empty(), len: 0 }
+        Self { origin, top: None, nodes: ByExtent::default(), space: Space::empty(), len: 0 }
     }
 
     /// Reads everything once: nodes stay open, and every page must be the one that its parent names.
@@ -173,7 +196,7 @@ impl Tree {
         len: u64,
         store: &dyn SealedStore,
     ) -> Result<Self, TreeError> {
-        let mut tree = Self { origin, top: None, nodes: HashMap::new(), space: Space::up_to(end), len };
+        let mut tree = Self { origin, top: None, nodes: ByExtent::default(), space: Space::up_to(end), len };
         let mut found = Found::default();
         if let Some(top) = &top {
             let key = top.key.expose();
@@ -348,16 +371,20 @@ impl Tree {
         Ok(found)
     }
 
-    /// Takes over what [`Self::rewrite`] prepared, once the store has it.
-    pub(super) fn adopt(&mut self, rewrite: Rewrite) {
-        for at in &rewrite.gone {
+    /// Takes over what was written, once the header leads to it.
+    pub(super) fn adopt(&mut self, written: Written) {
+        for at in &written.gone {
             self.nodes.remove(at);
         }
-        self.nodes.extend(rewrite.nodes);
-        self.space.adopt(rewrite.placed, rewrite.pages.iter().map(|(at, _)| *at), &rewrite.gone);
-        self.top = rewrite.top;
-        self.len = rewrite.len;
+        self.nodes.extend(written.nodes);
+        self.space.adopt(written.placed, written.pages.into_iter(), &written.gone);
+        self.top = written.top;
+        self.len = written.len;
     }
+}
+
+fn unsealable(_: SealBroken) -> VaultError {
+    VaultError::Damaged("content could not be sealed")
 }
 
 /// A page that is not open yet.

@@ -1,7 +1,7 @@
 //! A batch of changes: the pages it touches and the nodes above them, written anew under fresh keys.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     ops::Range,
     sync::Arc,
 };
@@ -9,16 +9,17 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    Inner, Kids, Leaf, MAX_LEVEL, OpenPages, Origin, Place, Top, Tree,
+    ByExtent, Inner, Kids, Leaf, MAX_LEVEL, OpenPages, Origin, Place, Top, Tree,
     inner::FAN_OUT,
     leaf::{self, SLOTS, Slot},
-    sealing::{Unsealed, seal_all},
+    sealing::{Press, press},
     space::{Draft, Placed},
+    unsealable,
 };
 use crate::vault::{
     error::VaultError,
     id::SecretId,
-    seal::{DataKey, KeySource, SealBroken},
+    seal::{DataKey, KeySource},
     store::{Extent, SealedStore},
 };
 
@@ -35,11 +36,10 @@ const fn lonely(most: usize) -> usize {
     most / 4
 }
 
-/// A tree after a batch, and what the store must be told for it.
-pub(in crate::vault) struct Rewrite {
-    /// Pages and nodes, to be written before the header.
-    pub(in crate::vault) pages: Vec<(Extent, Vec<u8>)>,
-    pub(super) nodes: HashMap<Extent, Inner>,
+/// A tree after a batch that lies in the store, once the header leads to it.
+pub(in crate::vault) struct Written {
+    pub(super) pages: Vec<Extent>,
+    pub(super) nodes: ByExtent<Inner>,
     /// What they supersede.
     pub(super) gone: Vec<Extent>,
     pub(in crate::vault) top: Option<Top>,
@@ -47,7 +47,7 @@ pub(in crate::vault) struct Rewrite {
     pub(in crate::vault) len: u64,
 }
 
-impl Rewrite {
+impl Written {
     /// Slots of the store from here on were never written.
     pub(in crate::vault) const fn end(&self) -> u64 {
         self.placed.end
@@ -55,38 +55,34 @@ impl Rewrite {
 }
 
 impl Tree {
-    /// The tree after `changes`, which ascend by name. Nothing happens yet.
+    /// Writes the tree after `changes`, which ascend by name, beside the present one, durably.
     pub(in crate::vault) fn rewrite(
         &self,
         store: &dyn SealedStore,
         open: &OpenPages,
         changes: &[Change],
-    ) -> Result<Rewrite, VaultError> {
-        let mut batch = Batch {
-            tree: self,
-            store,
-            open,
-            keys: KeySource::new(),
-            pages: Vec::new(),
-            nodes: HashMap::new(),
-            gone: Vec::new(),
-            draft: self.space.draft(),
-            len: self.len,
-        };
-        let top = match &self.top {
-            Some(top) if changes.is_empty() => {
-                DataKey::from_slice(top.key.expose()).map(|key| Top { level: top.level, at: top.at, key })
-            }
-            top => batch.rebuild_all(top.as_ref(), changes)?,
-        };
-        let Batch { pages, nodes, gone, draft, len, .. } = batch;
-        Ok(Rewrite {
-            pages: seal_all(pages).map_err(unsealable)?,
-            nodes,
-            gone,
-            top,
-            placed: draft.finish(),
-            len,
+    ) -> Result<Written, VaultError> {
+        press(store, changes.len(), |press| {
+            let mut batch = Batch {
+                tree: self,
+                store,
+                open,
+                keys: KeySource::new(),
+                press,
+                pages: Vec::new(),
+                nodes: ByExtent::default(),
+                gone: Vec::new(),
+                draft: self.space.draft(),
+                len: self.len,
+            };
+            let top = match &self.top {
+                Some(top) if changes.is_empty() => {
+                    DataKey::from_slice(top.key.expose()).map(|key| Top { level: top.level, at: top.at, key })
+                }
+                top => batch.rebuild_all(top.as_ref(), changes)?,
+            };
+            let Batch { pages, nodes, gone, draft, len, .. } = batch;
+            Ok(Written { pages, nodes, gone, top, placed: draft.finish(), len })
         })
     }
 }
@@ -96,8 +92,10 @@ struct Batch<'a> {
     store: &'a dyn SealedStore,
     open: &'a OpenPages,
     keys: KeySource,
-    pages: Vec<Unsealed>,
-    nodes: HashMap<Extent, Inner>,
+    press: &'a mut Press,
+    /// Where those lie that belong to the tree.
+    pages: Vec<Extent>,
+    nodes: ByExtent<Inner>,
     gone: Vec<Extent>,
     draft: Draft<'a>,
     len: u64,
@@ -119,7 +117,7 @@ impl Batch<'_> {
                 return Err(VaultError::Damaged("tree is too high"));
             }
             let mut higher = Kids::with_capacity(kids.len() / lonely(FAN_OUT) + 1);
-            self.seal_nodes(level, &kids, &mut higher)?;
+            self.seal_nodes(level, kids, &mut higher)?;
             kids = higher;
         }
         // A node with a single child is no use at the top.
@@ -131,7 +129,7 @@ impl Batch<'_> {
             let mut lower = Kids::with_capacity(1);
             lower.extend(node.kids(), 0..1);
             self.nodes.remove(&at);
-            self.pages.retain(|page| page.at() != at);
+            self.pages.retain(|page| *page != at);
             (kids, level) = (lower, level.saturating_sub(1));
         }
         let top = kids.get(0).and_then(|(_, at, key)| Some((at, DataKey::from_slice(key)?)));
@@ -165,17 +163,23 @@ impl Batch<'_> {
         let mut at = 0;
         while at < kids.len() {
             if !built.contains_key(&at) {
-                out.extend(kids, at..at + 1);
-                at += 1;
+                let next = built.range(at..).next().map_or(kids.len(), |(next, _)| *next);
+                out.extend(kids, at..next);
+                at = next;
                 continue;
             }
-            let mut run = Kids::with_capacity(FAN_OUT);
+            let mut run: Option<Kids> = None;
             while let Some(part) = built.remove(&at) {
-                run.extend(&part, 0..part.len());
+                match &mut run {
+                    Some(run) => run.extend(&part, 0..part.len()),
+                    None => run = Some(part),
+                }
                 self.gone.extend(kids.get(at).map(|(_, place, _)| place));
                 at += 1;
             }
-            self.seal_nodes(level, &run, &mut out)?;
+            if let Some(run) = run {
+                self.seal_nodes(level, run, &mut out)?;
+            }
         }
         Ok(out)
     }
@@ -210,8 +214,9 @@ impl Batch<'_> {
         let mut run: Vec<Slot<'_>> = Vec::with_capacity(2 * SLOTS);
         while at < kids.len() {
             if !open.contains_key(&at) {
-                out.extend(kids, at..at + 1);
-                at += 1;
+                let next = open.range(at..).next().map_or(kids.len(), |(next, _)| *next);
+                out.extend(kids, at..next);
+                at = next;
                 continue;
             }
             run.clear();
@@ -242,24 +247,35 @@ impl Batch<'_> {
             let place = self.place(0, Leaf::extent(part))?;
             let key = self.keys.draw();
             out.push(*first, place.at, key.expose());
-            self.pages.push(Leaf::unsealed(place, key, part).map_err(unsealable)?);
+            self.press.push(Leaf::unsealed(place, key, part).map_err(unsealable)?);
+            self.pages.push(place.at);
         }
         Ok(())
     }
 
     /// Divides children into nodes of a level, to be sealed.
-    fn seal_nodes(&mut self, level: u8, kids: &Kids, out: &mut Kids) -> Result<(), VaultError> {
-        for range in divide(std::iter::repeat_n(1, kids.len()), FAN_OUT, FAN_OUT) {
-            let mut part = Kids::with_capacity(range.len());
-            part.extend(kids, range);
-            let Some(first) = part.first() else { continue };
-            let place = self.place(level, Inner::SLOTS)?;
-            let key = self.keys.draw();
-            out.push(first, place.at, key.expose());
-            let node = Inner::new(part);
-            self.pages.push(node.unsealed(place, key).map_err(unsealable)?);
-            self.nodes.insert(place.at, node);
+    fn seal_nodes(&mut self, level: u8, kids: Kids, out: &mut Kids) -> Result<(), VaultError> {
+        let ranges = divide(std::iter::repeat_n(1, kids.len()), FAN_OUT, FAN_OUT);
+        if ranges.len() == 1 {
+            return self.seal_node(level, kids, out);
         }
+        for range in ranges {
+            let mut part = Kids::with_capacity(range.len());
+            part.extend(&kids, range);
+            self.seal_node(level, part, out)?;
+        }
+        Ok(())
+    }
+
+    fn seal_node(&mut self, level: u8, kids: Kids, out: &mut Kids) -> Result<(), VaultError> {
+        let Some(first) = kids.first() else { return Ok(()) };
+        let place = self.place(level, Inner::SLOTS)?;
+        let key = self.keys.draw();
+        out.push(first, place.at, key.expose());
+        let node = Inner::new(kids);
+        self.press.push(node.unsealed(place, key).map_err(unsealable)?);
+        self.pages.push(place.at);
+        self.nodes.insert(place.at, node);
         Ok(())
     }
 
@@ -271,10 +287,6 @@ impl Batch<'_> {
 }
 
 const MISSING: VaultError = VaultError::Damaged("node without children");
-
-fn unsealable(_: SealBroken) -> VaultError {
-    VaultError::Damaged("content could not be sealed")
-}
 
 /// The child that one with too little is joined with.
 const fn neighbour(at: usize, children: usize) -> Option<usize> {
