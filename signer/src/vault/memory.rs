@@ -208,9 +208,8 @@ impl MemoryStore {
     }
 
     /// What its transactions made: header and records.
-    pub(crate) fn committed(&self) -> (Option<Vec<u8>>, BTreeMap<Vec<u8>, Vec<u8>>) {
-        let disk = lock(&self.0);
-        (disk.header.clone(), disk.records.clone())
+    pub(crate) fn committed(&self) -> Disk {
+        Disk { pages: BTreeMap::new(), ..self.snapshot() }
     }
 
     pub(crate) fn restore(&self, disk: Disk) {
