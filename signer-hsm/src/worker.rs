@@ -227,11 +227,7 @@ impl Desk {
             // A caller that went away gets its answer when it asks again.
             let _ = reply.send(result);
         }
-        if !settled(engine, &self.progress) {
-            return false;
-        }
-        engine.between_batches();
-        true
+        settled(engine, &self.progress)
     }
 }
 
@@ -365,7 +361,7 @@ fn serve(mut engine: Engine, queue: &mut mpsc::Receiver<Job>, desk: &Desk) -> En
             break;
         }
         // Who waits does so for less if the next root is made beside its pages.
-        if next.is_none() && queue.is_empty() {
+        if next.is_none() && queue.is_empty() && held.is_empty() {
             engine.between_batches();
         }
     }

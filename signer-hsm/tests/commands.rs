@@ -65,6 +65,9 @@ fn state(checks: &Value, name: &str) -> String {
     check["state"].as_str().unwrap().to_owned()
 }
 
+/// Alters a transcript.
+type Lie = fn(&mut Transcript);
+
 #[test]
 fn a_ceremony_is_planned_run_and_verified() {
     isolated("a_ceremony_is_planned_run_and_verified", |dir| {
@@ -167,7 +170,7 @@ fn a_ceremony_with_several_devices_tells_of_all() {
         assert_eq!((device.made.id, device.made.token.label.as_str()), (1, "second"));
         assert_eq!(failing(&made), [""; 0]);
         // What the signature does not catch, because the signer itself would say it.
-        let lies: [(&str, fn(&mut Transcript)); 6] = [
+        let lies: [(&str, Lie); 6] = [
             ("delete-claim", |made| made.delete_claim = "device".into()),
             ("device-claim", |made| made.devices[0].delete_claim = "device".into()),
             ("device-objects", |made| drop(made.devices[0].made.objects.pop())),

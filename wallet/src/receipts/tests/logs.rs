@@ -90,7 +90,12 @@ pub(super) fn answer(federation: &Federation, operator: OperatorIndex, shown: &S
         tree_size: size,
         hashes: path(&records, 2 * k),
     });
-    GetReceiptsResponse { receipts: receipts.collect(), proofs: proofs.collect(), checkpoint }
+    GetReceiptsResponse {
+        receipts: receipts.collect(),
+        proofs: proofs.collect(),
+        checkpoint,
+        ..GetReceiptsResponse::default()
+    }
 }
 
 #[tokio::test]
