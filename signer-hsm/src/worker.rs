@@ -304,10 +304,13 @@ fn serve(mut engine: Engine, queue: &mut mpsc::Receiver<Job>, desk: &Desk) -> En
             Next::Job(job) => job,
             Next::Closed if held.is_empty() => break,
             Next::Closed | Next::Due => {
-                if desk.run(&mut engine, held.take()) {
-                    continue;
+                if !desk.run(&mut engine, held.take()) {
+                    break;
                 }
-                break;
+                if queue.is_empty() {
+                    engine.between_batches();
+                }
+                continue;
             }
         };
         let first = match job {

@@ -610,7 +610,7 @@ fn a_keys_token_that_hangs_holds_nobody_up_and_is_seen() {
         let mut running = world.start();
         world.unlock(&running);
         let mut signer = world.signer(&running);
-        let lock = hang(dir, "keys");
+        let lock = common::hang(dir, "keys");
         // What it has signed before it only repeats.
         let ask = || wire::SignAbortRequest { operation_id: vec![8; 16], attempt: 1, aborts: Vec::new() };
         eventually("the process ends", || {
