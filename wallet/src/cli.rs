@@ -376,7 +376,8 @@ mod tests {
         assert!(parse(&["deposit", "refund", "--to", "x"]).is_err());
         assert!(parse(&["htlc", "create", "sparkrt1x", "1000sat", "--expires", "600"]).is_ok());
         assert!(parse(&["htlc", "create", "sparkrt1x", "1000sat", "--payment-hash", "00"]).is_err());
-        assert!(parse(&["htlc", "claim", &"00".repeat(32)]).is_ok());
+        assert!(parse(&["htlc", "claim", &"00".repeat(32), "--amount", "1000sat"]).is_ok());
+        assert!(parse(&["htlc", "claim", &"00".repeat(32)]).is_err(), "whatever waits");
         assert!(parse(&["withdraw", "plan", "1000sat"]).is_ok());
         assert!(parse(&["withdraw", "make", "1000sat", "--to", "bcrt1q"]).is_err());
     }

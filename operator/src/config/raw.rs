@@ -216,16 +216,10 @@ impl Default for RawRepair {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawHtlc {
     offered: bool,
-}
-
-impl Default for RawHtlc {
-    fn default() -> Self {
-        Self { offered: true }
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -66,7 +66,7 @@ fn good_file_and_defaults() {
     assert_eq!(config.chain.max_reorg.get(), 100);
     assert_eq!(config.session_ttl, Duration::from_secs(900));
     assert_eq!(config.event_retention_days, 7);
-    assert!(config.refresh_after_repair && config.htlc && !config.coop_exit && !config.open_reads);
+    assert!(config.refresh_after_repair && !config.htlc && !config.coop_exit && !config.open_reads);
     assert_eq!(config.database.url, SecretRef::File("/conf/database-url".into()));
     assert_eq!(config.database.max_connections.get(), 20);
     assert!(config.providers.is_empty());
@@ -79,7 +79,7 @@ fn every_section_can_be_set() {
         "{GOOD}\n[chain]\ndeposit_depth = 1\nexit_depth = 2\nmax_reorg = 10\nstart_height = 7\npoll = \"500ms\"\nmax_tip_age = \"24h\"\n\
          [limits]\naddress_per_second = 9\naddress_burst = 10\nidentity_per_second = 11\nidentity_burst = 12\n\
          [providers]\nidentity_keys = [\"{key}\"]\n[sessions]\nttl = \"5m\"\n\
-         [events]\nretention_days = 30\n[repair]\nrefresh = false\n[privacy]\nopen_by_default = true\n[htlc]\noffered = false\n[coop_exit]\noffered = true\n\
+         [events]\nretention_days = 30\n[repair]\nrefresh = false\n[privacy]\nopen_by_default = true\n[htlc]\noffered = true\n[coop_exit]\noffered = true\n\
          [log]\nformat = \"json\"\nfilter = \"debug\"\n"
     );
     let config = parse(&more).unwrap();
@@ -89,7 +89,7 @@ fn every_section_can_be_set() {
     assert_eq!(config.providers[0].to_string(), key);
     assert_eq!(config.session_ttl, Duration::from_secs(300));
     assert_eq!(config.event_retention_days, 30);
-    assert!(!config.refresh_after_repair && !config.htlc && config.coop_exit && config.open_reads);
+    assert!(!config.refresh_after_repair && config.htlc && config.coop_exit && config.open_reads);
     assert_eq!(config.chain.exit_depth.get(), 2);
     assert_eq!(config.log_format, LogFormat::Json);
 }

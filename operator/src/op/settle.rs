@@ -566,7 +566,8 @@ impl Engine {
         if let Some(preimage) = &preimage {
             htlc::set_preimage(pool, id, preimage).await?;
         }
-        let ended = if preimage.is_some() { HtlcState::Settled } else { HtlcState::Returned };
+        // An exit is settled without a preimage.
+        let ended = if entry.kind == "returned" { HtlcState::Returned } else { HtlcState::Settled };
         let mut write = AppliedWrite::default();
         for bytes in &entry.leaves {
             let mut record = LeafRecord::decode(bytes).map_err(|_| DbError::Corrupt("journal.leaves"))?;

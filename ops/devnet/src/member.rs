@@ -450,6 +450,9 @@ identity_burst = 100000
 [repair]
 refresh = {refreshes}
 
+[htlc]
+offered = true
+
 [coop_exit]
 offered = true
 

@@ -378,11 +378,32 @@ impl Released {
     }
 }
 
+/// Bytes of a maturity that name the output, and of the step after them ([`Maturity::to_bytes`]).
+const OUTPUT: usize = 36;
+const STEP: usize = 2;
+
 pub(super) fn released(txn: &Txn<'_>, maturity: Maturity) -> Result<Option<Released>, EngineError> {
     match txn.record(&key(b"maturity/", &maturity.to_bytes()))? {
         Some(bytes) => Ok(Some(Released::decode(&bytes)?)),
         None => Ok(None),
     }
+}
+
+/// Whether what was signed for this output and came back would be valid earlier than at this maturity: completed by a
+/// preimage or an exit transaction, it would beat whatever is signed for now (D6).
+pub(super) fn returned_below(txn: &Txn<'_>, maturity: Maturity) -> Result<bool, EngineError> {
+    let bytes = maturity.to_bytes();
+    // Steps of one output lie together, in order.
+    let (output, rest) = bytes.split_at(OUTPUT);
+    for (name, record) in txn.scan_records(&key(b"maturity/", output))? {
+        let step = name.len().checked_sub(rest.len()).and_then(|from| name.get(from..)).unwrap_or_default();
+        let earlier = step.get(..STEP) < rest.get(..STEP);
+        let terms = Released::decode(&record)?.terms;
+        if earlier && matches!(terms, Terms::Returned | Terms::ExitReturned) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether `later` is the record of a maturity `known` whose HTLC came back.

@@ -237,9 +237,13 @@ impl Shared {
     }
 
     /// Rule S4: at most one transaction per maturity ever gets a released share. Exception D6 (c): the same
-    /// owner's next version of the leaf may share it.
+    /// owner's next version of the leaf may share it. And nothing is signed above a step at which something came back.
     pub(super) fn check_maturities(&self, txn: &Txn<'_>, operation: &Operation) -> Result<(), EngineError> {
         for (index, job) in operation.jobs.iter().enumerate() {
+            // A leaf that came back has its old step: what it was given away for at a lower one stays valid.
+            if ledger::returned_below(txn, job.maturity)? {
+                return Err(EngineError::Maturity(index));
+            }
             let Some(released) = ledger::released(txn, job.maturity)? else { continue };
             if released.sighash == *job.session.message() {
                 continue;

@@ -8,12 +8,14 @@ use spark_proto::spark::{
 use spark_rules::{ids::OperatorIndex, point, tx::Htlc};
 
 use super::{
-    htlc::{Which, known_preimage},
+    htlc::Which,
     offer::{same_offer, same_secrets},
     receive::Claimed,
 };
 use crate::{
     Wallet, WalletError,
+    client::Operator,
+    state::{ClaimRecord, HtlcExit},
     verify::{VerifyError, incoming},
     wallet::now,
 };
@@ -56,13 +58,45 @@ impl Wallet {
             preimage: preimage.to_vec(),
             identity_public_key: identity.public_key().serialize().to_vec(),
         };
-        coordinator.spark(identity, request, |mut c, r| async move { c.provide_preimage(r).await }).await?;
+        self.tell(coordinator, &request).await?;
         // The answer may be about another transfer for the same preimage.
         let participant = Participant::ReceiverIdentityPublicKey(identity.public_key().serialize().to_vec());
         let settled = self.transfer_at(coordinator, &transfer.id, participant).await?;
         let claimed = self.claim(&settled.ok_or(WalletError::Answer("the transfer"))?).await?;
         self.forget_htlc_exits(&claimed.transfer_id)?;
         Ok(claimed)
+    }
+
+    /// Tells the preimage to the coordinator and then to all others, of which each can settle: none keeps it to itself.
+    async fn tell(
+        &self,
+        coordinator: &Operator,
+        request: &ProvidePreimageRequest,
+    ) -> Result<(), WalletError> {
+        let tell = async |operator: &Operator| {
+            let identity = self.keys().identity();
+            operator
+                .spark(identity, request.clone(), |mut c, r| async move { c.provide_preimage(r).await })
+                .await
+        };
+        let mut told = tell(coordinator).await;
+        for operator in self.operators().all().iter().filter(|o| o.index() != coordinator.index()) {
+            match tell(operator).await {
+                Ok(answer) if told.is_err() => told = Ok(answer),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(operator = operator.index().get(), %error, "did not take the preimage");
+                }
+            }
+        }
+        Ok(told.map(drop)?)
+    }
+
+    /// This wallet has checked all before it told the preimage, and may ask again whatever is left of the time.
+    fn was_told(&self, transfer_id: &str) -> Result<bool, WalletError> {
+        let exits = self.state().all::<HtlcExit>()?;
+        Ok(exits.iter().any(|exit| exit.transfer_id == transfer_id && exit.preimage.is_some())
+            || self.state().get::<ClaimRecord>(transfer_id)?.is_some())
     }
 
     /// Whether the preimage may be told for this transfer; then its exit by the preimage is stored.
@@ -74,9 +108,15 @@ impl Wallet {
         preimage: &[u8; 32],
     ) -> Result<(), WalletError> {
         let transfer = request.transfer.as_ref().ok_or(WalletError::Answer("the transfer"))?;
-        // Whoever shows it knows it: it was told before. The word that it was shows nothing.
-        let known = others.iter().filter_map(|(_, answer)| answer.as_ref().ok()).flatten();
-        if known.chain([request]).any(|shown| known_preimage(shown).is_some()) {
+        if self.was_told(&transfer.id)? {
+            return Ok(());
+        }
+        // Settled everywhere: there is nothing to tell any more. A word of some, even with the preimage, which its sender
+        // knows, shows nothing.
+        let settled = |list: &Vec<_>| list.iter().any(|shown| same_settled(request, shown, preimage));
+        if same_settled(request, request, preimage)
+            && others.iter().all(|(_, answer)| answer.as_ref().is_ok_and(settled))
+        {
             return Ok(());
         }
         for (index, answer) in others {
@@ -123,6 +163,19 @@ fn expected<'a>(
     }
     open.retain(|request| value(request) >= amount);
     Ok(open)
+}
+
+/// Whether an operator shows that what `request` is about was settled, by this preimage.
+fn same_settled(
+    request: &PreimageRequestWithTransfer,
+    shown: &PreimageRequestWithTransfer,
+    preimage: &[u8; 32],
+) -> bool {
+    let id = |request: &PreimageRequestWithTransfer| request.transfer.as_ref().map(|t| t.id.clone());
+    shown.status() == Status::PreimageShared
+        && shown.payment_hash == request.payment_hash
+        && id(shown) == id(request)
+        && shown.preimage.as_deref() == Some(preimage)
 }
 
 /// Whether two operators show the same pending transfer: id, terms, leaves, refunds and secrets.
@@ -188,6 +241,35 @@ mod tests {
         assert!(chosen(&[], 1).unwrap_err().to_string().contains("nothing waits"));
         assert_eq!(chosen(&[request(7, PreimageShared)], 7).unwrap(), [7], "told before");
         assert!(expected(&listed, &[8; 32], 1).is_err(), "another hash");
+    }
+
+    #[test]
+    fn only_the_preimage_itself_shows_a_settlement() {
+        let ours = [5; 32];
+        let settled = PreimageRequestWithTransfer {
+            preimage: Some(ours.to_vec()),
+            ..request(5, Status::PreimageShared)
+        };
+        assert!(same_settled(&settled, &settled, &ours));
+        // Another hash with its own preimage, which anybody can make.
+        let foreign = PreimageRequestWithTransfer {
+            payment_hash: sha256::Hash::hash(&[6; 32]).to_byte_array().to_vec(),
+            preimage: Some(vec![6; 32]),
+            ..settled.clone()
+        };
+        assert!(!same_settled(&settled, &foreign, &ours));
+        let silent = PreimageRequestWithTransfer { preimage: None, ..settled.clone() };
+        let pending = PreimageRequestWithTransfer {
+            preimage: settled.preimage.clone(),
+            ..request(5, Status::WaitingForPreimage)
+        };
+        let other = PreimageRequestWithTransfer {
+            transfer: request(6, Status::PreimageShared).transfer,
+            ..settled.clone()
+        };
+        for shown in [silent, pending, other] {
+            assert!(!same_settled(&settled, &shown, &ours), "{shown:?}");
+        }
     }
 
     #[test]

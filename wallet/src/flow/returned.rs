@@ -46,26 +46,31 @@ impl Wallet {
                 transfers: some.iter().map(|send| send.transfer_id.clone()).collect(),
                 ..Which::default()
             };
-            let operator = self.operators().coordinator();
-            let requests = self.preimage_requests(operator, &which, Role::Sender).await?;
+            let which = &which;
+            let answers = self
+                .operators()
+                .each(|o| async move { self.preimage_requests(o, which, Role::Sender).await });
+            let requests: Vec<_> =
+                answers.await.into_iter().filter_map(|(_, answer)| answer.ok()).flatten().collect();
             for send in some {
                 let of_it = |request: &&PreimageRequestWithTransfer| {
                     request.transfer.as_ref().is_some_and(|t| t.id == send.transfer_id)
                 };
-                match requests.iter().find(of_it) {
-                    // A word of one operator; the preimage is what shows it.
-                    Some(request)
-                        if request.status() == Status::PreimageShared
-                            && known_preimage(request).is_some() =>
-                    {
-                        self.forget_sent(send)?;
-                        self.end_htlc(send)?;
-                    }
-                    Some(request) if request.status() == Status::Returned => {
-                        let secured = self.secure(send).await?;
-                        safe = safe.saturating_add(usize::from(secured));
-                    }
-                    _ => {}
+                let own_hash = send.htlc.as_ref().map(|terms| terms.payment_hash.as_str());
+                // The preimage is what shows that it was settled, and of this wallet's own hash; that it came back is
+                // looked at everywhere before anything is done.
+                let paid = |request: &PreimageRequestWithTransfer| {
+                    request.status() == Status::PreimageShared
+                        && Some(hex::encode(&request.payment_hash).as_str()) == own_hash
+                        && known_preimage(request).is_some()
+                };
+                let mut shown = requests.iter().filter(of_it);
+                if shown.clone().any(paid) {
+                    self.forget_sent(send)?;
+                    self.end_htlc(send)?;
+                } else if shown.any(|request| request.status() == Status::Returned) {
+                    let secured = self.secure(send).await?;
+                    safe = safe.saturating_add(usize::from(secured));
                 }
             }
         }

@@ -66,8 +66,8 @@ pub enum ReceiptError {
     /// A receipt is for another leaf.
     #[error("receipt {0} is for another leaf")]
     Leaf(usize),
-    /// The operator's pages do not lead to an end.
-    #[error("the pages of receipts do not lead to an end")]
+    /// The operator's pages are out of order, or do not lead to an end.
+    #[error("the pages of receipts are out of order or lead to no end")]
     Pages,
     /// The operator signed what contradicts itself. Both heads are kept as evidence.
     #[error("{0}: both signed heads are kept in the wallet's state")]

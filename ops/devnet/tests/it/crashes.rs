@@ -193,7 +193,7 @@ impl Story {
         let (to, amount) = (address(&self.bob).await?, format!("{}sat", self.total));
         let sent = self.alice.run(&["htlc", "create", &to, &amount]).await?;
         let preimage = text(&sent, "preimage")?;
-        let claim = ["htlc", "claim", preimage.as_str()];
+        let claim = ["htlc", "claim", preimage.as_str(), "--amount", amount.as_str()];
         self.victims.strike(&self.bob, &claim, blow).await?;
         eventually("settled and claimed", || async {
             if available(&self.bob).await? < self.total {

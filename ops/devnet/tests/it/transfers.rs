@@ -131,18 +131,15 @@ async fn nobody_is_paid_with_half_of_it(
     let aborted = "SELECT count(*) FROM operation WHERE kind = 2 AND state = 'ABORTED'";
     let aborted: i64 = sqlx::query_scalar(aborted).fetch_one(&mut coordinator).await?;
     ensure!(aborted > 0, "no operator was asked: {refused:?}");
-    let release = "UPDATE leaf_claim SET state = 'RELEASED' WHERE leaf_id = $1 AND state = 'LOCKED'";
-    ensure!(
-        sqlx::query(release).bind(held).execute(&mut database).await?.rows_affected() == 1,
-        "it was taken"
-    );
     for operator in 0..devnet.members().len() {
         let mut database = rows::connect(devnet, operator).await?;
         let moved = "SELECT count(*) FROM transfer_leaf WHERE leaf_id = $1";
         let moved: i64 = sqlx::query_scalar(moved).bind(held).fetch_one(&mut database).await?;
         let locked = "SELECT count(*) FROM leaf_claim WHERE state = 'LOCKED'";
         let locked: i64 = sqlx::query_scalar(locked).fetch_one(&mut database).await?;
-        ensure!((moved, locked) == (0, 0), "operator {operator}: half of it");
+        // Nothing is locked but what this test did.
+        let expected = i64::from(operator == 1);
+        ensure!((moved, locked) == (0, expected), "operator {operator}: half of it");
     }
     Ok(())
 }

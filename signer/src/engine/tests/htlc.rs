@@ -14,7 +14,7 @@ use spark_rules::{
     ids::{OperationId, OperatorIndex},
     leaf::LeafStatus,
     settlement::{RETURN_MARGIN, Ruling, SettlementVote},
-    tx::{Htlc, verify_input},
+    tx::{Htlc, Plan, verify_input},
     vote::{Kind as OperationKind, Position, VoteError},
 };
 
@@ -54,10 +54,22 @@ fn htlc_request_as(
     preimage: &[u8],
     transfer: &str,
 ) -> (peer::Htlc, SecretScalar) {
-    let payment_hash = payment_hash(preimage);
-    let terms = Htlc::new(payment_hash, receiver.id(), from.id());
+    let terms = Htlc::new(payment_hash(preimage), receiver.id(), from.id());
     let plan = quorum.leaf(0, &leaf.id).build_htlc(&terms).unwrap();
-    let (mut request, next) = package_request(quorum, from, leaf, receiver.id(), transfer, &plan, |_, _| {});
+    htlc_request_of(quorum, from, leaf, receiver, preimage, transfer, &plan)
+}
+
+fn htlc_request_of(
+    quorum: &mut Quorum,
+    from: &Wallet,
+    leaf: &Leaf,
+    receiver: &Wallet,
+    preimage: &[u8],
+    transfer: &str,
+    plan: &Plan,
+) -> (peer::Htlc, SecretScalar) {
+    let payment_hash = payment_hash(preimage);
+    let (mut request, next) = package_request(quorum, from, leaf, receiver.id(), transfer, plan, |_, _| {});
     request.expiry_time = Some(prost_types::Timestamp { seconds: 2_000_000, nanos: 0 });
     let swap = spark::InitiatePreimageSwapRequest {
         payment_hash: payment_hash.to_vec(),

@@ -25,7 +25,9 @@ async fn s7_a_forged_receipt_is_not_in_the_log() {
     let mut honest = story();
     let claim = honest.shown[1].receipts.pop().unwrap();
     let (wallet, _dir) = honest.wallet(Arc::new(move |answer: &mut GetReceiptsResponse| {
-        let proof = answer.proofs[1].clone();
+        // At a place of its own, with the proof of another one.
+        let mut proof = answer.proofs[1].clone();
+        proof.index += 1;
         answer.receipts.push(Receipt { log_index: proof.index, ..claim.clone() });
         answer.proofs.push(proof);
     }));
@@ -76,7 +78,7 @@ async fn s7_a_replayed_receipt_is_no_second_destruction() {
         answer.receipts.push(answer.receipts[2].clone());
         answer.proofs.push(answer.proofs[2].clone());
     };
-    assert_problem(&of_bent(twice).await, "root epochs do not rise with each destruction");
+    assert_problem(&of_bent(twice).await, "the pages of receipts are out of order or lead to no end");
     // Written again, as if it happened later.
     let again = |shown: &mut Shown| {
         let later = Receipt {

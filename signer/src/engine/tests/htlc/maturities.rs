@@ -1,7 +1,7 @@
 //! D6 (a) and resources: what a returned HTLC leaves behind.
 
 use super::*;
-use spark_rules::leaf::LeafRecord;
+use spark_rules::{leaf::LeafRecord, tx::Timelock};
 
 /// The same leaf once more, for the same hash.
 fn again(pending: Pending) -> Result<Pending, String> {
@@ -91,4 +91,31 @@ fn a_settled_maturity_is_the_receivers() {
     let to = pending.alice.id();
     let (send, _) = super::super::send_request(&mut pending.quorum, &pending.bob, &leaf, to);
     assert_eq!(pending.quorum.run(Kind::Send(send)).unwrap_err(), "MATURITY_USED");
+}
+
+/// A sender that once gave a leaf away for a preimage at a low step, and got it back, cannot pay it on at a higher one: its
+/// accomplice's refund would mature long before the next owner's.
+#[test]
+fn nothing_is_signed_above_a_step_that_came_back() {
+    let mut pending = {
+        let mut quorum = Quorum::new(2, 3);
+        let (alice, bob) = (Wallet::new(), Wallet::new());
+        let leaf = deposit(&mut quorum, &alice, 50_000);
+        let fresh = quorum.leaf(0, &leaf.id);
+        // The transactions are those of the step, whatever the leaf's own is.
+        let low = LeafRecord { refund_timelock: Timelock::new(400).unwrap(), ..fresh.clone() };
+        let terms = Htlc::new(payment_hash(&PREIMAGE), bob.id(), alice.id());
+        let plan = low.build_htlc(&terms).unwrap();
+        let (htlc, received) =
+            htlc_request_of(&mut quorum, &alice, &leaf, &bob, &PREIMAGE, &one_time::transfer_id(), &plan);
+        let request = operation(&mut quorum, Kind::Htlc(htlc));
+        Pending { quorum, alice, bob, leaf, request, received }.decided().unwrap()
+    };
+    pending.returned();
+    let Pending { mut quorum, alice, bob, leaf, .. } = pending;
+    assert_eq!(quorum.leaf(0, &leaf.id).refund_timelock.blocks(), 2000);
+    let victim = Wallet::new();
+    let (send, _) = super::super::send_request(&mut quorum, &alice, &leaf, victim.id());
+    assert_eq!(quorum.run(Kind::Send(send)).unwrap_err(), "MATURITY_USED", "at 1900");
+    assert_eq!(Pending::of(quorum, alice, bob, leaf).err().unwrap(), "MATURITY_USED", "nor for a preimage");
 }
