@@ -18,7 +18,7 @@ use super::{
     fail::{Point, fail_point},
     heavy::heavy,
     records::Snapshot,
-    settle::EXPIRY_HEIGHT,
+    settle::{EXIT_DEPTH, EXIT_NOT_OFFERED, EXPIRY_HEIGHT, HTLC_NOT_OFFERED},
 };
 use crate::{
     db::{
@@ -265,7 +265,8 @@ impl Engine {
         if !checked.ballot.choice.aborts() {
             return Err(EngineError::State("own signer does not abort"));
         }
-        if vote.reason.is_empty() {
+        // The signer's ABORT says nothing but that; what this operator takes no part in, nobody needs to try again.
+        if vote.reason.is_empty() || [HTLC_NOT_OFFERED, EXIT_NOT_OFFERED, EXIT_DEPTH].contains(&reason) {
             vote.reason = reason.to_owned();
         }
         // Counted when its row was written.

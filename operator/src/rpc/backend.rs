@@ -217,6 +217,9 @@ fn of_vote(reason: &str) -> Refused {
         "HTLC_NOT_OFFERED" => {
             Refused::new(Reason::Unimplemented, "an operator takes no part in transfers for a preimage")
         }
+        "EXIT_NOT_OFFERED" => {
+            Refused::new(Reason::Unimplemented, "an operator takes no part in cooperative exits")
+        }
         "EXPIRED" => Refused::new(Reason::Expired, "the transfer or its invoice has expired"),
         "NONCE_UNKNOWN" => Refused::new(Reason::NonceUnknown, "nonce commitments are gone; fetch fresh ones"),
         "PACKAGE_KEY" => {
@@ -224,7 +227,7 @@ fn of_vote(reason: &str) -> Refused {
         }
         "TEMPLATE" | "PACKAGE_CONTENT" | "PACKAGE_SIGNATURE" | "PACKAGE_INCOMPLETE" | "TWEAK_PROOF"
         | "USER_SHARE" | "SIGNING_PACKAGE" | "SIGNING_KEY" | "SIGNER_SET" | "NOT_OWNER" | "FIELD_INVALID"
-        | "NONCE_TWICE" | "INVOICE_INVALID" => {
+        | "NONCE_TWICE" | "INVOICE_INVALID" | "EXIT_DEPTH" => {
             Refused::new(Reason::RuleViolated, "the operators refuse the request").with("cause", reason)
         }
         _ => Refused::new(
@@ -254,6 +257,8 @@ mod tests {
             ("INVOICE_PAID", Reason::InvoicePaid),
             ("EXPIRED", Reason::Expired),
             ("HTLC_NOT_OFFERED", Reason::Unimplemented),
+            ("EXIT_NOT_OFFERED", Reason::Unimplemented),
+            ("EXIT_DEPTH", Reason::RuleViolated),
             ("PEER_UNREACHABLE", Reason::OperationAborted),
             ("", Reason::OperationAborted),
         ];
