@@ -58,7 +58,10 @@ impl Wallet {
             preimage: preimage.to_vec(),
             identity_public_key: identity.public_key().serialize().to_vec(),
         };
-        self.tell(coordinator, &request).await?;
+        // What was claimed is told already; a liar that gives its id to something new hears nothing.
+        if self.state().get::<ClaimRecord>(&transfer.id)?.is_none() {
+            self.tell(coordinator, &request).await?;
+        }
         // The answer may be about another transfer for the same preimage.
         let participant = Participant::ReceiverIdentityPublicKey(identity.public_key().serialize().to_vec());
         let settled = self.transfer_at(coordinator, &transfer.id, participant).await?;
@@ -92,10 +95,11 @@ impl Wallet {
         Ok(told.map(drop)?)
     }
 
-    /// This wallet has checked all before it told the preimage, and may ask again whatever is left of the time.
-    fn was_told(&self, transfer_id: &str) -> Result<bool, WalletError> {
+    /// This wallet has checked all before it told this very preimage, and may ask again whatever is left of the time.
+    fn was_told(&self, transfer_id: &str, preimage: &[u8; 32]) -> Result<bool, WalletError> {
+        let preimage = Some(hex::encode(preimage));
         let exits = self.state().all::<HtlcExit>()?;
-        Ok(exits.iter().any(|exit| exit.transfer_id == transfer_id && exit.preimage.is_some())
+        Ok(exits.iter().any(|exit| exit.transfer_id == transfer_id && exit.preimage == preimage)
             || self.state().get::<ClaimRecord>(transfer_id)?.is_some())
     }
 
@@ -108,7 +112,7 @@ impl Wallet {
         preimage: &[u8; 32],
     ) -> Result<(), WalletError> {
         let transfer = request.transfer.as_ref().ok_or(WalletError::Answer("the transfer"))?;
-        if self.was_told(&transfer.id)? {
+        if self.was_told(&transfer.id, preimage)? {
             return Ok(());
         }
         // Settled everywhere: there is nothing to tell any more. A word of some, even with the preimage, which its sender
